@@ -1,1 +1,14 @@
-//! Placeholder
+//! Messages between nodes on the data path, and their encoding.
+//!
+//! A message is a fixed header, a small variable part and a payload; the payload is reference counted and
+//! never copied here. The simulator passes [`Message`] values as they are, the daemon encodes them.
+
+mod message;
+mod reply;
+mod request;
+
+pub use message::{Header, Message, Packet};
+pub use reply::{
+    Extent, ExtentState, HotObject, Listed, ObjectImage, ReadData, Refusal, Reply, Standing, StandingKind,
+};
+pub use request::{Body, Confirmed, Request, WriteRequest};

@@ -1,0 +1,180 @@
+//! What one node asks of another.
+
+use bytes::Bytes;
+use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Version, Vid};
+
+/// The new contents of a range of blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Bytes, a multiple of the block size, with one CRC-32C per block.
+    Data {
+        /// The bytes.
+        payload: Bytes,
+        /// One checksum per block of the payload, in order.
+        crcs: Vec<u32>,
+    },
+    /// This many bytes become zeros, a multiple of the block size; no data is stored.
+    Zero {
+        /// Length in bytes.
+        len: u32,
+    },
+}
+
+impl Body {
+    /// Length of the range in bytes.
+    pub fn len(&self) -> u32 {
+        match self {
+            Self::Data { payload, .. } => payload.len() as u32,
+            Self::Zero { len } => *len,
+        }
+    }
+
+    /// Whether the range is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Which writes of a VDI its holder knows to be on all up members: every sequence of the header's
+/// generation up to `upto`, except the listed ones (at most the writes in flight). A copy whose version is
+/// not covered is *hot*: a take-over must look at it. Versions of older generations are covered, for a
+/// generation writes only after it has settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confirmed {
+    /// Highest sequence.
+    pub upto: u64,
+    /// Sequences at or below `upto` that are not confirmed yet, ascending.
+    pub except: Vec<u64>,
+}
+
+impl Confirmed {
+    /// Whether a write with this sequence, of the generation this mark belongs to, is known on all members.
+    pub fn covers(&self, sequence: u64) -> bool {
+        sequence <= self.upto && self.except.binary_search(&sequence).is_err()
+    }
+}
+
+/// One versioned write to one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteRequest {
+    /// The object.
+    pub object: ObjectId,
+    /// Birth of the object's vid.
+    pub birth: Birth,
+    /// Version of the object before this write; `None` for the first write to the object in a generation
+    /// (the copy is validated and settled, so whatever version it has is the right one).
+    pub previous: Option<Version>,
+    /// Version after this write.
+    pub version: Version,
+    /// The object is new: whatever copy there is with a lower version is an orphan and is replaced by an
+    /// empty one before the write. The new copy is *pending* until its map entry is confirmed.
+    pub create: bool,
+    /// First byte within the object, a multiple of the block size.
+    pub offset: u32,
+    /// New contents.
+    pub body: Body,
+    /// Answer only after the write is durable.
+    pub durable: bool,
+    /// Confirmed writes of the VDI when this was sent.
+    pub confirmed: Confirmed,
+}
+
+/// What one node asks of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Gateway to replica: a versioned write. Answered [`crate::Reply::Done`] once the replica holds it in
+    /// memory (or durably, if so asked), also when it has it already; [`crate::Reply::Behind`] with the
+    /// copy's version when the previous write is missing there.
+    Write(WriteRequest),
+    /// Gateway to replica: read a range of blocks of a current copy.
+    Read {
+        /// The object.
+        object: ObjectId,
+        /// Its vid's birth.
+        birth: Birth,
+        /// First byte, a multiple of the block size.
+        offset: u32,
+        /// Length in bytes, a multiple of the block size.
+        len: u32,
+    },
+    /// Gateway to replica: all writes of this vid answered before are durable when this is answered.
+    Flush {
+        /// The vid.
+        vid: Vid,
+    },
+    /// Gateway to replica, first message of a generation: from the applied grant on, older generations are
+    /// refused; lists the hot objects of the vid in id order.
+    Settle {
+        /// The vid.
+        vid: Vid,
+        /// Continue after this object (the list comes in pages).
+        after: Option<ObjectId>,
+    },
+    /// Gateway or deciding replica to replica: make the local copy equal to the source's at this version, even
+    /// if the local version is higher; answered when durable. Does not validate the copy.
+    Equalize {
+        /// The object.
+        object: ObjectId,
+        /// Its vid's birth.
+        birth: Birth,
+        /// Who has it; the receiver itself only flushes if it is the source.
+        source: Member,
+        /// The version the source said it has.
+        version: Version,
+    },
+    /// Deciding replica to replica: every up member of the set has this version durably; the copy is
+    /// validated in the header's epoch if it still has it.
+    Adopt {
+        /// The object.
+        object: ObjectId,
+        /// The version all have.
+        version: Version,
+    },
+    /// Gateway to replica: everything of older generations is settled; and what is confirmed now.
+    Settled {
+        /// The vid.
+        vid: Vid,
+        /// Confirmed writes of the header's generation.
+        confirmed: Confirmed,
+    },
+    /// Gateway to replica: the map entries of these objects are confirmed; they are no longer pending.
+    ClearPending {
+        /// The objects, all of one vid.
+        objects: Vec<ObjectId>,
+    },
+    /// Gateway to replica: a settled, durable map says that the object is gone; a copy with a version up to
+    /// this one is deleted.
+    Remove {
+        /// The object.
+        object: ObjectId,
+        /// Its vid's birth.
+        birth: Birth,
+        /// Copies with a higher version stay.
+        version: Version,
+    },
+    /// Replica to replica: how does your copy of each object stand, with respect to epoch `at`?
+    Standing {
+        /// Which objects.
+        objects: Vec<ObjectId>,
+        /// The epoch asked about, not above the header's.
+        at: Epoch,
+    },
+    /// Replica to replica: list your objects whose present set includes `member`, in id order.
+    List {
+        /// Who asks.
+        member: NodeId,
+        /// Continue after this object.
+        after: Option<ObjectId>,
+    },
+    /// Replica to replica: the whole object in one version.
+    Fetch {
+        /// The object.
+        object: ObjectId,
+        /// Its vid's birth.
+        birth: Birth,
+        /// Answer only from a copy with exactly this version, if given.
+        version: Option<Version>,
+    },
+    /// Any node to any node: does the data path work?
+    Ping,
+}

@@ -1,1 +1,18 @@
-//! Placeholder
+//! The global log on top of one Totem ring.
+
+mod api;
+mod codec;
+mod config;
+mod log;
+mod mutant;
+mod record;
+
+pub use api::{
+    CommittedEntry, CommittedKind, Configuration, Delivery, LogError, LogStats, Note, Output, PersistId,
+    ProposeError, TokenSeen,
+};
+pub use config::{ConfigError, LogConfig};
+pub use log::Log;
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
+pub use record::{RecoverError, Recovered};

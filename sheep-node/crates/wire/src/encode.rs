@@ -1,0 +1,269 @@
+//! From messages to bytes.
+
+use crate::codec::{HEADER_CRC_AT, HEADER_LEN, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, VERSION, Writer, kind};
+use crate::{
+    Body, Confirmed, ExtentState, Header, Message, ObjectImage, ReadData, Refusal, Reply, Request,
+    StandingKind, WriteRequest,
+};
+use bytes::Bytes;
+use sheep_types::{Member, ObjectId, Version};
+
+/// An encoded message: one piece to write first, then the payload buffers, untouched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Header and variable part.
+    pub head: Vec<u8>,
+    /// The payload, in order.
+    pub payload: Vec<Bytes>,
+}
+
+/// Encodes a message. Asserts that it keeps the limits: only a bug makes one that does not.
+pub fn encode(header: &Header, message: &Message) -> Frame {
+    let mut body = Writer(Vec::with_capacity(256));
+    body.0.resize(HEADER_LEN, 0);
+    let mut payload = Vec::new();
+    let kind = match message {
+        Message::Request(request) => put_request(&mut body, &mut payload, request),
+        Message::Reply(reply) => put_reply(&mut body, &mut payload, reply),
+    };
+    let crc = crc32c::crc32c(body.0.get(HEADER_LEN..).unwrap_or_default());
+    body.u32(crc);
+    let body_len = body.0.len() - HEADER_LEN;
+    let payload_len: usize = payload.iter().map(Bytes::len).sum();
+    assert!(body_len <= MAX_BODY_LEN && payload_len <= MAX_PAYLOAD_LEN, "message over its limits");
+    let fixed = fixed_header(header, kind, body_len as u32, payload_len as u32);
+    let mut head = body.0;
+    head.splice(..HEADER_LEN, fixed);
+    Frame { head, payload }
+}
+
+fn fixed_header(header: &Header, kind: u8, body_len: u32, payload_len: u32) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(HEADER_LEN));
+    out.u32(MAGIC);
+    out.u16(VERSION);
+    out.u8(kind);
+    out.u8(0);
+    out.u64(header.request);
+    out.u128(header.cluster.0);
+    out.u64(header.from.node.0);
+    out.u64(header.from.incarnation.0);
+    out.u64(header.to.0);
+    out.u64(header.epoch.0);
+    out.u64(header.relies_on.0);
+    out.u64(header.generation.0);
+    out.u16(header.shard);
+    out.u16(0);
+    out.u32(body_len);
+    out.u32(payload_len);
+    assert_eq!(out.0.len(), HEADER_CRC_AT, "header layout");
+    out.u32(crc32c::crc32c(&out.0));
+    out.0
+}
+
+fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) -> u8 {
+    match request {
+        Request::Write(write) => put_write(out, payload, write),
+        Request::Read { object, birth, offset, len } => {
+            out.u64(object.0);
+            out.u64(birth.0);
+            out.u32(*offset);
+            out.u32(*len);
+            kind::READ
+        }
+        Request::Flush { vid } => {
+            out.u32(vid.0);
+            kind::FLUSH
+        }
+        Request::Settle { vid, after } => {
+            out.u32(vid.0);
+            put_option(out, after.as_ref(), |out, object| out.u64(object.0));
+            kind::SETTLE
+        }
+        Request::Equalize { object, birth, source, version } => {
+            out.u64(object.0);
+            out.u64(birth.0);
+            put_member(out, source);
+            put_version(out, version);
+            kind::EQUALIZE
+        }
+        Request::Adopt { object, version } => {
+            out.u64(object.0);
+            put_version(out, version);
+            kind::ADOPT
+        }
+        Request::Settled { vid, confirmed } => {
+            out.u32(vid.0);
+            put_confirmed(out, confirmed);
+            kind::SETTLED
+        }
+        Request::ClearPending { objects } => {
+            put_objects(out, objects);
+            kind::CLEAR_PENDING
+        }
+        Request::Remove { object, birth, version } => {
+            out.u64(object.0);
+            out.u64(birth.0);
+            put_version(out, version);
+            kind::REMOVE
+        }
+        Request::Standing { objects, at } => {
+            put_objects(out, objects);
+            out.u64(at.0);
+            kind::STANDING
+        }
+        Request::List { member, after } => {
+            out.u64(member.0);
+            put_option(out, after.as_ref(), |out, object| out.u64(object.0));
+            kind::LIST
+        }
+        Request::Fetch { object, birth, version } => {
+            out.u64(object.0);
+            out.u64(birth.0);
+            put_option(out, version.as_ref(), put_version);
+            kind::FETCH
+        }
+        Request::Ping => kind::PING,
+    }
+}
+
+fn put_write(out: &mut Writer, payload: &mut Vec<Bytes>, write: &WriteRequest) -> u8 {
+    out.u64(write.object.0);
+    out.u64(write.birth.0);
+    put_option(out, write.previous.as_ref(), put_version);
+    put_version(out, &write.version);
+    out.u8(u8::from(write.create));
+    out.u8(u8::from(write.durable));
+    out.u32(write.offset);
+    match &write.body {
+        Body::Data { payload: data, crcs } => {
+            out.u8(0);
+            out.list(crcs, |out, crc| out.u32(*crc));
+            payload.push(data.clone());
+        }
+        Body::Zero { len } => {
+            out.u8(1);
+            out.u32(*len);
+        }
+    }
+    put_confirmed(out, &write.confirmed);
+    kind::WRITE
+}
+
+fn put_reply(out: &mut Writer, payload: &mut Vec<Bytes>, reply: &Reply) -> u8 {
+    match reply {
+        Reply::Done => kind::DONE,
+        Reply::Behind(version) => {
+            put_option(out, version.as_ref(), put_version);
+            kind::BEHIND
+        }
+        Reply::Read(data) => {
+            put_read_data(out, payload, data);
+            kind::READ_DATA
+        }
+        Reply::Hot(objects, more) => {
+            out.u8(u8::from(*more));
+            out.list(objects, |out, hot| {
+                out.u64(hot.object.0);
+                put_version(out, &hot.version);
+                out.u8(u8::from(hot.pending));
+                out.u8(u8::from(hot.current));
+            });
+            kind::HOT
+        }
+        Reply::Standings(standings) => {
+            out.list(standings, |out, standing| {
+                out.u8(match standing.kind {
+                    StandingKind::Live => 0,
+                    StandingKind::Restarted => 1,
+                    StandingKind::Never => 2,
+                    StandingKind::Unknown => 3,
+                });
+                put_option(out, standing.version.as_ref(), put_version);
+                out.u64(standing.validated.0);
+            });
+            kind::STANDINGS
+        }
+        Reply::Listing(objects, more) => {
+            out.u8(u8::from(*more));
+            out.list(objects, |out, listed| {
+                out.u64(listed.object.0);
+                out.u64(listed.birth.0);
+                put_version(out, &listed.version);
+                out.u64(listed.validated.0);
+            });
+            kind::LISTING
+        }
+        Reply::Image(image) => put_image(out, payload, image),
+        Reply::Refused(refusal) => put_refusal(out, *refusal),
+    }
+}
+
+fn put_image(out: &mut Writer, payload: &mut Vec<Bytes>, image: &ObjectImage) -> u8 {
+    out.u64(image.birth.0);
+    out.u8(u8::from(image.pending));
+    out.u8(u8::from(image.hot));
+    put_read_data(out, payload, &image.contents);
+    kind::IMAGE
+}
+
+fn put_refusal(out: &mut Writer, refusal: Refusal) -> u8 {
+    let (code, epoch) = match refusal {
+        Refusal::StaleEpoch(epoch) => (0, epoch.0),
+        Refusal::WrongIncarnation => (1, 0),
+        Refusal::StaleGeneration => (2, 0),
+        Refusal::NotWritable => (3, 0),
+        Refusal::NotMember => (4, 0),
+        Refusal::NotCurrent => (5, 0),
+        Refusal::OtherVersion => (6, 0),
+        Refusal::NoCopy => (7, 0),
+        Refusal::NoSpace => (8, 0),
+        Refusal::Damaged => (9, 0),
+        Refusal::StoreFailed => (10, 0),
+        Refusal::Busy => (11, 0),
+        Refusal::Malformed => (12, 0),
+    };
+    out.u8(code);
+    out.u64(epoch);
+    kind::REFUSED
+}
+
+fn put_read_data(out: &mut Writer, payload: &mut Vec<Bytes>, data: &ReadData) {
+    put_version(out, &data.version);
+    out.list(&data.extents, |out, extent| {
+        out.u32(extent.offset);
+        out.u32(extent.len);
+        out.u8(match extent.state {
+            ExtentState::Absent => 0,
+            ExtentState::Zero => 1,
+            ExtentState::Data => 2,
+        });
+    });
+    out.list(&data.crcs, |out, crc| out.u32(*crc));
+    payload.extend(data.data.iter().cloned());
+}
+
+fn put_confirmed(out: &mut Writer, confirmed: &Confirmed) {
+    out.u64(confirmed.upto);
+    out.list(&confirmed.except, |out, sequence| out.u64(*sequence));
+}
+
+fn put_objects(out: &mut Writer, objects: &[ObjectId]) {
+    out.list(objects, |out, object| out.u64(object.0));
+}
+
+fn put_version(out: &mut Writer, version: &Version) {
+    out.u64(version.generation.0);
+    out.u64(version.sequence);
+}
+
+fn put_member(out: &mut Writer, member: &Member) {
+    out.u64(member.node.0);
+    out.u64(member.incarnation.0);
+}
+
+fn put_option<T>(out: &mut Writer, value: Option<&T>, put: impl FnOnce(&mut Writer, &T)) {
+    out.u8(u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(out, value);
+    }
+}

@@ -1,0 +1,69 @@
+//! Probes, by which rings find each other, and the request for a token that is held.
+
+use super::{Malformed, Reader, Writer};
+use crate::limits::MAX_HEARD;
+use sheep_types::{ConfigId, Member};
+
+const FLAG_PRIMARY: u16 = 1;
+
+/// A merge probe, also the answer to one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Probe {
+    /// The sender's configuration; zero if it has none at the moment.
+    pub config: ConfigId,
+    /// That configuration is the primary one.
+    pub primary: bool,
+    /// What the sender counts for.
+    pub weight: u16,
+    /// Times it came back after leaving.
+    pub rejoins: u32,
+    /// Highest configuration number it has seen.
+    pub number: u64,
+    /// Number of the ring layout: reserved.
+    pub layout: u64,
+    /// Whom it has heard of late.
+    pub heard: Vec<Member>,
+}
+
+/// A member has work while the representative holds the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub config: ConfigId,
+}
+
+impl Probe {
+    pub(super) fn write(&self, w: &mut Writer) {
+        w.config(self.config);
+        w.u16(if self.primary { FLAG_PRIMARY } else { 0 });
+        w.u16(self.weight);
+        w.u32(self.rejoins);
+        w.u64(self.number);
+        w.u64(self.layout);
+        w.count(self.heard.len());
+        self.heard.iter().for_each(|m| w.member(*m));
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let config = r.config()?;
+        let flags = r.u16()?;
+        let (weight, rejoins, number, layout) = (r.u16()?, r.u32()?, r.counter()?, r.u64()?);
+        if flags & !FLAG_PRIMARY != 0 {
+            return Err(Malformed);
+        }
+        let mut heard = Vec::new();
+        for _ in 0..r.count(MAX_HEARD)? {
+            heard.push(r.member()?);
+        }
+        Ok(Self { config, primary: flags & FLAG_PRIMARY != 0, weight, rejoins, number, layout, heard })
+    }
+}
+
+impl Wanted {
+    pub(super) fn write(self, w: &mut Writer) {
+        w.config(self.config);
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { config: r.config()? })
+    }
+}

@@ -1,0 +1,43 @@
+//! Broken variants, to show that the checkers catch them.
+
+/// A rule of the store to break on purpose. Without the cargo feature `mutants` there is only
+/// [`Mutant::None`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutant {
+    /// Break nothing.
+    #[default]
+    None,
+    /// Overwrite blocks where they are.
+    #[cfg(feature = "mutants")]
+    InPlace,
+    /// Let records become durable before the data they describe, and believe them at start-up.
+    #[cfg(feature = "mutants")]
+    RecordBeforeData,
+    /// Believe the last batch at start-up without reading its data.
+    #[cfg(feature = "mutants")]
+    NoVerify,
+    /// Reuse freed blocks at once.
+    #[cfg(feature = "mutants")]
+    EarlyReuse,
+    /// Answer flushes without a sync.
+    #[cfg(feature = "mutants")]
+    NoSync,
+    /// Switch checkpoints before the new one is durable.
+    #[cfg(feature = "mutants")]
+    EarlySwitch,
+}
+
+macro_rules! broken {
+    ($($name:ident => $variant:ident),*) => {
+        impl Mutant {
+            $(pub(crate) fn $name(self) -> bool {
+                #[cfg(feature = "mutants")]
+                return self == Self::$variant;
+                #[cfg(not(feature = "mutants"))]
+                false
+            })*
+        }
+    };
+}
+broken!(in_place => InPlace, record_before_data => RecordBeforeData, no_verify => NoVerify,
+    early_reuse => EarlyReuse, no_sync => NoSync, early_switch => EarlySwitch);

@@ -174,7 +174,7 @@ fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<
             })?;
             Reply::Hot(objects, more)
         }
-        kind::STANDINGS => Reply::Standings(input.list(10, get_standing)?),
+        kind::STANDINGS => Reply::Standings(input.list(11, get_standing)?),
         kind::LISTING => {
             let more = input.bool()?;
             let objects = input.list(40, |input| {
@@ -206,7 +206,12 @@ fn get_standing(input: &mut Reader<'_>) -> Result<Standing, DecodeError> {
         3 => StandingKind::Unknown,
         _ => return Err(input.malformed()),
     };
-    Ok(Standing { kind, version: get_option(input, get_version)?, validated: Epoch(input.u64()?) })
+    Ok(Standing {
+        kind,
+        version: get_option(input, get_version)?,
+        validated: Epoch(input.u64()?),
+        hot: input.bool()?,
+    })
 }
 
 fn get_refusal(input: &mut Reader<'_>) -> Result<Refusal, DecodeError> {

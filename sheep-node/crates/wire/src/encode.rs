@@ -180,6 +180,7 @@ fn put_reply(out: &mut Writer, payload: &mut Vec<Bytes>, reply: &Reply) -> u8 {
                 });
                 put_option(out, standing.version.as_ref(), put_version);
                 out.u64(standing.validated.0);
+                out.u8(u8::from(standing.hot));
             });
             kind::STANDINGS
         }

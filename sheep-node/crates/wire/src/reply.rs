@@ -89,6 +89,9 @@ pub struct Standing {
     pub version: Option<Version>,
     /// Epoch the copy was last validated in, zero without a copy.
     pub validated: Epoch,
+    /// The copy's last write is not known to be on all members. Who takes the copy for equal to its own because
+    /// the versions are equal takes the mark over too.
+    pub hot: bool,
 }
 
 /// One line of an object listing.

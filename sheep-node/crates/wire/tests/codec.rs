@@ -110,12 +110,13 @@ fn request() -> impl Strategy<Value = Request> {
 fn reply() -> impl Strategy<Value = Reply> {
     let hot = (object(), version(), any::<(bool, bool)>())
         .prop_map(|(object, version, (pending, current))| HotObject { object, version, pending, current });
-    let standing =
-        (0..4usize, proptest::option::of(version()), any::<u64>()).prop_map(|(kind, version, epoch)| {
+    let standing = (0..4usize, proptest::option::of(version()), any::<(u64, bool)>()).prop_map(
+        |(kind, version, (epoch, hot))| {
             let kinds =
                 [StandingKind::Live, StandingKind::Restarted, StandingKind::Never, StandingKind::Unknown];
-            Standing { kind: kinds[kind], version, validated: Epoch(epoch) }
-        });
+            Standing { kind: kinds[kind], version, validated: Epoch(epoch), hot }
+        },
+    );
     let listed = (object(), any::<(u64, u64)>(), version()).prop_map(|(object, (birth, epoch), version)| {
         Listed { object, birth: Birth(birth), version, validated: Epoch(epoch) }
     });

@@ -1,0 +1,16 @@
+//! Rules left out on purpose, one at a time, to show that the checkers notice.
+
+/// A broken variant. Set with [`ClusterState::set_mutant`](crate::ClusterState::set_mutant).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A node that comes back quickly with a new incarnation makes no new epoch.
+    RestartWithoutEpoch,
+    /// A command is accepted if its number is anything above the origin's last, not only the next.
+    DuplicateFilterAnyLater,
+    /// A second attached node that becomes the writer gets the generation of the first.
+    SharedGeneration,
+    /// A new VDI takes the lowest vid that is free.
+    VidReuse,
+    /// A lock request's attachment is not looked at, and ending an attachment leaves its lock.
+    LockIgnoresAttachment,
+}

@@ -1,0 +1,204 @@
+//! The state itself and the bookkeeping that all commands share.
+
+use crate::epoch::EpochHistory;
+use crate::origins::Origins;
+use crate::shared_map::SharedMap;
+use crate::{
+    Changes, EpochMember, MemberState, NodeRecord, NodeState, PastLease, ReportRecord, Role, Settings,
+};
+use crate::{VdiRecord, VidRecord};
+use serde::{Deserialize, Serialize};
+use sheep_types::{ClusterId, ConfigId, Epoch, Geometry, LogIndex, Member, NodeId, VdiId, Vid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// State of the cluster after some prefix of the log. A clone shares nearly everything with its original and is
+/// cheap enough to be published after each batch of entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    pub(crate) applied: LogIndex,
+    pub(crate) cluster: ClusterId,
+    pub(crate) geometry: Geometry,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) settings_at: LogIndex,
+    pub(crate) past_leases: Vec<PastLease>,
+    pub(crate) term: ConfigId,
+    pub(crate) configuration: Arc<Vec<Member>>,
+    pub(crate) voters: Vec<NodeId>,
+    pub(crate) voters_at: LogIndex,
+    pub(crate) nodes: Arc<BTreeMap<NodeId, Arc<NodeRecord>>>,
+    pub(crate) origins: Arc<Origins>,
+    pub(crate) epochs: Arc<EpochHistory>,
+    pub(crate) reports: Vec<ReportRecord>,
+    pub(crate) next_vid: u32,
+    pub(crate) vdis: SharedMap<VdiId, VdiRecord>,
+    pub(crate) vids: SharedMap<Vid, VidRecord>,
+    /// Derived: names of `vdis`.
+    #[serde(skip)]
+    pub(crate) names: SharedMap<String, VdiId>,
+    /// Derived: VDIs that a node holds, reads or has attached.
+    #[serde(skip)]
+    pub(crate) uses: Arc<BTreeMap<NodeId, Arc<BTreeSet<VdiId>>>>,
+    #[cfg(feature = "mutants")]
+    #[serde(skip)]
+    pub(crate) mutant: MutantSlot,
+}
+
+/// The broken variant in force. Equal to any other: it is no part of the state.
+#[cfg(feature = "mutants")]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MutantSlot(pub(crate) Option<crate::Mutant>);
+
+#[cfg(feature = "mutants")]
+impl PartialEq for MutantSlot {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Eq for MutantSlot {}
+
+impl ClusterState {
+    /// The state before the first entry: no cluster.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Leaves a rule out.
+    #[cfg(feature = "mutants")]
+    pub fn set_mutant(&mut self, mutant: Option<crate::Mutant>) {
+        self.mutant = MutantSlot(mutant);
+    }
+
+    /// Changes a node's record, if there is one.
+    pub(crate) fn edit_node<R>(
+        &mut self,
+        node: NodeId,
+        changes: &mut Changes,
+        edit: impl FnOnce(&mut NodeRecord) -> R,
+    ) -> Option<R> {
+        if !self.nodes.contains_key(&node) {
+            return None;
+        }
+        let record = Arc::make_mut(&mut self.nodes).get_mut(&node)?;
+        changes.nodes.push(node);
+        Some(edit(Arc::make_mut(record)))
+    }
+
+    /// Changes a VDI's record, if there is one, and keeps the index of users.
+    pub(crate) fn edit_vdi<R>(
+        &mut self,
+        vdi: VdiId,
+        changes: &mut Changes,
+        edit: impl FnOnce(&mut VdiRecord) -> R,
+    ) -> Option<R> {
+        let record = self.vdis.get_mut(&vdi)?;
+        let before = users(record);
+        let result = edit(record);
+        let after = users(record);
+        changes.vdis.push(vdi);
+        self.index_users(vdi, &before, &after);
+        Some(result)
+    }
+
+    pub(crate) fn index_users(&mut self, vdi: VdiId, before: &BTreeSet<NodeId>, after: &BTreeSet<NodeId>) {
+        if before == after {
+            return;
+        }
+        let uses = Arc::make_mut(&mut self.uses);
+        for node in before.difference(after) {
+            if let Some(vdis) = uses.get_mut(node) {
+                Arc::make_mut(vdis).remove(&vdi);
+                if vdis.is_empty() {
+                    uses.remove(node);
+                }
+            }
+        }
+        for node in after.difference(before) {
+            Arc::make_mut(uses.entry(*node).or_default()).insert(vdi);
+        }
+    }
+
+    /// Makes the derived indexes anew, after decoding.
+    pub(crate) fn rebuild_indexes(&mut self) {
+        self.names = SharedMap::default();
+        self.uses = Arc::default();
+        let records: Vec<Arc<VdiRecord>> =
+            self.vdis.sorted().into_iter().map(|(_, record)| Arc::clone(record)).collect();
+        for record in records {
+            self.names.insert(record.name.clone(), record.id);
+            self.index_users(record.id, &BTreeSet::new(), &users(&record));
+        }
+    }
+
+    /// Makes a new epoch if the storage members differ from the present one's; always if `force`.
+    pub(crate) fn refresh_epoch(&mut self, at: LogIndex, force: bool, changes: &mut Changes) {
+        let next = self.epoch_members();
+        let current = self.epochs.current();
+        let unit = weight_unit(current.weight_unit, &next);
+        let same = current.weight_unit == unit
+            && current.len() == next.len()
+            && next.values().all(|member| current.get(member.node) == Some(member));
+        if !same || force {
+            changes.epoch = Some(Arc::make_mut(&mut self.epochs).push(at, &next, unit));
+        }
+    }
+
+    /// Storage nodes that are not out, as an epoch lists them.
+    pub(crate) fn epoch_members(&self) -> BTreeMap<NodeId, EpochMember> {
+        self.nodes
+            .values()
+            .filter_map(|record| epoch_member(record))
+            .map(|member| (member.node, member))
+            .collect()
+    }
+
+    /// Forgets epochs that no up storage node needs any more.
+    pub(crate) fn drop_recovered_epochs(&mut self, changes: &mut Changes) {
+        let up = self.nodes.values().filter(|node| node.role == Role::Storage && node.state.is_up());
+        let floor = up.map(|node| node.recovered).min().unwrap_or(Epoch(0));
+        if floor > self.epochs.oldest() {
+            changes.history |= Arc::make_mut(&mut self.epochs).drop_before(floor);
+        }
+    }
+}
+
+/// Nodes that hold, read or have attached a VDI.
+pub(crate) fn users(record: &VdiRecord) -> BTreeSet<NodeId> {
+    let locks = record.lock.iter().map(|lock| lock.holder.node);
+    let readers = record.readers.iter().map(|reader| reader.holder.node);
+    let attachments = record.attachments.iter().map(|attachment| attachment.node);
+    locks.chain(readers).chain(attachments).collect()
+}
+
+fn epoch_member(record: &NodeRecord) -> Option<EpochMember> {
+    if record.role != Role::Storage {
+        return None;
+    }
+    let state = match record.state {
+        NodeState::Up => MemberState::Up,
+        NodeState::Leaving => MemberState::Leaving,
+        NodeState::Down { .. } => MemberState::Down,
+        NodeState::Out { .. } => return None,
+    };
+    Some(EpochMember {
+        node: record.node,
+        incarnation: record.incarnation,
+        state,
+        zone: record.zone.clone(),
+        weight: record.effective_weight(),
+        disks: record.disks.clone(),
+    })
+}
+
+/// The weight that stands for the standard number of points in the hash ring. It follows the median only when
+/// that has moved far: every change of it moves data.
+fn weight_unit(unit: u32, members: &BTreeMap<NodeId, EpochMember>) -> u32 {
+    let mut weights: Vec<u32> =
+        members.values().map(|member| member.weight).filter(|weight| *weight > 0).collect();
+    weights.sort_unstable();
+    let Some(&median) = weights.get(weights.len() / 2) else { return unit.max(1) };
+    let fits = median >= unit / 4 && median <= unit.saturating_mul(4);
+    if unit > 0 && fits { unit } else { median }
+}

@@ -204,6 +204,7 @@ fn get_standing(input: &mut Reader<'_>) -> Result<Standing, DecodeError> {
         1 => StandingKind::Restarted,
         2 => StandingKind::Never,
         3 => StandingKind::Unknown,
+        4 => StandingKind::Busy,
         _ => return Err(input.malformed()),
     };
     Ok(Standing {

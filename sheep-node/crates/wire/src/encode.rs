@@ -177,6 +177,7 @@ fn put_reply(out: &mut Writer, payload: &mut Vec<Bytes>, reply: &Reply) -> u8 {
                     StandingKind::Restarted => 1,
                     StandingKind::Never => 2,
                     StandingKind::Unknown => 3,
+                    StandingKind::Busy => 4,
                 });
                 put_option(out, standing.version.as_ref(), put_version);
                 out.u64(standing.validated.0);

@@ -78,6 +78,8 @@ pub enum StandingKind {
     Never,
     /// Nothing can be said (another disk incarnation, not a member then, no record).
     Unknown,
+    /// The copy is being made equal or validated at this moment, and how it will stand is open: ask again.
+    Busy,
 }
 
 /// Answer to [`crate::Request::Standing`] for one object.

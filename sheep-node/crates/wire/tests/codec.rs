@@ -110,10 +110,15 @@ fn request() -> impl Strategy<Value = Request> {
 fn reply() -> impl Strategy<Value = Reply> {
     let hot = (object(), version(), any::<(bool, bool)>())
         .prop_map(|(object, version, (pending, current))| HotObject { object, version, pending, current });
-    let standing = (0..4usize, proptest::option::of(version()), any::<(u64, bool)>()).prop_map(
+    let standing = (0..5usize, proptest::option::of(version()), any::<(u64, bool)>()).prop_map(
         |(kind, version, (epoch, hot))| {
-            let kinds =
-                [StandingKind::Live, StandingKind::Restarted, StandingKind::Never, StandingKind::Unknown];
+            let kinds = [
+                StandingKind::Live,
+                StandingKind::Restarted,
+                StandingKind::Never,
+                StandingKind::Unknown,
+                StandingKind::Busy,
+            ];
             Standing { kind: kinds[kind], version, validated: Epoch(epoch), hot }
         },
     );

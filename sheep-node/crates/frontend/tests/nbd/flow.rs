@@ -1,7 +1,7 @@
 //! Limits, back-pressure, and where bytes are received to.
 
 use crate::client::*;
-use sheep_frontend::nbd::{CloseReason, ExportInfo, ReadTarget, ServerLimits};
+use sheep_frontend::nbd::{CloseReason, ExportEntry, ExportInfo, ReadTarget, ServerEvent, ServerLimits};
 use sheep_frontend::{Extent, Op, Reply};
 
 fn limited(requests_max: usize, bytes_max: usize) -> Session {
@@ -74,6 +74,22 @@ fn who_does_not_read_errors_is_not_read_from() {
     }
     assert_eq!(session.connection.bytes_held(), 1600);
     assert_eq!(fed, 100 * bad.len());
+    session.sent();
+    assert!(session.connection.wants_read());
+}
+
+#[test]
+fn lists_do_not_pile_up() {
+    let mut session = Session::with_limits(ServerLimits { bytes_max: 1000, ..ServerLimits::default() });
+    session.feed(&client_flags(3));
+    let name = "x".repeat(600);
+    for _ in 0..2 {
+        assert_eq!(session.connection.handle_bytes(&option(OPT_LIST, b"")), 16);
+        assert_eq!(session.connection.poll_event(), Some(ServerEvent::ListExports));
+        let entry = ExportEntry { name: name.clone(), description: String::new() };
+        session.connection.handle_export_list(Ok(vec![entry]));
+    }
+    assert!(!session.connection.wants_read());
     session.sent();
     assert!(session.connection.wants_read());
 }

@@ -1,8 +1,11 @@
 //! The global log on top of one Totem ring.
 
 mod api;
+mod chain;
 mod codec;
 mod config;
+mod entry;
+mod fetch_message;
 mod log;
 mod mutant;
 mod record;

@@ -1,98 +1,266 @@
-//! The log.
-use crate::api::{Configuration, Delivery, LogStats, Note, Output, PersistId, ProposeError, TokenSeen};
+//! The log of one node. The files below hold one concern each: [`term`] promises, base and start of a term;
+//! [`append`] what is put into the log and made durable; [`commit`] confirmations, commit and apply;
+//! [`lease`]; [`fetch`] and [`serve`] the two sides of getting what is missing; [`queue`] this node's own
+//! commands; [`snapshot`] compaction.
+
+mod append;
+mod commit;
+mod fetch;
+mod lease;
+mod queue;
+mod serve;
+mod snapshot;
+mod term;
+
+use crate::api::{LogError, LogStats, Note, Output, PersistId};
+use crate::chain::{Chain, Snapshot, VoterList};
 use crate::config::LogConfig;
-use crate::record::Recovered;
+use crate::entry::{Entry, genesis_body};
+use crate::mutant::Mutant;
+use crate::record::{RecordWriter, Recovered};
+use append::InFlight;
 use bytes::Bytes;
 use core::time::Duration;
-use sheep_types::{ClusterId, CommandSeq, LogIndex, Member, NodeId, Place, Term, Time};
+use lease::Lease;
+use queue::Queue;
+use sheep_types::{ClusterId, LogIndex, Member, NodeId, Place, Term, Time};
 use std::collections::VecDeque;
+use term::{Current, Phase};
 
-/// The global log of one node.
+/// The global log of one node, as a state machine.
+///
+/// Methods are of four kinds: `handle_*` take what happened; [`propose`](Self::propose) and the other verbs
+/// ask for something; `poll_output` gives what is to be done, to be called until it gives nothing after
+/// every call of the first two kinds; the rest look at the state. `poll_timeout` says when
+/// [`handle_timeout`](Self::handle_timeout) wants to be called.
 #[derive(Debug)]
 pub struct Log {
+    config: LogConfig,
+    me: Member,
     outputs: VecDeque<Output>,
+    /// A contradiction was found; nothing is done any more.
+    stopped: bool,
+
+    chain: Chain,
+    snapshot: Option<Snapshot>,
+    /// Highest number the ring asked to keep.
+    number: u64,
+    /// Highest term promised, durable or not; an entry of a term promises it.
+    promised: Term,
+
+    writer: RecordWriter,
+    next_persist: PersistId,
+    in_flight: VecDeque<InFlight>,
+    /// End of the log on disk.
+    durable: Place,
+    durable_promise: Term,
+
+    commit: Place,
+    /// A committed place beyond the end of this log, looked at again when the log has grown.
+    commit_ahead: Option<Place>,
+    /// What the file says is committed.
+    recorded_commit: LogIndex,
+    /// Last entry put out by [`Output::Commit`] or [`Output::Restore`].
+    applied: Place,
+    applied_voters: VoterList,
+    /// Bytes of entries applied since the last snapshot was asked for or taken.
+    applied_bytes: usize,
+
+    current: Option<Current>,
+    queue: Queue,
+    lease: Lease,
+    note: Note,
+    /// Terms in a row in which the base could not be had.
+    fetch_failures: u32,
+    stats: LogStats,
 }
 
-#[allow(missing_docs, unused_variables)]
 impl Log {
     /// The first contents of the durable file of the first node of a new cluster. `command` goes into the
-    /// genesis entry, for the layer above.
+    /// genesis entry, for the layer above. The file must be durable before the log is opened.
     pub fn format(cluster: ClusterId, first_voter: NodeId, command: Bytes) -> Bytes {
-        Bytes::new()
+        let term = Term { number: 1, representative: first_voter };
+        let body = genesis_body(cluster, first_voter, &command);
+        let genesis = Entry::after(&Place::default(), term, body);
+        let mut writer = RecordWriter::default();
+        writer.number(term.number);
+        writer.entry(&genesis);
+        // A cluster of one voter: what is durable there is committed.
+        writer.commit(genesis.place);
+        writer.flush()
     }
-    /// Opens the log of `me`; outputs (restore, commit of what is known to be committed) are ready at once.
-    pub fn open(config: LogConfig, me: Member, recovered: Recovered, now: Time) -> Self {
-        Self { outputs: VecDeque::new() }
+
+    /// Opens the log of `me`. Outputs (the snapshot, what is known to be committed) are ready at once.
+    pub fn open(config: LogConfig, me: Member, recovered: Recovered, _now: Time) -> Self {
+        let promised = recovered.promised();
+        let snapshot = recovered.snapshot;
+        let (applied, applied_voters) = match &snapshot {
+            Some(s) => (s.at, s.voters.clone()),
+            None => (Place::default(), VoterList::default()),
+        };
+        let mut log = Self {
+            lease: Lease::new(config.lease),
+            config,
+            me,
+            outputs: VecDeque::new(),
+            stopped: false,
+            durable: recovered.chain.last(),
+            chain: recovered.chain,
+            number: recovered.number,
+            promised,
+            writer: RecordWriter::new(recovered.len, recovered.len),
+            next_persist: PersistId(1),
+            in_flight: VecDeque::new(),
+            durable_promise: promised,
+            commit: recovered.commit,
+            commit_ahead: None,
+            recorded_commit: recovered.commit.index,
+            applied,
+            applied_voters,
+            applied_bytes: 0,
+            current: None,
+            queue: Queue::default(),
+            note: Note::default(),
+            fetch_failures: 0,
+            stats: LogStats::default(),
+            snapshot,
+        };
+        if recovered.torn {
+            // What is appended must not follow the torn record.
+            log.rewrite();
+        }
+        if let Some(snapshot) = &log.snapshot {
+            let restore = Output::Restore { snapshot: snapshot.data.clone(), at: snapshot.at };
+            log.outputs.push_back(restore);
+        }
+        log.apply();
+        log.refresh_note();
+        log
     }
-    pub fn handle_configuration(&mut self, now: Time, configuration: Configuration) {}
-    pub fn handle_delivery(&mut self, now: Time, delivery: Delivery) {}
-    pub fn handle_token(&mut self, now: Time, token: TokenSeen) {}
-    pub fn handle_message(&mut self, now: Time, from: NodeId, message: &[u8]) {}
-    pub fn handle_durable(&mut self, now: Time, upto: PersistId) {}
-    pub fn handle_timeout(&mut self, now: Time) {}
-    pub fn poll_timeout(&self) -> Option<Time> {
-        None
-    }
-    pub fn propose(&mut self, now: Time, command: Bytes) -> Result<CommandSeq, ProposeError> {
-        Err(ProposeError::NotPrimary)
-    }
-    pub fn propose_voters(&mut self, now: Time, list: Vec<NodeId>) -> Result<(), ProposeError> {
-        Err(ProposeError::NotPrimary)
-    }
-    /// Makes the ring's number durable in this log's file; compare with `handle_durable`'s argument.
-    pub fn persist_number(&mut self, number: u64) -> PersistId {
-        PersistId(0)
-    }
-    /// The state at applied index `at`, encoded by the engine.
-    pub fn snapshot_written(&mut self, now: Time, at: LogIndex, snapshot: Bytes) {}
-    /// The applied state (after a restore) has this as the last number of this node's present run.
-    pub fn restored(&mut self, last: CommandSeq) {}
-    /// The cluster's lease setting, when applied.
-    pub fn set_lease(&mut self, lease: Duration) {}
-    /// False: the applied state does not show this node up in its present incarnation; ends the lease.
-    pub fn set_lease_allowed(&mut self, allowed: bool) {}
-    pub fn lease_deadline(&self, now: Time) -> Option<Time> {
-        None
-    }
+
+    /// The next effect. What is to be made durable is collected until everything else was taken, so that
+    /// one write covers all that a batch of deliveries appended.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if self.outputs.is_empty() {
+            self.flush();
+        }
         self.outputs.pop_front()
     }
+
+    /// The cluster; zero if the node belongs to none yet.
     pub fn cluster(&self) -> ClusterId {
-        ClusterId(0)
+        self.chain.cluster()
     }
+
+    /// The present regular configuration, primary or not; zero if none.
     pub fn term(&self) -> Term {
-        Term::default()
+        self.current.as_ref().map(|c| c.config.id).unwrap_or_default()
     }
+
+    /// Whether voters enough have promised the present configuration.
     pub fn is_primary(&self) -> bool {
-        false
+        matches!(self.current, Some(Current { phase: Phase::Started(_), .. }))
     }
+
     /// Primary, and the term's install entry is committed: the configuration may act.
     pub fn is_installed(&self) -> bool {
-        false
+        match &self.current {
+            Some(Current { config, phase: Phase::Started(started), .. }) => {
+                let install = LogIndex(started.base.index.0 + 1);
+                self.commit.index >= install
+                    && self.chain.place(self.commit.index).is_some_and(|p| p.term == config.id)
+            }
+            _ => false,
+        }
     }
+
+    /// End of the log in memory.
     pub fn last(&self) -> Place {
-        Place::default()
+        self.chain.last()
     }
+
+    /// The place at an index, as far as this log has it in memory. For checks and comparisons.
+    pub fn place_at(&self, index: LogIndex) -> Option<Place> {
+        self.chain.place(index)
+    }
+
+    /// End of the durable log.
     pub fn durable(&self) -> Place {
-        Place::default()
+        self.durable
     }
+
+    /// The highest place that this node knows to be committed and has in its log.
     pub fn commit(&self) -> Place {
-        Place::default()
+        self.commit
     }
+
+    /// The last entry that was put out to be applied.
     pub fn applied(&self) -> LogIndex {
-        LogIndex(0)
+        self.applied.index
     }
+
+    /// The newest voter list in the log, committed or not.
     pub fn voters(&self) -> Vec<NodeId> {
-        Vec::new()
+        self.chain.lists().last().map(|v| v.list.clone()).unwrap_or_default()
     }
+
+    /// A change of the voters is in the log and not known to be committed: two lists count.
+    pub fn is_voter_change_pending(&self) -> bool {
+        self.chain.lists().len() > 1
+    }
+
+    /// This node's note for the token.
     pub fn note(&self) -> Note {
-        Note::default()
+        self.note
     }
-    /// Highest number of any term or configuration seen; for the ring's `observe_number`.
+
+    /// The highest number of any term promised or held, or kept for the ring: the ring must use larger ones.
     pub fn number(&self) -> u64 {
-        0
+        self.number.max(self.promised.number).max(self.chain.last().term.number)
     }
+
+    /// The lease's end if it has not passed. Only to be believed when all outputs were taken.
+    pub fn lease_deadline(&self, now: Time) -> Option<Time> {
+        self.lease.deadline(now)
+    }
+
+    /// The lease that the applied settings ask for. It holds for renewals from now on.
+    pub fn set_lease(&mut self, lease: Duration) {
+        self.lease.set_duration(lease);
+    }
+
+    /// Whether the applied state shows this node up in its present run. False ends the lease at once.
+    /// True until told otherwise.
+    pub fn set_lease_allowed(&mut self, allowed: bool) {
+        self.lease.set_allowed(allowed);
+    }
+
+    /// Counters and sizes.
     pub fn stats(&self) -> LogStats {
-        LogStats::default()
+        LogStats {
+            entries: self.chain.len() as u64,
+            entry_bytes: self.chain.bytes() as u64,
+            queued: self.queue.len() as u64,
+            ..self.stats
+        }
+    }
+
+    fn stop(&mut self, error: LogError) {
+        if !self.stopped {
+            self.stopped = true;
+            self.lease.end();
+            self.outputs.push_back(Output::Fatal(error));
+        }
+    }
+
+    #[cfg(feature = "mutants")]
+    fn without(&self, rule: Mutant) -> bool {
+        self.config.mutant == Some(rule)
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    #[allow(clippy::unused_self)]
+    const fn without(&self, _rule: Mutant) -> bool {
+        false
     }
 }

@@ -193,6 +193,7 @@ fn fio_verifies_random_writes() {
     let uri = format!("--uri={}", server.uri("disk"));
     let common =
         ["--name=x", "--ioengine=nbd", "--size=32M", "--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32"];
-    let verify = ["--verify=crc32c", "--verify_fatal=1", "--randseed=7", "--fsync=64"];
+    let verify =
+        ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randseed=7", "--fsync=64"];
     run("fio", &[&common[..], &verify[..], &[&uri, "--thread"]].concat());
 }

@@ -299,7 +299,8 @@ impl Cluster {
     /// # Errors
     /// None runs.
     pub fn any_dog(&mut self) -> Result<Dog> {
-        let running = self.nodes.iter_mut().find_map(|node| if node.is_running() { Some(&*node) } else { None });
+        let running =
+            self.nodes.iter_mut().find_map(|node| if node.is_running() { Some(&*node) } else { None });
         running.context("no node runs")?.dog()
     }
 

@@ -142,7 +142,10 @@ mod tests {
         let bare = serde_json::json!([{"name": "a"}, {"name": "b"}]);
         let wrapped = serde_json::json!({"epoch": 3, "nodes": [{"name": "a"}, {"name": "b"}]});
         assert_eq!(rows(bare).len(), 2);
-        assert_eq!(rows(wrapped).iter().map(|row| text(row, "name").to_owned()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            rows(wrapped).iter().map(|row| text(row, "name").to_owned()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
         assert_eq!(rows(serde_json::json!(7)).len(), 0);
     }
 

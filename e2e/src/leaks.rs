@@ -103,7 +103,10 @@ impl LeakCheck {
             }
         }
         found.extend(
-            made.directories.iter().filter(|path| path.exists()).map(|p| format!("directory {}", p.display())),
+            made.directories
+                .iter()
+                .filter(|path| path.exists())
+                .map(|p| format!("directory {}", p.display())),
         );
         let running = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         for entry in running {

@@ -63,7 +63,8 @@ impl NbdClient {
     /// # Errors
     /// No connection, or the export is refused.
     pub fn unix(socket: &Path, export: &str, limit: Duration) -> Result<NbdClient> {
-        let stream = UnixStream::connect(socket).with_context(|| format!("connecting {}", socket.display()))?;
+        let stream =
+            UnixStream::connect(socket).with_context(|| format!("connecting {}", socket.display()))?;
         stream.set_read_timeout(Some(limit)).context("time limit")?;
         stream.set_write_timeout(Some(limit)).context("time limit")?;
         NbdClient::negotiate(Box::new(stream), export)

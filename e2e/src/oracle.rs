@@ -69,7 +69,11 @@ impl Oracle {
     pub fn check(&mut self, block: usize, data: &[u8]) -> Result<()> {
         let version = self.version_in(block, data)?;
         let known = &mut self.blocks[block];
-        ensure!(version <= known.sent, "block {block}: version {version} was never written (last {})", known.sent);
+        ensure!(
+            version <= known.sent,
+            "block {block}: version {version} was never written (last {})",
+            known.sent
+        );
         ensure!(
             version >= known.answered,
             "block {block}: lost write: shows version {version}, {} was answered",
@@ -96,9 +100,9 @@ impl Oracle {
         let mut data = Vec::with_capacity(BLOCK);
         let words = [self.run, block as u64, version];
         for part in 0..(BLOCK / 32) as u64 {
-            let mixed = words.iter().fold(part, |sum, word| {
-                (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-            });
+            let mixed = words
+                .iter()
+                .fold(part, |sum, word| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
             words.iter().chain([&mixed]).for_each(|word| data.extend(word.to_le_bytes()));
         }
         data

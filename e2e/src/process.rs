@@ -262,7 +262,10 @@ pub fn cpu_us(pid: u32) -> u64 {
 ///
 /// # Errors
 /// It cannot be started or fails.
-pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: I) -> Result<String> {
+pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    args: I,
+) -> Result<String> {
     let name = program.as_ref().to_string_lossy().into_owned();
     Spec::new(name, program).args(args).output()
 }

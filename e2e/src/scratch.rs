@@ -23,6 +23,7 @@ impl Scratch {
     /// The directory cannot be made.
     pub fn new(name: &str) -> Result<Scratch> {
         let base = std::env::var_os("SHEEP_E2E_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        sweep(&base);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("sheep-{name}-{}-{serial}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
@@ -74,4 +75,21 @@ pub fn host(network: Ipv4Addr, index: u8) -> Ipv4Addr {
 pub fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
     Ok(listener.local_addr().context("reading the port")?.port())
+}
+
+/// Removes what runs that were interrupted (Ctrl-C) have left in the directory for scratch: directories named after
+/// a process that is gone.
+fn sweep(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name().display().to_string();
+        let owner = name
+            .strip_prefix("sheep-")
+            .and_then(|rest| rest.rsplit('-').nth(1))
+            .and_then(|p| p.parse::<u32>().ok());
+        // A demonstration that was left running keeps its own stop script.
+        let kept = entry.path().join("stop.sh").exists();
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) && !kept {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }

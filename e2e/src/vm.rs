@@ -151,9 +151,15 @@ impl Vm {
     /// Lines of the console that tell of failed I/O.
     pub fn io_errors(&self) -> Vec<String> {
         let bad = |line: &&str| {
-            ["I/O error", "Remounting filesystem read-only", "EXT4-fs error", "Kernel panic", "blocked for more"]
-                .iter()
-                .any(|sign| line.contains(sign))
+            [
+                "I/O error",
+                "Remounting filesystem read-only",
+                "EXT4-fs error",
+                "Kernel panic",
+                "blocked for more",
+            ]
+            .iter()
+            .any(|sign| line.contains(sign))
         };
         self.text().lines().filter(bad).map(str::to_owned).collect()
     }
@@ -193,7 +199,8 @@ impl Vm {
         match self.console.read(&mut buffer) {
             Ok(0) => bail!("console closed: {}", self.process.log_tail(5)),
             Ok(count) => self.seen.extend(&buffer[..count]),
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
             Err(error) => return Err(error).context("console"),
         }
         Ok(())

@@ -1,0 +1,91 @@
+# Entry for everything. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.NOTPARALLEL:
+
+# One profile and one target directory outside the checkout, for everything.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/sheepdog/target
+CARGO ?= cargo
+BIN := $(CARGO_TARGET_DIR)/release
+
+# Debian packages of the programs that the tests, the demonstration and the benchmarks call.
+PACKAGES := e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
+            qemu-system-common qemu-system-x86 qemu-utils util-linux
+BENCH_PACKAGES := corosync libcorosync-common-dev libcpg-dev
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# $(call install,PACKAGES): installs those that are missing, and says which.
+define install
+	missing=()
+	for package in $(1); do
+	    dpkg-query -W -f='$${Status}' "$$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$$package")
+	done
+	if [ "$${#missing[@]}" -gt 0 ]; then
+	    echo "installing Debian packages: $${missing[*]}"
+	    sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo
+	    $$sudo apt-get -qq update
+	    # Packages that bring a daemon (corosync) must not start it.
+	    $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	        apt-get -qq install -y --no-install-recommends "$${missing[@]}"
+	fi
+endef
+
+.PHONY: tools
+tools: ## Install the Debian packages that tests and demo need, if missing
+	@$(call install,$(PACKAGES))
+
+.PHONY: tools-bench
+tools-bench: tools ## The same for the benchmarks
+	@$(call install,$(BENCH_PACKAGES))
+
+.PHONY: build
+build: ## Build all programs
+	$(CARGO) build --release --workspace --bins
+
+.PHONY: demo
+demo: tools build ## Three sheep serve a virtual machine, and one dies (KEEP=1 leaves it running)
+	@KEEP="$(KEEP)" $(BIN)/demo
+
+.PHONY: test
+test: tools build ## Everything: unit, property, simulation, crash, real processes
+	@mkdir -p target
+	@status=0
+	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | tee target/test.log || status=$$?
+	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8; suites++ } \
+	     /^test .* FAILED$$/ { print "FAILED: " $$2 } \
+	     END { printf "%d suites: %d passed, %d failed, %d ignored\n", suites, passed, failed, ignored }' target/test.log
+	exit $$status
+
+.PHONY: bench
+bench: tools-bench build ## Ours beside raw disk, nbdkit and Corosync; writes target/bench.json
+	@mkdir -p target
+	$(BIN)/bench target/bench.json
+
+.PHONY: sim
+sim: ## Run the simulator (SEED=n replays one run)
+	$(CARGO) run --release -p sheep-sim -- $(if $(SEED),--seed $(SEED))
+
+.PHONY: lint
+lint: ## Formatting, clippy, licences (and advisories, if cargo-deny is installed)
+	@$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) test --release -p sheep-e2e --test licences
+	if command -v cargo-deny > /dev/null; then
+	    $(CARGO) deny --all-features check
+	else
+	    echo "advisories: not checked, cargo-deny is not installed ('make lint-deny' installs it)"
+	fi
+
+.PHONY: lint-deny
+lint-deny: ## Install cargo-deny (compiles for minutes) and check licences, sources and advisories
+	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features check
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all

@@ -1,0 +1,367 @@
+//! `make demo`: three sheep serve the disk of a virtual machine, and first one of them dies, then the one that serves.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use sheep_e2e::cluster::Node;
+use sheep_e2e::dog::{count, text};
+use sheep_e2e::page::{Page, seconds, table};
+use sheep_e2e::process::{Spec, run};
+use sheep_e2e::tools::{allocation, bootable_image, import};
+use sheep_e2e::vm::{Vm, VmOptions};
+use sheep_e2e::{Cluster, LeakCheck, leaks, wait_until};
+
+const VOLUME: &str = "vm";
+const MINUTE: Duration = Duration::from_secs(60);
+const RECOVERY: Duration = Duration::from_secs(180);
+/// Files that the guest writes in each act, and the one after which something dies.
+const FILES: u32 = 50;
+const DIES_AFTER: u32 = 15;
+
+/// One line of the closing page.
+struct Fact {
+    what: &'static str,
+    value: String,
+}
+
+struct Demo {
+    page: Page,
+    cluster: Cluster,
+    facts: Vec<Fact>,
+    keep: bool,
+    /// What QEMU connects to: a symbolic link to the socket of the node that serves at the moment.
+    socket: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let keep = std::env::var("KEEP").is_ok_and(|value| !value.is_empty() && value != "0");
+    let check = LeakCheck::start();
+    let mut cluster = Cluster::plan(3)?;
+    cluster.outlive(keep);
+    let socket = cluster.path().join("vm.sock");
+    let mut demo = Demo { page: Page::new(), cluster, facts: Vec::new(), keep, socket };
+    let result = demo.play();
+    if let Err(error) = &result {
+        demo.page.bad(&format!("{error:#}"));
+        demo.show_logs();
+    }
+    if keep {
+        demo.leave_running()?;
+        leaks::forget_all();
+        return result;
+    }
+    let Demo { page, cluster, facts, .. } = demo;
+    drop(cluster);
+    check.finish()?;
+    if result.is_ok() {
+        closing_page(&page, &facts);
+    }
+    result
+}
+
+impl Demo {
+    fn play(&mut self) -> Result<()> {
+        self.page.title("Sheepdog: first light");
+        self.page.say("Every byte of the disk below is kept on three nodes, each a process of its own.");
+        self.gather_flock()?;
+        self.import_disk()?;
+        let mut vm = self.boot("A virtual machine boots from the volume")?;
+        self.another_sheep_dies(&mut vm)?;
+        self.copies_come_back(3, "The dead sheep returns, and gets what it missed")?;
+        self.serving_sheep_dies(&mut vm)?;
+        let sums = self.guest_verifies(&mut vm)?;
+        drop(vm);
+        self.copies_come_back(1, "The second victim returns, too")?;
+        self.verify_elsewhere(&sums)?;
+        if self.keep {
+            let vm = self.boot("The machine starts again, for you")?;
+            // Dropping does not end it: it was started to live on.
+            drop(vm);
+        }
+        Ok(())
+    }
+
+    fn fact(&mut self, what: &'static str, value: String) {
+        self.page.good(&format!("{what}: {value}"));
+        self.facts.push(Fact { what, value });
+    }
+
+    fn gather_flock(&mut self) -> Result<()> {
+        self.page.step("Three sheep make a cluster");
+        let start = Instant::now();
+        for node in &self.cluster.nodes {
+            let new = if node.index == 1 { "--new " } else { "" };
+            self.page.command(&format!("sheep {new}{} --node-listen {} ...", short(node), node.address));
+        }
+        self.cluster.start_all()?;
+        self.fact("three nodes up", seconds(start.elapsed()));
+        self.show(&["node", "list"])
+    }
+
+    fn import_disk(&mut self) -> Result<()> {
+        self.page.step("A bootable Debian disk becomes a volume");
+        self.page.say("made from Debian packages: boot loader, kernel and root file system are on the disk");
+        let image = bootable_image()?;
+        let bytes = std::fs::metadata(&image).context("size of the image")?.len();
+        let dog = self.cluster.any_dog()?;
+        self.page.command(&format!("dog vdi create {VOLUME} {bytes} --copies 3"));
+        dog.create(VOLUME, &bytes.to_string(), 3)?;
+        let uri = self.cluster.node(1).nbd_uri(VOLUME);
+        self.page.command("qemu-img convert -n image.raw nbd+unix:///vm");
+        let start = Instant::now();
+        import(&image, &uri)?;
+        let took = start.elapsed();
+        let (used, holes) = allocation(&uri)?;
+        let mib = |bytes: u64| bytes >> 20;
+        self.fact(
+            "image imported, three copies",
+            format!("{} of {} MiB in {}", mib(used), mib(used + holes), seconds(took)),
+        );
+        self.show(&["vdi", "list"])
+    }
+
+    fn serve_from(&self, index: u8) -> Result<()> {
+        let target = self.cluster.nodes[usize::from(index) - 1].nbd_socket();
+        let fresh = self.socket.with_extension("new");
+        std::os::unix::fs::symlink(target, &fresh).context("link to the socket")?;
+        // A rename replaces the link in one step: no moment without one.
+        std::fs::rename(&fresh, &self.socket).context("link to the socket")
+    }
+
+    fn boot(&mut self, title: &str) -> Result<Vm> {
+        self.page.step(title);
+        if !self.socket.is_symlink() {
+            self.serve_from(1)?;
+        }
+        self.page
+            .command("qemu-system-x86_64 -accel tcg -blockdev driver=nbd,export=vm,reconnect-delay=120 ...");
+        let dir = self.cluster.path().join("vm");
+        // The console socket of an earlier machine would be in the way.
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).context("directory of the machine")?;
+        let options = VmOptions {
+            dir: &dir,
+            socket: &self.socket,
+            export: VOLUME,
+            reconnect: 2 * MINUTE,
+            outlive: self.keep,
+        };
+        let start = Instant::now();
+        let mut vm = Vm::start(&options)?;
+        vm.wait_booted(2 * MINUTE)?;
+        self.fact("firmware to root shell, no -kernel", seconds(start.elapsed()));
+        let kernel = vm.run("uname -srv; df -h / | tail -1", MINUTE)?;
+        self.page.say(&kernel);
+        Ok(vm)
+    }
+
+    /// The guest writes files with checksums; when it has written [`DIES_AFTER`], `event` happens. Returns the
+    /// longest time between two finished files after that.
+    fn write_through(
+        &mut self,
+        vm: &mut Vm,
+        act: &str,
+        event: impl FnOnce(&mut Demo) -> Result<()>,
+    ) -> Result<Duration> {
+        let command = format!(
+            "mkdir -p /data; cd /data; for i in $(seq 1 {FILES}); do dd if=/dev/urandom of={act}$i bs=64k count=4 \
+             conv=fsync 2>/dev/null && sha256sum {act}$i >> /data/sums && echo \"wrote $i\" || echo \"FAILED $i\"; done; sync"
+        );
+        let id = vm.send(&command)?;
+        let mut event = Some(event);
+        let mut written = 0;
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        while written < FILES {
+            let lines = vm.progress(id)?;
+            ensure!(!lines.iter().any(|line| line.starts_with("FAILED")), "the guest could not write");
+            let now = u32::try_from(lines.iter().filter(|line| line.starts_with("wrote ")).count())?;
+            if now > written {
+                if event.is_none() {
+                    longest = longest.max(last.elapsed());
+                }
+                (written, last) = (now, Instant::now());
+            }
+            if written >= DIES_AFTER
+                && let Some(event) = event.take()
+            {
+                event(self)?;
+                last = Instant::now();
+            }
+            ensure!(last.elapsed() < 3 * MINUTE, "the guest has been waiting for its disk for three minutes");
+        }
+        vm.finish(id, MINUTE)?;
+        ensure!(vm.io_errors().is_empty(), "the guest saw I/O errors: {:?}", vm.io_errors());
+        Ok(longest)
+    }
+
+    fn another_sheep_dies(&mut self, vm: &mut Vm) -> Result<()> {
+        self.page.step("While the guest writes, another sheep dies");
+        let pause = self.write_through(vm, "a", |demo| {
+            demo.kill(3);
+            Ok(())
+        })?;
+        self.fact("longest write, another sheep killed", seconds(pause));
+        self.wait_state(3)?;
+        self.show(&["node", "list"])
+    }
+
+    fn serving_sheep_dies(&mut self, vm: &mut Vm) -> Result<()> {
+        self.page.step("Now the very sheep that serves the machine dies");
+        let pause = self.write_through(vm, "b", |demo| {
+            demo.kill(1);
+            demo.page.say("QEMU reconnects, to another sheep behind the same path");
+            demo.serve_from(2)
+        })?;
+        self.fact("longest write, serving sheep killed", seconds(pause));
+        self.show(&["vdi", "lock", "list"])
+    }
+
+    fn kill(&mut self, index: u8) {
+        let node = self.cluster.node(index);
+        let pid = node.process().map_or(0, |process| process.pid());
+        node.kill();
+        self.page.command(&format!("kill -9 {pid}    # sheep {index}"));
+    }
+
+    /// Waits until the others have noticed that a node is gone.
+    fn wait_state(&mut self, index: u8) -> Result<()> {
+        let address = self.cluster.node(index).address.to_string();
+        let dog = self.cluster.any_dog()?;
+        wait_until("loss noticed", MINUTE, Duration::from_millis(100), || {
+            let nodes = dog.nodes().unwrap_or_default();
+            let here = nodes.iter().find(|node| node["addresses"].to_string().contains(&address));
+            Ok(here.is_none_or(|node| text(node, "state") != "up"))
+        })
+        .map(drop)
+    }
+
+    fn copies_come_back(&mut self, index: u8, title: &str) -> Result<()> {
+        self.page.step(title);
+        let start = Instant::now();
+        self.cluster.node(index).start()?;
+        self.page.say(&format!("serving again after {}", seconds(start.elapsed())));
+        let mut shown = u64::MAX;
+        let dog = self.cluster.any_dog()?;
+        let page = &self.page;
+        wait_until("all copies back", RECOVERY, Duration::from_millis(100), || {
+            let Ok(info) = dog.cluster_info() else { return Ok(false) };
+            let left = count(&info, "objects_to_recover");
+            if left != shown && left > 0 {
+                page.say(&format!("{left:>4} objects to re-create {}", "▒".repeat(left.min(60) as usize)));
+                shown = left;
+            }
+            Ok(left == 0 && text(&info, "health") == "ok")
+        })?;
+        self.fact("start to full redundancy", seconds(start.elapsed()));
+        self.show(&["node", "recovery"])
+    }
+
+    fn guest_verifies(&mut self, vm: &mut Vm) -> Result<String> {
+        self.page.step("The guest reads everything back from its disk");
+        let check = "cd /data; sync; echo 3 > /proc/sys/vm/drop_caches; sha256sum -c sums | grep -c ': OK$'";
+        let good = vm.run(check, 2 * MINUTE)?;
+        ensure!(good == (2 * FILES).to_string(), "only {good} of {} files are right", 2 * FILES);
+        self.fact("checksums right, in the guest", format!("{good} of {}", 2 * FILES));
+        let sums = vm.run("cat /data/sums", MINUTE)?;
+        ensure!(vm.io_errors().is_empty(), "the guest saw I/O errors: {:?}", vm.io_errors());
+        vm.power_off(MINUTE)?;
+        self.page.good("not one I/O error in the guest's kernel log; switched off");
+        Ok(sums)
+    }
+
+    /// Copies the volume out through a node that has never served it, and checks the files without the guest.
+    fn verify_elsewhere(&mut self, sums: &str) -> Result<()> {
+        self.page.step("The same files, read through a node that never served them");
+        let uri = self.cluster.node(3).nbd_uri(VOLUME);
+        let disk = self.cluster.path().join("copy.raw");
+        self.page.command("nbdcopy nbd+unix:///vm?socket=n3.nbd copy.raw");
+        run("nbdcopy", [uri.as_str(), &disk.display().to_string()])?;
+        let files = self.cluster.path().join("files");
+        std::fs::create_dir_all(&files).context("directory for the files")?;
+        // The first partition starts at 1 MiB.
+        let from = format!("{}?offset=1048576", disk.display());
+        run("debugfs", ["-R", &format!("rdump /data {}", files.display()), &from])?;
+        let list = files.join("expected");
+        std::fs::write(&list, format!("{}\n", sums.replace('\r', ""))).context("list of checksums")?;
+        let checked = Spec::new("sha256sum", "sh")
+            .args(["-c", "cd \"$1/data\" && sha256sum -c \"$2\"", "sh"])
+            .args([&files, &list])
+            .output()?;
+        let good = checked.lines().filter(|line| line.ends_with(": OK")).count();
+        ensure!(good == 2 * FILES as usize, "only {good} files are right");
+        self.fact("checksums right, through node 3", format!("{good} of {}", 2 * FILES));
+        self.show(&["cluster", "check"])
+    }
+
+    /// Shows what a command of `dog` prints.
+    fn show(&mut self, words: &[&str]) -> Result<()> {
+        let printed = self.cluster.any_dog()?.run(words)?;
+        self.page.command(&format!("dog {}", words.join(" ")));
+        self.page.say(printed.trim_end());
+        Ok(())
+    }
+
+    fn show_logs(&mut self) {
+        for node in &mut self.cluster.nodes {
+            let index = node.index;
+            if let Ok(process) = node.process() {
+                self.page.title(&format!("last lines of sheep {index}"));
+                self.page.say(&process.log_tail(15));
+            }
+        }
+    }
+
+    fn leave_running(&mut self) -> Result<()> {
+        self.cluster.keep();
+        let dir = self.cluster.path().to_owned();
+        let stop = dir.join("stop.sh");
+        // By command line, because a node that was started again by hand has another process id.
+        let script = format!(
+            "#!/bin/sh\n# Ends everything of this demonstration and removes its files.\n\
+             for process in /proc/[0-9]*; do\n  \
+               tr '\\0' ' ' < \"$process/cmdline\" 2>/dev/null | grep -Eq '^[^ ]*(sheep|qemu-system-x86_64) .*{0}/' \
+               && kill -9 \"${{process#/proc/}}\"\ndone\nrm -rf '{0}'\n",
+            dir.display()
+        );
+        std::fs::write(&stop, script).context("stop.sh")?;
+        closing_page(&self.page, &self.facts);
+        self.page.title("It is still running. Try");
+        let dog = format!("dog -s {}", short_path(&dir.join("n2")));
+        for line in [
+            format!("{dog} node list"),
+            format!("{dog} cluster info"),
+            format!("{dog} vdi create scratch 10G && {dog} vdi list"),
+            format!("nbdinfo '{}'", self.cluster.node(3).nbd_uri("scratch")),
+            format!(
+                "socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{}    # the guest's console",
+                dir.join("vm/console").display()
+            ),
+            format!("tail -f {}/n*.log", dir.display()),
+            format!("sh {}    # ends it all", stop.display()),
+        ] {
+            self.page.command(&line);
+        }
+        Ok(())
+    }
+}
+
+fn short(node: &Node) -> String {
+    node.dir.file_name().unwrap_or_default().display().to_string()
+}
+
+fn short_path(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn closing_page(page: &Page, facts: &[Fact]) {
+    page.title("What you have seen");
+    let mut rows = vec![vec!["".to_owned(), "measured".to_owned()]];
+    rows.extend(facts.iter().map(|fact| vec![fact.what.to_owned(), fact.value.clone()]));
+    page.say(&table(&rows));
+    page.say(
+        "Two nodes were killed without warning while a machine was writing to its disk. The machine lost",
+    );
+    page.say("nothing and noticed nothing but a pause, and every copy exists three times again.");
+    page.say(&format!("The whole of it took {}.", seconds(page.elapsed())));
+}

@@ -25,7 +25,8 @@ fn network_cuts_have_the_direction_they_say() {
             lab.address(to),
             lab.holder(from)
         );
-        let spec = Spec::new("datagram", "python3").args(["-c", &listen]).in_namespace_of(Some(lab.holder(to)));
+        let spec =
+            Spec::new("datagram", "python3").args(["-c", &listen]).in_namespace_of(Some(lab.holder(to)));
         spec.command().stderr(std::process::Stdio::null()).status().unwrap().success()
     };
     assert!(arrives(1, 2) && arrives(2, 1));
@@ -88,7 +89,10 @@ fn own_client_and_fio_agree_with_nbdkit() {
     assert_eq!(measured.operations, 1024);
     assert!(measured.iops > 0.0 && measured.p99_us >= measured.p50_us);
     job(Pattern::RandomWrite).verify_only(5).run().unwrap();
-    assert!(job(Pattern::RandomWrite).verify_only(6).run().is_err(), "stale data of another seed goes unnoticed");
+    assert!(
+        job(Pattern::RandomWrite).verify_only(6).run().is_err(),
+        "stale data of another seed goes unnoticed"
+    );
     drop((client, server, scratch));
     check.finish().unwrap();
 }
@@ -114,7 +118,9 @@ fn a_machine_boots_from_an_export_and_survives_a_restart_of_the_server() {
     vm.wait_booted(Duration::from_secs(90)).unwrap();
     let minute = Duration::from_secs(60);
     assert!(vm.run("uname -a", minute).unwrap().contains("Linux sheep-guest"));
-    assert!(vm.run("exit_code() { return 3; }; exit_code", minute).unwrap_err().to_string().contains("status 3"));
+    assert!(
+        vm.run("exit_code() { return 3; }; exit_code", minute).unwrap_err().to_string().contains("status 3")
+    );
     let write = "for i in $(seq 1 20); do dd if=/dev/urandom of=f$i bs=64k count=4 oflag=direct 2>/dev/null \
                  && sha256sum f$i >> sums && echo wrote $i; done";
     let id = vm.send(write).unwrap();
@@ -123,7 +129,8 @@ fn a_machine_boots_from_an_export_and_survives_a_restart_of_the_server() {
     std::thread::sleep(Duration::from_millis(500));
     let second = serve(&disk);
     assert!(vm.finish(id, minute).unwrap().contains("wrote 20"));
-    let checked = vm.run("echo 3 > /proc/sys/vm/drop_caches; sha256sum -c sums | grep -c OK", minute).unwrap();
+    let checked =
+        vm.run("echo 3 > /proc/sys/vm/drop_caches; sha256sum -c sums | grep -c OK", minute).unwrap();
     assert_eq!(checked, "20");
     assert_eq!(vm.io_errors(), Vec::<String>::new());
     vm.power_off(minute).unwrap();

@@ -201,7 +201,7 @@ impl From<Encoded> for EpochHistory {
 impl EpochHistory {
     /// Starts with an epoch without members.
     pub(crate) fn begin(epoch: Epoch, at: LogIndex) -> Self {
-        Self::starting_at(Arc::new(EpochMembers { epoch, at, ..EpochMembers::default() }))
+        Self::starting_at(Arc::new(EpochMembers { epoch, at, weight_unit: 1, ..EpochMembers::default() }))
     }
 
     fn starting_at(oldest: Arc<EpochMembers>) -> Self {

@@ -44,6 +44,8 @@ pub enum NodeState {
     Out {
         /// Index of the entry that said so.
         since: LogIndex,
+        /// First epoch without it.
+        epoch: Epoch,
     },
 }
 

@@ -14,6 +14,8 @@ struct Origin {
     last: CommandSeq,
     /// Index of that command.
     at: LogIndex,
+    /// The node was removed in this run.
+    removed: bool,
 }
 
 /// What to do with a command.
@@ -43,7 +45,7 @@ impl Origins {
         at: LogIndex,
         any_later: bool,
     ) -> Admission {
-        let fresh = Origin { incarnation: from.incarnation, last: CommandSeq(0), at };
+        let fresh = Origin { incarnation: from.incarnation, last: CommandSeq(0), at, removed: false };
         if !self.known.contains_key(&from.node) && self.known.len() >= MAX_ORIGINS {
             self.forget_oldest();
         }
@@ -66,6 +68,20 @@ impl Origins {
     /// The last command of a node that took its turn, with its run.
     pub(crate) fn last(&self, node: NodeId) -> Option<(Incarnation, CommandSeq)> {
         self.known.get(&node).map(|origin| (origin.incarnation, origin.last))
+    }
+
+    /// The node was removed: its present run may not come up again.
+    pub(crate) fn remove(&mut self, node: NodeId, incarnation: Incarnation) {
+        if let Some(origin) = self.known.get_mut(&node) {
+            origin.removed = origin.incarnation == incarnation;
+        }
+    }
+
+    /// Whether the node was removed in this run.
+    pub(crate) fn is_removed(&self, member: Member) -> bool {
+        self.known
+            .get(&member.node)
+            .is_some_and(|origin| origin.removed && origin.incarnation == member.incarnation)
     }
 
     /// Nodes come and go for ever, memory does not: whoever has been silent for longest is forgotten.

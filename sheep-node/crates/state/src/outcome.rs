@@ -62,6 +62,9 @@ pub enum Refusal {
     /// The node does not run, or not in this run.
     #[error("node {0} is not up in this run")]
     NodeNotUp(NodeId),
+    /// It was removed, and would be back at once; after a restart it may join again.
+    #[error("node {0} was removed in this run")]
+    Removed(NodeId),
     /// The command is for storage nodes.
     #[error("node {0} stores nothing")]
     NotStorage(NodeId),

@@ -10,6 +10,7 @@
 //! | 32 | | body: the state in postcard encoding, maps in key order |
 
 use crate::ClusterState;
+use sheep_types::Geometry;
 use thiserror::Error;
 use twox_hash::XxHash3_64;
 
@@ -60,15 +61,16 @@ impl ClusterState {
         if version != VERSION {
             return Err(SnapshotError::Version(version));
         }
-        let (_zero, header) = header.split_first_chunk::<4>().ok_or(SnapshotError::Damaged)?;
+        let (zero, header) = header.split_first_chunk::<4>().ok_or(SnapshotError::Damaged)?;
         let (length, header) = header.split_first_chunk::<8>().ok_or(SnapshotError::Damaged)?;
         let (checksum, _) = header.split_first_chunk::<8>().ok_or(SnapshotError::Damaged)?;
         let whole = u64::from_le_bytes(*length) == body.len() as u64;
-        if !whole || u64::from_le_bytes(*checksum) != XxHash3_64::oneshot(body) {
+        if !whole || *zero != [0; 4] || u64::from_le_bytes(*checksum) != XxHash3_64::oneshot(body) {
             return Err(SnapshotError::Damaged);
         }
         match postcard::take_from_bytes::<Self>(body) {
-            Ok((mut state, [])) => {
+            // A wrong object size would divide by zero later.
+            Ok((mut state, [])) if Geometry::with_object_size(state.geometry.object_size()).is_ok() => {
                 state.rebuild_indexes();
                 Ok(state)
             }

@@ -26,6 +26,8 @@ pub struct ClusterState {
     pub(crate) configuration: Arc<Vec<Member>>,
     pub(crate) voters: Vec<NodeId>,
     pub(crate) voters_at: LogIndex,
+    /// Voters that were removed as nodes and wait to be replaced.
+    pub(crate) removed_voters: BTreeSet<NodeId>,
     pub(crate) nodes: Arc<BTreeMap<NodeId, Arc<NodeRecord>>>,
     pub(crate) origins: Arc<Origins>,
     pub(crate) epochs: Arc<EpochHistory>,
@@ -154,10 +156,18 @@ impl ClusterState {
             .collect()
     }
 
-    /// Forgets epochs that no up storage node needs any more.
+    /// Forgets epochs that nobody needs any more to tell which copies are current: everybody has recovered in a
+    /// later one. A node that is down counts too, because its copies may turn out to be the only ones; one that
+    /// is out counts until all others have recovered without it.
     pub(crate) fn drop_recovered_epochs(&mut self, changes: &mut Changes) {
-        let up = self.nodes.values().filter(|node| node.role == Role::Storage && node.state.is_up());
-        let floor = up.map(|node| node.recovered).min().unwrap_or(Epoch(0));
+        let storage = || self.nodes.values().filter(|node| node.role == Role::Storage);
+        let recovered = storage().filter(|node| node.state.is_up()).map(|node| node.recovered).min();
+        let recovered = recovered.unwrap_or(Epoch(0));
+        let needed = storage().filter(|node| match node.state {
+            NodeState::Up | NodeState::Leaving | NodeState::Down { .. } => true,
+            NodeState::Out { epoch, .. } => recovered < epoch,
+        });
+        let floor = needed.map(|node| node.recovered).min().unwrap_or(Epoch(0)).min(recovered);
         if floor > self.epochs.oldest() {
             changes.history |= Arc::make_mut(&mut self.epochs).drop_before(floor);
         }

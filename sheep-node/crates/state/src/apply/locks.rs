@@ -1,0 +1,167 @@
+//! Locks. Every grant is a new generation; a lock that ends without its holder's word is remembered, so that
+//! the next holder waits until the old one's lease has run out.
+
+use super::{Result, Step};
+use crate::limits::MAX_READERS;
+use crate::{AccessMode, ClusterState, EndedLock, Limited, Lock, Outcome, Reader, Refusal, VdiRecord};
+use sheep_types::{Generation, LogIndex, VdiId};
+use std::sync::Arc;
+
+impl ClusterState {
+    pub(crate) fn lock(
+        &mut self,
+        step: &mut Step,
+        vdi: VdiId,
+        attachment: Option<LogIndex>,
+        mode: AccessMode,
+        take_from: Option<Generation>,
+    ) -> Result {
+        let origin = step.origin;
+        self.require_up(origin)?;
+        let record = Arc::clone(self.existing(vdi)?);
+        self.check_attachment(&record, origin.node, mode, attachment)?;
+        match mode {
+            AccessMode::Write => self.lock_for_writing(step, &record, attachment, take_from),
+            AccessMode::Read => self.lock_for_reading(step, &record, attachment),
+        }
+    }
+
+    fn lock_for_writing(
+        &mut self,
+        step: &mut Step,
+        record: &VdiRecord,
+        attachment: Option<LogIndex>,
+        take_from: Option<Generation>,
+    ) -> Result {
+        let holder = step.origin;
+        let readers = record.readers.iter().filter(|reader| reader.holder.node != holder.node).count();
+        if readers > 0 {
+            return Err(Refusal::InUseByReaders(readers as u32));
+        }
+        let mut generation = Generation(step.at.0);
+        if let Some(lock) = record.lock.filter(|lock| lock.holder.node != holder.node) {
+            // "Writer = me": from one attached node to the other, and only from the lock that was seen.
+            let between_attached = attachment.is_some() && lock.attachment.is_some();
+            if take_from != Some(lock.generation) || !between_attached {
+                return Err(Refusal::Locked { holder: lock.holder, generation: lock.generation });
+            }
+            generation = self.taken_generation(lock, generation);
+        }
+        // Whatever the node itself held before ends too: a reader, or the lock of an earlier opening.
+        self.end_locks(step, record.id, |_| true);
+        let granted = self.edit_vdi(record.id, &mut step.changes, |record| {
+            let granted_clean = record.is_clean();
+            record.clean_since = None;
+            record.last_generation = generation;
+            record.lock = Some(Lock { holder, generation, attachment, granted_clean, settled: false });
+            Outcome::Locked { generation, clean: granted_clean, wait_after: record.wait_after(holder.node) }
+        });
+        granted.ok_or(Refusal::NoSuchVdi)
+    }
+
+    fn taken_generation(&self, from: Lock, own: Generation) -> Generation {
+        #[cfg(feature = "mutants")]
+        if self.is_mutant(crate::Mutant::SharedGeneration) {
+            return from.generation;
+        }
+        let _ = from;
+        own
+    }
+
+    fn lock_for_reading(
+        &mut self,
+        step: &mut Step,
+        record: &VdiRecord,
+        attachment: Option<LogIndex>,
+    ) -> Result {
+        let holder = step.origin;
+        if let Some(lock) = record.lock {
+            return Err(Refusal::Locked { holder: lock.holder, generation: lock.generation });
+        }
+        if !record.is_clean() {
+            return Err(Refusal::NotClean);
+        }
+        let wait_after = None;
+        if let Some(present) = record.readers.iter().find(|reader| reader.holder == holder) {
+            return Ok(Outcome::Locked {
+                generation: Generation(present.granted.0),
+                clean: true,
+                wait_after,
+            });
+        }
+        if record.readers.len() >= MAX_READERS {
+            return Err(Refusal::Limit { what: Limited::Readers, limit: MAX_READERS as u64 });
+        }
+        let granted = step.at;
+        self.edit_vdi(record.id, &mut step.changes, |record| {
+            record.readers.push(Reader { holder, granted, attachment });
+        });
+        // A VDI is clean only after every former writer was waited for, and readers disturb no reader.
+        Ok(Outcome::Locked { generation: Generation(granted.0), clean: true, wait_after })
+    }
+
+    pub(crate) fn unlock(
+        &mut self,
+        step: &mut Step,
+        vdi: VdiId,
+        generation: Generation,
+        clean: bool,
+    ) -> Result {
+        let origin = step.origin;
+        let record = self.existing(vdi)?;
+        let at = step.at;
+        if record.is_held_by(origin, generation) {
+            self.edit_vdi(vdi, &mut step.changes, |record| {
+                // Clean is believed only of a holder that began on settled copies.
+                let settled = record.lock.take().is_some_and(|lock| lock.settled || lock.granted_clean);
+                record.clean_since = (clean && settled).then_some(at);
+            });
+            return Ok(Outcome::Done);
+        }
+        let is_own = |reader: &Reader| reader.holder == origin && reader.granted.0 == generation.0;
+        if !record.readers.iter().any(is_own) {
+            return Err(Refusal::StaleGuard);
+        }
+        self.edit_vdi(vdi, &mut step.changes, |record| record.readers.retain(|reader| !is_own(reader)));
+        Ok(Outcome::Done)
+    }
+
+    pub(crate) fn revoke(&mut self, step: &mut Step, vdi: VdiId, generation: Generation) -> Result {
+        let record = self.existing(vdi)?;
+        let writer = record.lock.filter(|lock| lock.generation == generation).map(|lock| lock.holder);
+        let reader = || record.readers.iter().find(|reader| reader.granted.0 == generation.0);
+        let holder = writer.or_else(|| reader().map(|reader| reader.holder)).ok_or(Refusal::StaleGuard)?;
+        self.end_unconfirmed(step, vdi, &[EndedLock { holder, generation, at: step.at }]);
+        Ok(Outcome::Done)
+    }
+
+    /// Only the node that held the lock knows that it has stopped, in that run or, because one process at a time
+    /// runs on a store, in a later one.
+    pub(crate) fn confirm_ended(&mut self, step: &mut Step, vdi: VdiId, generation: Generation) -> Result {
+        let origin = step.origin;
+        let record = self.existing(vdi)?;
+        let own = |end: &EndedLock| {
+            end.generation == generation
+                && end.holder.node == origin.node
+                && end.holder.incarnation <= origin.incarnation
+        };
+        if !record.ended.iter().any(own) {
+            return Err(Refusal::StaleGuard);
+        }
+        self.edit_vdi(vdi, &mut step.changes, |record| record.ended.retain(|end| !own(end)));
+        Ok(Outcome::Done)
+    }
+
+    pub(crate) fn mark_settled(&mut self, step: &mut Step, vdi: VdiId, generation: Generation) -> Result {
+        if !self.existing(vdi)?.is_held_by(step.origin, generation) {
+            return Err(Refusal::StaleGuard);
+        }
+        self.edit_vdi(vdi, &mut step.changes, |record| {
+            record.ended.clear();
+            if let Some(lock) = &mut record.lock {
+                lock.settled = true;
+            }
+        });
+        Ok(Outcome::Done)
+    }
+}

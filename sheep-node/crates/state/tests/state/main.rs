@@ -1,0 +1,12 @@
+//! Tests of the replicated state through its public interface.
+
+mod cluster;
+mod locks;
+mod membership;
+#[cfg(feature = "mutants")]
+mod mutants;
+mod properties;
+mod reports;
+mod snapshot;
+mod vdis;
+mod voters;

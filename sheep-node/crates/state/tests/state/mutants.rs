@@ -1,0 +1,72 @@
+//! Each broken variant is noticed by what these tests look at.
+
+use crate::cluster::{Cluster, n};
+use sheep_state::{AccessMode, Command, EntryKind, Guard, Mutant, Outcome};
+use sheep_types::{CommandSeq, Incarnation, Member};
+
+fn broken(mutant: Mutant) -> Cluster {
+    let mut cluster = Cluster::with(3);
+    cluster.state.set_mutant(Some(mutant));
+    cluster
+}
+
+#[test]
+fn restart_without_epoch() {
+    let mut cluster = broken(Mutant::RestartWithoutEpoch);
+    let before = (cluster.state.epoch(), cluster.state.members().clone());
+    cluster.incarnations.insert(n(2), 1);
+    cluster.restart(2);
+    assert_eq!(cluster.state.epoch(), before.0);
+    assert_ne!(*cluster.state.members(), before.1);
+    let again = sheep_state::ClusterState::decode_snapshot(&cluster.state.encode_snapshot()).unwrap();
+    assert_eq!(again.members(), cluster.state.members());
+}
+
+#[test]
+fn duplicate_filter_any_later() {
+    let mut cluster = broken(Mutant::DuplicateFilterAnyLater);
+    let origin = Member { node: n(1), incarnation: Incarnation(1) };
+    let entry = |seq, name| EntryKind::Command {
+        origin,
+        seq: CommandSeq(seq),
+        command: Command::CreateVdi(crate::cluster::create(name)),
+    };
+    assert!(cluster.entry(entry(9, "later")).answer.is_some());
+    assert!(cluster.entry(entry(2, "lost")).answer.is_none());
+}
+
+#[test]
+fn shared_generation() {
+    let mut cluster = broken(Mutant::SharedGeneration);
+    let (vdi, _) = cluster.vdi("disk");
+    let mut attach = |node| {
+        let attach = Command::Attach { vdi, node: n(node), mode: AccessMode::Write, share: true };
+        match cluster.run(1, attach) {
+            Ok(Outcome::Attached { attachment }) => Some(attachment),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (source, target) = (attach(100), attach(101));
+    let lock = |attachment, take_from| Command::Lock { vdi, attachment, mode: AccessMode::Write, take_from };
+    cluster.run(100, lock(source, None)).unwrap();
+    let first = cluster.generation(vdi);
+    cluster.run(101, lock(target, first)).unwrap();
+    assert_eq!(cluster.generation(vdi), first);
+}
+
+#[test]
+fn vid_reuse() {
+    let mut cluster = broken(Mutant::VidReuse);
+    let (vdi, vid) = cluster.vdi("old");
+    cluster.run(1, Command::DeleteVdi { vdi, guard: Guard::ClosedClean }).unwrap();
+    assert_eq!(cluster.vdi("new").1, vid);
+}
+
+#[test]
+fn lock_ignores_attachment() {
+    let mut cluster = broken(Mutant::LockIgnoresAttachment);
+    let (vdi, _) = cluster.vdi("disk");
+    cluster.run(1, Command::Attach { vdi, node: n(100), mode: AccessMode::Write, share: false }).unwrap();
+    let lock = Command::Lock { vdi, attachment: None, mode: AccessMode::Write, take_from: None };
+    assert!(cluster.run(101, lock).is_ok());
+}

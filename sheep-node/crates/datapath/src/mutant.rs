@@ -1,0 +1,56 @@
+//! Broken variants, to show that the checkers catch them.
+
+/// A rule of the data path to leave out on purpose. Takes effect only in builds with the cargo feature
+/// `mutants`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// FLUSH asks only the members that acknowledged the writes, not the present sets.
+    FlushOldSet,
+    /// A replica answers fetches and standings without having applied the asker's epoch.
+    SourceAtOlderEpoch,
+    /// A copy with a higher version is kept at validation instead of being made equal to the current one.
+    HigherVersionWins,
+    /// A copy is deleted because a peer lacks the object.
+    DeleteOnAbsence,
+    /// A write that the copy has already is answered as if the copy were behind.
+    ResendIsBehind,
+    /// A take-over serves without the final flush of the VDI.
+    SettleWithoutFlush,
+    /// A fetched copy does not take over the hot mark of its source.
+    HotNotInherited,
+    /// After a restart of all members each one takes its own copy for current.
+    EachDecides,
+    /// A restart does not end a copy's being current.
+    RestartedIsCurrent,
+    /// Map entries are written before the objects they name are durable.
+    MapBeforeData,
+    /// Creating an object does not replace an orphan.
+    CreateKeepsOrphan,
+}
+
+/// The broken variant in force, if any; always none without the cargo feature `mutants`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mutants {
+    #[cfg(feature = "mutants")]
+    active: Option<Mutant>,
+}
+
+impl Mutants {
+    /// Leaves one rule out.
+    #[cfg(feature = "mutants")]
+    pub fn only(mutant: Mutant) -> Self {
+        Self { active: Some(mutant) }
+    }
+
+    /// Whether this rule is left out.
+    #[cfg(feature = "mutants")]
+    pub fn is(self, mutant: Mutant) -> bool {
+        self.active == Some(mutant)
+    }
+
+    /// Whether this rule is left out.
+    #[cfg(not(feature = "mutants"))]
+    pub fn is(self, _mutant: Mutant) -> bool {
+        false
+    }
+}

@@ -1,0 +1,256 @@
+//! Recovery: what a node must hold in the present epoch, and bringing it up to date.
+//!
+//! On each new epoch the store is scanned, the peers are asked what they have of what this node must hold, and
+//! every object that is not current is walked ([`walk`]). What clients wait for comes first.
+
+mod announce;
+mod decide;
+mod list;
+mod run;
+mod surplus;
+mod walk;
+
+use crate::replica::Replica;
+use core::time::Duration;
+use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Time, Version};
+use sheep_wire::{Header, Standing};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) use announce::FLOOR;
+use list::Lists;
+use walk::Source;
+
+/// How far recovery is in the present epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Objects known to need work.
+    pub objects_left: u64,
+    /// Objects brought up to date in this epoch.
+    pub objects_done: u64,
+    /// Bytes moved for them.
+    pub bytes_done: u64,
+    /// Objects without any copy that could be trusted.
+    pub objects_lost: u64,
+    /// Copies that this node holds although it need not, until all members have theirs.
+    pub objects_surplus: u64,
+    /// Everything is known (own store scanned, all peers asked).
+    pub listed: bool,
+    /// Everything this node must hold is validated and durable.
+    pub complete: bool,
+}
+
+/// Deadlines of recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RecoveryTimer {
+    /// No answer to this request.
+    Ask(u64),
+    /// Try the object again.
+    Retry(ObjectId),
+    /// Ask this node for its list again.
+    List(NodeId),
+    /// Go on with the scan of the store.
+    Scan,
+    /// Look at surplus copies again.
+    Surplus,
+    /// Say again that everything is recovered, if the state does not show it.
+    Announce,
+}
+
+/// An object to be brought up to date, while nothing is under way for it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Todo {
+    /// Failed attempts in this epoch.
+    tries: u32,
+    /// Somebody waits for it.
+    urgent: bool,
+}
+
+/// What is under way for an object.
+#[derive(Debug)]
+enum Phase {
+    /// Standings at an epoch are asked for.
+    Asking { at: Epoch, missing: BTreeSet<NodeId>, answers: BTreeMap<NodeId, Standing> },
+    /// Waits for its turn to fetch.
+    Queued(Source),
+    /// The object is on its way.
+    Fetching(Source),
+    /// It is being made durable here.
+    Storing,
+    /// This node decides: all members of the set are made equal.
+    Equalizing { version: Version, missing: BTreeSet<NodeId> },
+    /// All are equal; they are told so, this node too.
+    Adopting,
+}
+
+#[derive(Debug)]
+struct Walk {
+    phase: Phase,
+    tries: u32,
+    urgent: bool,
+}
+
+/// A question that is on its way to another replica.
+#[derive(Debug)]
+struct Ask {
+    to: Member,
+    kind: AskKind,
+}
+
+#[derive(Debug)]
+enum AskKind {
+    /// Standings of objects at an epoch, for walks.
+    Standing { objects: Vec<ObjectId>, at: Epoch },
+    /// An object for its walk.
+    Fetch { object: ObjectId },
+    /// An object for somebody who asked to make the copy equal.
+    FetchFor { asker: Header, object: ObjectId, birth: Birth, version: Version },
+    /// This node decides: make your copy equal.
+    Equalize { object: ObjectId },
+    /// This node decides: all are equal.
+    Adopt { object: ObjectId },
+    /// A page of a list.
+    List,
+    /// Standings of surplus copies.
+    Surplus { objects: Vec<ObjectId> },
+}
+
+/// How far the announcement of the present epoch is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Announced {
+    /// Not everything is validated.
+    #[default]
+    No,
+    /// Being noted durably.
+    Storing,
+    /// Proposed.
+    Proposed,
+}
+
+/// State of recovery, of the present epoch only: a new one starts afresh.
+#[derive(Debug, Default)]
+pub(crate) struct Recovery {
+    epoch: Epoch,
+    /// The scan of the own store goes on here.
+    scan: Option<ObjectId>,
+    lists: Lists,
+    todo: BTreeMap<ObjectId, Todo>,
+    urgent: BTreeSet<ObjectId>,
+    ready: BTreeSet<ObjectId>,
+    walks: BTreeMap<ObjectId, Walk>,
+    /// Walks that wait for their turn to fetch.
+    fetch_urgent: BTreeSet<ObjectId>,
+    fetch_ready: BTreeSet<ObjectId>,
+    fetching: usize,
+    /// Questions to be sent, by whom and about which epoch.
+    batches: BTreeMap<(Member, Epoch), Vec<ObjectId>>,
+    asks: BTreeMap<u64, Ask>,
+    /// Objects of which no copy can be trusted.
+    lost: BTreeSet<ObjectId>,
+    surplus: surplus::Surplus,
+    announced: Announced,
+    objects_done: u64,
+    bytes_done: u64,
+}
+
+impl Recovery {
+    /// Whether it is known that no copy of the object can be trusted.
+    pub(crate) fn is_lost(&self, object: ObjectId) -> bool {
+        self.lost.contains(&object)
+    }
+
+    /// The object needs no recovery any more: it was created anew or removed. What is under way for it is
+    /// dropped when it arrives.
+    pub(crate) fn forget(&mut self, object: ObjectId) {
+        self.drop_walk(object);
+        self.todo.remove(&object);
+        self.ready.remove(&object);
+        self.urgent.remove(&object);
+        self.lost.remove(&object);
+        self.surplus.forget(object);
+    }
+
+    fn drop_walk(&mut self, object: ObjectId) -> Option<Walk> {
+        let walk = self.walks.remove(&object)?;
+        match walk.phase {
+            Phase::Fetching(_) => self.fetching -= 1,
+            Phase::Queued(_) => {
+                self.fetch_urgent.remove(&object);
+                self.fetch_ready.remove(&object);
+            }
+            Phase::Asking { .. } | Phase::Storing | Phase::Equalizing { .. } | Phase::Adopting => {}
+        }
+        Some(walk)
+    }
+
+    /// Nothing is left that this node knows of.
+    fn is_idle(&self) -> bool {
+        self.scan.is_none() && self.lists.are_complete() && self.todo.is_empty() && self.walks.is_empty()
+    }
+}
+
+impl Replica {
+    /// How far recovery is.
+    pub fn progress(&self) -> Progress {
+        let recovery = &self.recovery;
+        Progress {
+            epoch: recovery.epoch,
+            objects_left: (recovery.todo.len() + recovery.walks.len()) as u64,
+            objects_done: recovery.objects_done,
+            bytes_done: recovery.bytes_done,
+            objects_lost: recovery.lost.len() as u64,
+            objects_surplus: recovery.surplus.len() as u64,
+            listed: recovery.scan.is_none() && recovery.lists.are_complete(),
+            complete: recovery.announced == Announced::Proposed,
+        }
+    }
+
+    /// A new epoch: everything that is known about others is void. Replacements that the store has begun go on;
+    /// until they are durable nothing is said about their objects.
+    pub(crate) fn begin_epoch(&mut self, now: Time) {
+        let Some(view) = self.view.clone() else { return };
+        let asks = core::mem::take(&mut self.recovery.asks);
+        self.recovery = Recovery { epoch: view.epoch(), ..Recovery::default() };
+        for ask in asks.into_values() {
+            if let AskKind::FetchFor { asker, .. } = ask.kind {
+                self.refuse(&asker, sheep_wire::Refusal::StaleEpoch(view.epoch()));
+            }
+        }
+        if !self.is_serving() || view.member_now(self.me.node) != Some(self.me) {
+            return;
+        }
+        self.recovery.scan = Some(ObjectId(0));
+        self.set_timer(now, Duration::ZERO, RecoveryTimer::Scan);
+        self.begin_lists(now, &view);
+    }
+
+    fn set_timer(&mut self, now: Time, after: Duration, timer: RecoveryTimer) {
+        self.timers.set(now + after, crate::replica::Timer::Recovery(timer));
+    }
+
+    pub(crate) fn recovery_timer(&mut self, now: Time, timer: RecoveryTimer) {
+        let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return };
+        match timer {
+            RecoveryTimer::Ask(number) => {
+                if let Some(ask) = self.recovery.asks.remove(&number) {
+                    self.ask_failed(now, &view, ask);
+                }
+            }
+            RecoveryTimer::Retry(object) => self.queue(object),
+            RecoveryTimer::List(node) => self.ask_list(now, &view, node),
+            RecoveryTimer::Scan => self.scan(now, &view),
+            RecoveryTimer::Surplus => self.check_surplus(now, &view),
+            RecoveryTimer::Announce => self.announce_again(now, &view),
+        }
+    }
+
+    /// Does a piece of work that has become possible; whether it did.
+    pub(crate) fn recovery_step(&mut self, now: Time) -> bool {
+        let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return false };
+        self.start_walk(now, &view)
+            || self.start_fetch(now, &view)
+            || self.send_batch(now, &view)
+            || self.announce(&view)
+    }
+}

@@ -1,0 +1,367 @@
+//! Walking objects: asking, fetching, storing.
+
+use super::walk::{Question, Source, Verdict, judge};
+use super::{Ask, AskKind, Phase, Todo, Walk};
+use crate::replica::{Replica, Then};
+use crate::{Mutant, View};
+use core::time::Duration;
+use sheep_store::{Header as CopyHeader, Op};
+use sheep_types::{Birth, Epoch, Member, ObjectId, Time, Version};
+use sheep_wire::{Header, ObjectImage, Refusal, Reply, Request, Standing, StandingKind};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Objects in one question.
+const BATCH: usize = 128;
+
+impl Replica {
+    /// The object should be current here. `urgent`: somebody waits for it.
+    pub(crate) fn want(&mut self, view: &View, object: ObjectId, urgent: bool) {
+        if self.recovery.epoch != view.epoch() || self.recovery.lost.contains(&object) {
+            return;
+        }
+        if let Some(walk) = self.recovery.walks.get_mut(&object) {
+            walk.urgent |= urgent;
+            return;
+        }
+        if !view.up_set(object).contains(&self.me) {
+            return;
+        }
+        let known = self.recovery.todo.contains_key(&object);
+        self.recovery.todo.entry(object).or_default().urgent |= urgent;
+        if urgent {
+            // It may be pausing after a failed attempt, and goes on pausing: those who wait ask often.
+            if !known || self.recovery.ready.remove(&object) {
+                self.recovery.urgent.insert(object);
+            }
+        } else if !known {
+            self.recovery.ready.insert(object);
+        }
+    }
+
+    /// A pause is over.
+    pub(super) fn queue(&mut self, object: ObjectId) {
+        match self.recovery.todo.get(&object) {
+            Some(todo) if todo.urgent => self.recovery.urgent.insert(object),
+            Some(_) => self.recovery.ready.insert(object),
+            None => false,
+        };
+    }
+
+    pub(super) fn start_walk(&mut self, now: Time, view: &View) -> bool {
+        if self.recovery.walks.len() >= self.config.walks {
+            return false;
+        }
+        let urgent = self.recovery.urgent.pop_first();
+        let Some(object) = urgent.or_else(|| self.recovery.ready.pop_first()) else { return false };
+        let Some(todo) = self.recovery.todo.remove(&object) else { return true };
+        if self.current_in(view, object) && !self.damaged.contains(&object) {
+            self.wake(object);
+            return true;
+        }
+        if self.replacing.contains(&object) {
+            // It is decided elsewhere; `walk_stored` looks at it again.
+            return true;
+        }
+        let phase = Phase::Asking { at: view.epoch(), missing: BTreeSet::new(), answers: BTreeMap::new() };
+        self.recovery.walks.insert(object, Walk { phase, tries: todo.tries, urgent: todo.urgent });
+        self.ask_about(now, view, object, view.epoch());
+        true
+    }
+
+    /// Asks all up members of the set of an epoch, and of the present set, how their copies stood in it.
+    fn ask_about(&mut self, now: Time, view: &View, object: ObjectId, at: Epoch) {
+        let then = view.set_at(at, object).unwrap_or_default();
+        let mut members: BTreeSet<Member> = then.iter().filter_map(|node| view.member_now(*node)).collect();
+        members.extend(view.up_set(object));
+        members.remove(&self.me);
+        let own = self.standing(view, object, at);
+        let answers = BTreeMap::from([(self.me.node, own)]);
+        let missing: BTreeSet<_> = members.iter().map(|member| member.node).collect();
+        for member in members {
+            self.recovery.batches.entry((member, at)).or_default().push(object);
+        }
+        if let Some(walk) = self.recovery.walks.get_mut(&object) {
+            walk.phase = Phase::Asking { at, missing, answers };
+        }
+        self.consider(now, view, object);
+    }
+
+    /// Sends the questions that have gathered for one node and epoch.
+    pub(super) fn send_batch(&mut self, now: Time, view: &View) -> bool {
+        let Some(((to, at), mut objects)) = self.recovery.batches.pop_first() else { return false };
+        if objects.len() > BATCH {
+            let rest = objects.split_off(BATCH);
+            self.recovery.batches.insert((to, at), rest);
+        }
+        let request = Request::Standing { objects: objects.clone(), at };
+        self.ask_for(now, view, to, request, AskKind::Standing { objects, at });
+        true
+    }
+
+    pub(super) fn ask_for(&mut self, now: Time, view: &View, to: Member, request: Request, kind: AskKind) {
+        let number = self.ask(view, to, request);
+        // Answers that carry or move a whole object take longer.
+        let timeout = match kind {
+            AskKind::Standing { .. } | AskKind::List | AskKind::Surplus { .. } => self.config.ask_timeout,
+            AskKind::Fetch { .. }
+            | AskKind::FetchFor { .. }
+            | AskKind::Equalize { .. }
+            | AskKind::Adopt { .. } => self.config.move_timeout,
+        };
+        self.recovery.asks.insert(number, Ask { to, kind });
+        self.set_timer(now, timeout, super::RecoveryTimer::Ask(number));
+    }
+
+    pub(crate) fn take_reply(&mut self, now: Time, header: Header, reply: Reply) {
+        let Some(view) = self.view.clone() else { return };
+        let Some(ask) = self.recovery.asks.get(&header.request) else { return };
+        if header.from != ask.to || header.to != self.me.incarnation {
+            return;
+        }
+        let Some(ask) = self.recovery.asks.remove(&header.request) else { return };
+        let honest = header.epoch == view.epoch() || self.config.mutants.is(Mutant::SourceAtOlderEpoch);
+        if !honest {
+            return self.ask_failed(now, &view, ask);
+        }
+        match (ask.kind, reply) {
+            (AskKind::Standing { objects, at }, Reply::Standings(list)) if list.len() == objects.len() => {
+                for (object, standing) in objects.into_iter().zip(list) {
+                    self.take_standing(now, &view, object, at, ask.to, standing);
+                }
+            }
+            (AskKind::Fetch { object }, Reply::Image(image)) => self.take_image(now, &view, object, *image),
+            (AskKind::FetchFor { asker, object, birth, version }, Reply::Image(image)) => {
+                self.equalize_with(&view, asker, (object, birth, version), *image);
+            }
+            (AskKind::Equalize { object }, Reply::Done) => self.take_equalized(now, &view, object, ask.to),
+            (AskKind::Adopt { .. }, Reply::Done) => {}
+            (AskKind::List, Reply::Listing(lines, more)) => self.take_list(now, &view, ask.to, &lines, more),
+            (AskKind::Surplus { objects }, Reply::Standings(list)) if list.len() == objects.len() => {
+                self.take_surplus(&view, ask.to, &objects, &list);
+            }
+            (AskKind::FetchFor { asker, .. }, Reply::Refused(refusal)) => self.refuse(&asker, refusal),
+            (kind, _) => self.ask_failed(now, &view, Ask { to: ask.to, kind }),
+        }
+    }
+
+    /// No answer, or one that does not help.
+    pub(super) fn ask_failed(&mut self, now: Time, view: &View, ask: Ask) {
+        match ask.kind {
+            AskKind::Standing { objects, at } => {
+                for object in objects {
+                    let asking = self.recovery.walks.get(&object).is_some_and(|walk| {
+                        matches!(&walk.phase, Phase::Asking { at: now_at, missing, .. }
+                            if *now_at == at && missing.contains(&ask.to.node))
+                    });
+                    if asking {
+                        self.walk_failed(now, object);
+                    }
+                }
+            }
+            AskKind::Fetch { object } => {
+                let fetching = self.recovery.walks.get(&object);
+                if fetching.is_some_and(|walk| matches!(walk.phase, Phase::Fetching(_))) {
+                    self.walk_failed(now, object);
+                }
+            }
+            AskKind::FetchFor { asker, .. } => self.refuse(&asker, Refusal::Busy),
+            AskKind::Equalize { object } | AskKind::Adopt { object } => self.decision_failed(now, object),
+            AskKind::List => self.list_failed(now, view, ask.to),
+            AskKind::Surplus { .. } => {}
+        }
+    }
+
+    fn take_standing(
+        &mut self,
+        now: Time,
+        view: &View,
+        object: ObjectId,
+        at: Epoch,
+        from: Member,
+        standing: Standing,
+    ) {
+        let Some(walk) = self.recovery.walks.get_mut(&object) else { return };
+        let Phase::Asking { at: asked, missing, answers } = &mut walk.phase else { return };
+        if *asked != at || !missing.remove(&from.node) {
+            return;
+        }
+        answers.insert(from.node, standing);
+        self.consider(now, view, object);
+    }
+
+    /// Looks at the answers so far.
+    fn consider(&mut self, now: Time, view: &View, object: ObjectId) {
+        let own_decision = self.config.mutants.is(Mutant::EachDecides);
+        let Some(walk) = self.recovery.walks.get(&object) else { return };
+        let Phase::Asking { at, missing, answers } = &walk.phase else { return };
+        let (at, incomplete) = (*at, !missing.is_empty());
+        let question = Question {
+            at,
+            present: view.epoch(),
+            oldest: view.oldest_epoch(),
+            me: self.me.node,
+            decider: view.up_set(object).first() == Some(&self.me),
+            nobody_was_up: view.up_set_at(at, object).is_some_and(|up| up.is_empty()),
+            incomplete,
+            answers,
+        };
+        let verdict = judge(&question);
+        let own = answers.get(&self.me.node).copied();
+        let absent_elsewhere = answers.values().any(|standing| standing.version.is_none());
+        match verdict {
+            Verdict::Wait if incomplete => {}
+            Verdict::Wait | Verdict::Decide(_)
+                if own_decision && own.is_some_and(|own| own.kind == StandingKind::Restarted) =>
+            {
+                self.confirm(view, object, None);
+            }
+            _ if absent_elsewhere && self.config.mutants.is(Mutant::DeleteOnAbsence) => {
+                self.recovery.forget(object);
+                self.delete_copy(object, crate::replica::Job::Forget);
+            }
+            Verdict::Wait => self.walk_failed(now, object),
+            Verdict::Older => self.ask_about(now, view, object, Epoch(at.0 - 1)),
+            Verdict::Lost => self.lose(view, object),
+            Verdict::Take(source) => self.take_from(view, object, source),
+            Verdict::Decide(source) => self.decide(now, view, object, source),
+        }
+    }
+
+    /// Becomes equal to a copy: at once if the own one has its version, for a version names one prefix of the
+    /// writes to the object.
+    fn take_from(&mut self, view: &View, object: ObjectId, source: Source) {
+        let own = self.copy(view, object).map(|copy| copy.version);
+        let keep_higher = self.config.mutants.is(Mutant::HigherVersionWins);
+        let equal = own == Some(source.version) || (keep_higher && own > Some(source.version));
+        let repair = self.damaged.contains(&object) && source.node != self.me.node;
+        if equal && !repair {
+            let hot = (source.node != self.me.node).then_some(source.hot);
+            return self.confirm(view, object, hot);
+        }
+        let Some(walk) = self.recovery.walks.get_mut(&object) else { return };
+        walk.phase = Phase::Queued(source);
+        let queue =
+            if walk.urgent { &mut self.recovery.fetch_urgent } else { &mut self.recovery.fetch_ready };
+        queue.insert(object);
+    }
+
+    /// The own copy, as it is, is right: it is called current.
+    fn confirm(&mut self, view: &View, object: ObjectId, hot: Option<bool>) {
+        let Some(copy) = self.copy(view, object) else { return };
+        if let Some(hot) = hot {
+            let hot = hot && !self.config.mutants.is(Mutant::HotNotInherited);
+            self.hot.inherit(object, copy.version, hot);
+        }
+        if let Some(walk) = self.recovery.walks.get_mut(&object) {
+            walk.phase = Phase::Storing;
+        }
+        let header = CopyHeader { validated: view.epoch(), ..copy };
+        self.replace(object, Op::SetHeader { header }, Then::Validated(0));
+    }
+
+    pub(super) fn start_fetch(&mut self, now: Time, view: &View) -> bool {
+        if self.recovery.fetching >= self.config.fetches {
+            return false;
+        }
+        let next = self.recovery.fetch_urgent.pop_first();
+        let Some(object) = next.or_else(|| self.recovery.fetch_ready.pop_first()) else { return false };
+        let Some(Walk { phase: Phase::Queued(source), .. }) = self.recovery.walks.get(&object) else {
+            return true;
+        };
+        let source = *source;
+        let (Some(to), Some(record)) = (view.member_now(source.node), view.vid(object.vid())) else {
+            self.walk_failed(now, object);
+            return true;
+        };
+        let version = (!source.serves).then_some(source.version);
+        let request = Request::Fetch { object, birth: record.birth, version };
+        if let Some(walk) = self.recovery.walks.get_mut(&object) {
+            walk.phase = Phase::Fetching(source);
+        }
+        self.recovery.fetching += 1;
+        self.ask_for(now, view, to, request, AskKind::Fetch { object });
+        true
+    }
+
+    /// Fetches an object for somebody who asked to make the copy equal.
+    pub(crate) fn fetch_for(
+        &mut self,
+        now: Time,
+        view: &View,
+        asker: Header,
+        source: Member,
+        what: (ObjectId, Birth, Version),
+    ) {
+        let (object, birth, version) = what;
+        let request = Request::Fetch { object, birth, version: Some(version) };
+        self.ask_for(now, view, source, request, AskKind::FetchFor { asker, object, birth, version });
+    }
+
+    fn take_image(&mut self, now: Time, view: &View, object: ObjectId, image: ObjectImage) {
+        let Some(walk) = self.recovery.walks.get_mut(&object) else { return };
+        let Phase::Fetching(source) = walk.phase else { return };
+        walk.phase = Phase::Storing;
+        self.recovery.fetching -= 1;
+        let wrong = !source.serves && image.contents.version != source.version;
+        if wrong || !view.is_born(object, image.birth) || self.replacing.contains(&object) {
+            return self.walk_failed(now, object);
+        }
+        let bytes = image.contents.data.iter().map(|data| data.len() as u64).sum();
+        if self.replace_with(view, object, image, view.epoch(), Then::Validated(bytes)).is_err() {
+            self.walk_failed(now, object);
+        }
+    }
+
+    /// A replacement of the copy is durable. If that was in an epoch that is over, ordered history says whether
+    /// the copy is current now.
+    pub(crate) fn walk_stored(&mut self, now: Time, object: ObjectId, bytes: u64) {
+        let Some(view) = self.view.clone() else { return };
+        if self.current_in(&view, object) {
+            if self.recovery.drop_walk(object).is_some() || self.recovery.todo.contains_key(&object) {
+                self.recovery.objects_done += 1;
+            }
+            self.recovery.bytes_done += bytes;
+            self.recovery.forget(object);
+            return;
+        }
+        match self.recovery.walks.get(&object).map(|walk| &walk.phase) {
+            // Made equal by this node's own decision: goes on when the others are, too.
+            Some(Phase::Equalizing { .. } | Phase::Adopting) => {}
+            Some(_) => self.walk_failed(now, object),
+            None => self.want(&view, object, false),
+        }
+    }
+
+    /// Somebody else makes the copy equal or current: an own attempt must not come in between, and is made again
+    /// later. A decision of this node goes on, for it is then this node's own request.
+    pub(crate) fn interrupt(&mut self, now: Time, object: ObjectId) {
+        let phase = self.recovery.walks.get(&object).map(|walk| &walk.phase);
+        if matches!(phase, Some(Phase::Asking { .. } | Phase::Queued(_) | Phase::Fetching(_))) {
+            self.walk_failed(now, object);
+        }
+    }
+
+    /// The attempt is over; another one follows after a pause.
+    pub(crate) fn walk_failed(&mut self, now: Time, object: ObjectId) {
+        let Some(walk) = self.recovery.drop_walk(object) else { return };
+        let tries = walk.tries.saturating_add(1);
+        self.recovery.todo.insert(object, Todo { tries, urgent: walk.urgent });
+        let doubled = self.config.retry_min.saturating_mul(1 << walk.tries.min(16));
+        // Clients ask for what they wait for again and again: not much slower than they do.
+        let longest = if walk.urgent { self.config.retry_max / 8 } else { self.config.retry_max };
+        let pause: Duration = doubled.min(longest);
+        self.set_timer(now, pause, super::RecoveryTimer::Retry(object));
+    }
+
+    /// No copy was current in any epoch that is remembered.
+    fn lose(&mut self, view: &View, object: ObjectId) {
+        self.recovery.forget(object);
+        self.recovery.lost.insert(object);
+        // A copy that proves nothing must not be lifted by the floor later.
+        if let Some(copy) = self.copy(view, object).filter(|copy| copy.validated != Epoch(0)) {
+            let header = CopyHeader { validated: Epoch(0), ..copy };
+            self.submit(Op::SetHeader { header }, crate::replica::Job::Forget);
+        }
+        self.wake(object);
+    }
+}

@@ -1,0 +1,128 @@
+//! Store operations under way, and what follows when they are done.
+
+use super::convert::refusal_of;
+use super::equalize::Then;
+use super::{Replica, read_data};
+use sheep_store::{Op, Outcome, StoreError};
+use sheep_types::{Epoch, ObjectId, Time};
+use sheep_wire::{Header, ObjectImage, Refusal, Reply};
+
+/// What a store operation is for.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Nobody waits for it.
+    Forget,
+    /// Give this answer when it is done.
+    Answer(Header, Reply),
+    /// A write.
+    Write {
+        /// Who sent it.
+        asker: Header,
+        /// What it changes.
+        object: ObjectId,
+        /// Answer only when durable.
+        durable: bool,
+    },
+    /// A read.
+    Read {
+        /// Who asked.
+        asker: Header,
+        /// What is read.
+        object: ObjectId,
+    },
+    /// A read of a whole object for another replica.
+    Image {
+        /// Who asked.
+        asker: Header,
+        /// What is read.
+        object: ObjectId,
+    },
+    /// A copy's contents or validity were replaced; they are made durable next.
+    Replace(ObjectId, Then),
+    /// They are durable.
+    ReplaceDurable(ObjectId, Then),
+    /// The epoch in which this store holds everything was noted; it is made durable next.
+    Floor(Epoch),
+    /// It is durable.
+    FloorDurable(Epoch),
+}
+
+impl Replica {
+    pub(super) fn finish(&mut self, now: Time, job: Job, result: Result<Outcome, StoreError>) {
+        match job {
+            Job::Forget => {}
+            Job::Answer(asker, reply) => match result {
+                Ok(_) => self.answer_held(&asker, reply),
+                Err(error) => self.refuse(&asker, refusal_of(&error)),
+            },
+            Job::Write { asker, object, durable } => self.finish_write(&asker, object, durable, result),
+            Job::Read { asker, object } => match result {
+                Ok(Outcome::Read(read)) => self.answer_held(&asker, Reply::Read(read_data(read))),
+                Ok(_) => self.refuse(&asker, Refusal::StoreFailed),
+                Err(error) => self.read_failed(&asker, object, &error),
+            },
+            Job::Image { asker, object } => match result {
+                Ok(Outcome::Read(read)) => self.finish_image(&asker, object, read),
+                Ok(_) => self.refuse(&asker, Refusal::StoreFailed),
+                Err(error) => self.read_failed(&asker, object, &error),
+            },
+            Job::Replace(object, then) => self.replaced(now, object, then, result),
+            Job::ReplaceDurable(object, then) => self.replace_durable(now, object, then, result),
+            Job::Floor(epoch) => {
+                if result.is_ok() {
+                    self.submit(Op::Flush, Job::FloorDurable(epoch));
+                }
+            }
+            Job::FloorDurable(epoch) => {
+                if result.is_ok() {
+                    self.floor_durable(now, epoch);
+                }
+            }
+        }
+    }
+
+    /// An answer that took time: if the epoch is another one by now, the asker asks again.
+    pub(super) fn answer_held(&mut self, asker: &Header, reply: Reply) {
+        match self.view.as_ref().map(|view| view.epoch()) {
+            Some(epoch) if epoch > asker.epoch => self.refuse(asker, Refusal::StaleEpoch(epoch)),
+            Some(_) | None => self.answer(asker, reply),
+        }
+    }
+
+    fn finish_write(
+        &mut self,
+        asker: &Header,
+        object: ObjectId,
+        durable: bool,
+        result: Result<Outcome, StoreError>,
+    ) {
+        match result {
+            Ok(_) if durable => self.submit(Op::Flush, Job::Answer(*asker, Reply::Done)),
+            Ok(_) => self.answer_held(asker, Reply::Done),
+            Err(error) => {
+                self.refuse(asker, refusal_of(&error));
+                self.wake(object);
+            }
+        }
+    }
+
+    fn finish_image(&mut self, asker: &Header, object: ObjectId, read: sheep_store::ReadResult) {
+        let Some(view) = self.view.clone() else { return };
+        let Some(copy) = self.copy(&view, object) else { return self.refuse(asker, Refusal::NoCopy) };
+        let image = ObjectImage {
+            birth: copy.birth,
+            pending: copy.pending,
+            // Of the copy as it is now, which may have gone on since it was read: at worst one mark too many.
+            hot: self.hot.is_hot(object),
+            contents: read_data(read),
+        };
+        self.answer_held(asker, Reply::Image(Box::new(image)));
+    }
+
+    fn read_failed(&mut self, asker: &Header, object: ObjectId, error: &StoreError) {
+        if matches!(error, StoreError::Corrupt { .. } | StoreError::Unreadable { .. }) {
+            self.damaged.insert(object);
+        }
+        self.refuse(asker, refusal_of(error));
+    }
+}

@@ -1,0 +1,457 @@
+//! The replica: owns object copies, serves reads and writes of them, and (with [`crate::recovery`]) brings them
+//! up to date after each change of the epoch.
+
+mod admit;
+mod convert;
+mod equalize;
+mod hot;
+mod jobs;
+mod serve;
+mod standing;
+mod timers;
+mod waiting;
+mod write;
+
+use crate::recovery::Recovery;
+use crate::{Mutants, View};
+use core::time::Duration;
+use hot::HotMarks;
+pub(crate) use jobs::Job;
+use sheep_state::Command;
+use sheep_store::{DiskOp, DiskOpId, DiskResult, Event, Header as CopyHeader, Op, Store};
+use sheep_types::{ClusterId, Epoch, LogIndex, Member, ObjectId, Time, Vid};
+use sheep_wire::{Header, Message, Packet, Refusal, Reply, Request};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+pub(crate) use timers::{Timer, Timers};
+use waiting::Waiting;
+
+use convert::{pieces_of, read_data};
+pub(crate) use equalize::Then;
+
+/// Settings of a replica that are not the cluster's.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// Identity of the disk, as epochs list it; `None` where epochs list no disks. Only the very disk of an
+    /// epoch may say that a copy was never current then.
+    pub disk: Option<u64>,
+    /// How long a request waits for an epoch or a log index that is not applied here yet.
+    pub view_wait: Duration,
+    /// How long a write waits for the write before it: two connections may overtake each other.
+    pub order_wait: Duration,
+    /// How long a write waits for the validation of the copy.
+    pub validate_wait: Duration,
+    /// Most requests that wait, for whatever reason.
+    pub waiting_requests: usize,
+    /// Most bytes of payload that wait.
+    pub waiting_bytes: usize,
+    /// An answer of another replica that has not come after this time is asked for again.
+    pub ask_timeout: Duration,
+    /// The same, for answers that carry or move a whole object.
+    pub move_timeout: Duration,
+    /// First pause before an object that could not be brought up to date is tried again; doubled each time.
+    pub retry_min: Duration,
+    /// Longest such pause.
+    pub retry_max: Duration,
+    /// Objects being validated at once.
+    pub walks: usize,
+    /// Whole objects being fetched at once.
+    pub fetches: usize,
+    /// Rules to break on purpose, for tests of the checkers.
+    pub mutants: Mutants,
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        Self {
+            disk: None,
+            view_wait: Duration::from_secs(5),
+            order_wait: Duration::from_millis(20),
+            validate_wait: Duration::from_millis(500),
+            waiting_requests: 4096,
+            waiting_bytes: 64 << 20,
+            ask_timeout: Duration::from_secs(1),
+            move_timeout: Duration::from_secs(10),
+            retry_min: Duration::from_millis(10),
+            retry_max: Duration::from_secs(1),
+            walks: 256,
+            fetches: 8,
+            mutants: Mutants::default(),
+        }
+    }
+}
+
+/// An effect of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaOutput {
+    /// Send this; to the own node without a network.
+    Send(Packet),
+    /// Do this on the disk and give the result back.
+    Disk(DiskOp),
+    /// Order a command; nobody waits for its result.
+    Propose(Command),
+    /// The store is of no use any more: the node's incarnation ends. Said once.
+    StoreFailed,
+}
+
+/// What a replica counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Whether the store has started and not failed.
+    pub serving: bool,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Store operations under way.
+    pub jobs: usize,
+    /// Packets of another cluster, dropped.
+    pub foreign: u64,
+    /// Requests refused because too much waits.
+    pub busy: u64,
+}
+
+/// The replica of one shard. See the [crate] documentation.
+///
+/// After each call poll [`Replica::poll_output`] until it is empty.
+#[derive(Debug)]
+pub struct Replica {
+    pub(crate) config: ReplicaConfig,
+    pub(crate) me: Member,
+    pub(crate) cluster: ClusterId,
+    pub(crate) view: Option<Arc<View>>,
+    store: Store,
+    ready: bool,
+    failed: bool,
+    foreign: u64,
+    busy: u64,
+    next_token: u64,
+    next_request: u64,
+    jobs: BTreeMap<u64, Job>,
+    waiting: Waiting,
+    /// Objects whose copy is being replaced or validated, until that is durable.
+    pub(crate) replacing: BTreeSet<ObjectId>,
+    /// Copies that failed a checksum and wait for repair.
+    pub(crate) damaged: BTreeSet<ObjectId>,
+    pub(crate) hot: HotMarks,
+    /// Copies whose map entry is not confirmed.
+    pending: BTreeSet<ObjectId>,
+    /// Vids that the store has objects of.
+    vids: BTreeSet<Vid>,
+    pub(crate) recovery: Recovery,
+    pub(crate) timers: Timers,
+    outputs: VecDeque<ReplicaOutput>,
+    /// Objects whose waiting requests may have become possible.
+    woken: BTreeSet<ObjectId>,
+}
+
+impl Replica {
+    /// A replica over a store that is being opened. Requests wait until the store is ready and the first view
+    /// has come.
+    pub fn new(config: ReplicaConfig, me: Member, cluster: ClusterId, store: Store, now: Time) -> Self {
+        let mut replica = Self {
+            config,
+            me,
+            cluster,
+            view: None,
+            store,
+            ready: false,
+            failed: false,
+            foreign: 0,
+            busy: 0,
+            next_token: 0,
+            // Odd numbers are the replica's, even ones the gateway's.
+            next_request: 1,
+            jobs: BTreeMap::new(),
+            waiting: Waiting::default(),
+            replacing: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+            hot: HotMarks::default(),
+            pending: BTreeSet::new(),
+            vids: BTreeSet::new(),
+            recovery: Recovery::default(),
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+            woken: BTreeSet::new(),
+        };
+        replica.pump(now);
+        replica
+    }
+
+    /// A newer picture of the cluster.
+    pub fn handle_view(&mut self, now: Time, view: Arc<View>) {
+        let before = self.view.as_ref().map(|view| (view.epoch(), view.index));
+        assert!(before.is_none_or(|(_, index)| index <= view.index), "views go forward");
+        let new_epoch = before.is_none_or(|(epoch, _)| epoch != view.epoch());
+        self.view = Some(view);
+        self.drop_gone();
+        if new_epoch {
+            self.begin_epoch(now);
+            self.woken.extend(self.waiting.objects());
+        }
+        for (header, request) in self.waiting.take_for_view() {
+            self.handle_request(now, header, request);
+        }
+        self.pump(now);
+    }
+
+    /// A request of a node, possibly this one.
+    pub fn handle_request(&mut self, now: Time, header: Header, request: Request) {
+        self.serve(now, header, request, None);
+        self.pump(now);
+    }
+
+    /// A reply to a request of this replica (odd numbers).
+    pub fn handle_reply(&mut self, now: Time, header: Header, reply: Reply) {
+        if header.cluster != self.cluster {
+            self.foreign += 1;
+            return;
+        }
+        self.take_reply(now, header, reply);
+        self.pump(now);
+    }
+
+    /// Result of a disk operation.
+    pub fn handle_disk(&mut self, now: Time, id: DiskOpId, result: DiskResult) {
+        self.store.handle_disk(id, result);
+        self.pump(now);
+    }
+
+    /// Time has come to what [`Replica::poll_timeout`] said.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(timer) = self.timers.pop(now) {
+            match timer {
+                Timer::View => {
+                    for (header, _) in self.waiting.expired_for_view(now) {
+                        self.refuse(&header, Refusal::Busy);
+                    }
+                }
+                Timer::Object(object) => {
+                    for (header, reply) in self.waiting.expired(now, object) {
+                        self.answer(&header, reply);
+                    }
+                }
+                Timer::Recovery(timer) => self.recovery_timer(now, timer),
+            }
+        }
+        self.pump(now);
+    }
+
+    /// When to call [`Replica::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.next()
+    }
+
+    /// Next effect, if any.
+    pub fn poll_output(&mut self) -> Option<ReplicaOutput> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        self.store.poll_disk().map(ReplicaOutput::Disk)
+    }
+
+    /// What is under way.
+    pub fn status(&self) -> ReplicaStatus {
+        ReplicaStatus {
+            serving: self.ready && !self.failed,
+            waiting: self.waiting.len(),
+            jobs: self.jobs.len(),
+            foreign: self.foreign,
+            busy: self.busy,
+        }
+    }
+
+    /// The store, to look at.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether this node's copy of the object may serve in the present epoch.
+    pub fn is_current(&self, object: ObjectId) -> bool {
+        self.view.as_ref().is_some_and(|view| self.current_in(view, object))
+    }
+
+    /// Carries on with everything that has become possible.
+    fn pump(&mut self, now: Time) {
+        loop {
+            if let Some(event) = self.store.poll_event() {
+                self.take_event(now, event);
+            } else if let Some(object) = self.woken.pop_first() {
+                self.retry_waiting(now, object);
+            } else if !self.recovery_step(now) {
+                return;
+            }
+        }
+    }
+
+    fn take_event(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Ready => {
+                self.ready = true;
+                self.load();
+                if self.view.is_some() {
+                    self.drop_gone();
+                    self.begin_epoch(now);
+                }
+                for (header, request) in self.waiting.take_for_view() {
+                    self.serve(now, header, request, None);
+                }
+            }
+            Event::Done { token, result } => {
+                if let Some(job) = self.jobs.remove(&token) {
+                    self.finish(now, job, result);
+                }
+            }
+            Event::Failed(_) => {
+                self.failed = true;
+                self.outputs.push_back(ReplicaOutput::StoreFailed);
+                for (header, _) in self.waiting.take_all() {
+                    self.refuse(&header, Refusal::StoreFailed);
+                }
+            }
+            Event::SpaceLow => {}
+        }
+    }
+
+    /// Builds what is derived from the store's headers.
+    fn load(&mut self) {
+        for header in self.store.objects(ObjectId(0)) {
+            if header.pending {
+                self.pending.insert(header.id);
+            }
+            self.vids.insert(header.id.vid());
+        }
+        self.vids.remove(&crate::recovery::FLOOR.vid());
+    }
+
+    /// Drops objects that belong to no vid, or to another birth, before anything is answered for them. Births
+    /// that this view does not reach yet are not judged.
+    fn drop_gone(&mut self) {
+        let Some(view) = self.view.clone().filter(|_| self.ready) else { return };
+        let unknown: Vec<Vid> = self.vids.iter().copied().filter(|vid| view.vid(*vid).is_none()).collect();
+        for vid in unknown {
+            let mut left = false;
+            for header in self.copies_of(vid) {
+                if view.is_gone(header.id, header.birth) {
+                    self.delete_copy(header.id, Job::Forget);
+                } else {
+                    left = true;
+                }
+            }
+            if !left {
+                self.vids.remove(&vid);
+                self.hot.forget_vid(vid);
+            }
+        }
+    }
+
+    /// Headers of all copies of a vid.
+    fn copies_of(&self, vid: Vid) -> Vec<CopyHeader> {
+        let from = ObjectId(u64::from(vid.0) << 32);
+        self.store.objects(from).take_while(|header| header.id.vid() == vid).copied().collect()
+    }
+
+    /// The header of this node's copy, if it belongs to the object's vid.
+    pub(crate) fn copy(&self, view: &View, object: ObjectId) -> Option<CopyHeader> {
+        self.store.header(object).copied().filter(|header| view.is_born(object, header.birth))
+    }
+
+    /// Headers from an object on, whatever they belong to.
+    pub(crate) fn headers_from(&self, from: ObjectId) -> impl Iterator<Item = &CopyHeader> {
+        self.store.objects(from)
+    }
+
+    /// Header under a name, whatever it belongs to.
+    pub(crate) fn raw_header(&self, object: ObjectId) -> Option<CopyHeader> {
+        self.store.header(object).copied()
+    }
+
+    /// Whether the store works.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.ready && !self.failed
+    }
+
+    /// Hands an operation to the store. Its result, even an immediate one, comes to `finish` later.
+    pub(crate) fn submit(&mut self, op: Op, job: Job) {
+        if let Op::Write { header, .. } | Op::Replace { header, .. } | Op::SetHeader { header } = &op {
+            let object = header.id;
+            if object != crate::recovery::FLOOR {
+                self.vids.insert(object.vid());
+            }
+            if header.pending {
+                self.pending.insert(object);
+            } else {
+                self.pending.remove(&object);
+            }
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.jobs.insert(token, job);
+        self.store.submit(token, op);
+    }
+
+    /// Deletes a copy and what is noted about it.
+    pub(crate) fn delete_copy(&mut self, object: ObjectId, job: Job) {
+        self.hot.forget(object);
+        self.pending.remove(&object);
+        self.damaged.remove(&object);
+        self.submit(Op::Delete { object }, job);
+    }
+
+    /// Something about the object has changed: requests that wait for it are tried again.
+    pub(crate) fn wake(&mut self, object: ObjectId) {
+        self.woken.insert(object);
+    }
+
+    fn retry_waiting(&mut self, now: Time, object: ObjectId) {
+        for entry in self.waiting.take(object) {
+            let (header, request, deadline) = entry.into_parts();
+            self.serve(now, header, request, Some(deadline));
+        }
+    }
+
+    /// Answers a request.
+    pub(crate) fn answer(&mut self, to: &Header, reply: Reply) {
+        let (epoch, index) =
+            self.view.as_ref().map_or((Epoch(0), LogIndex(0)), |view| (view.epoch(), view.index));
+        let header = Header {
+            request: to.request,
+            cluster: self.cluster,
+            from: self.me,
+            to: to.from.incarnation,
+            shard: to.shard,
+            epoch,
+            relies_on: index,
+            generation: to.generation,
+        };
+        let message = Message::Reply(reply);
+        self.outputs.push_back(ReplicaOutput::Send(Packet { to: to.from.node, header, message }));
+    }
+
+    /// Refuses a request.
+    pub(crate) fn refuse(&mut self, to: &Header, refusal: Refusal) {
+        self.answer(to, Reply::Refused(refusal));
+    }
+
+    /// Sends a request of the replica itself, in the present epoch, and returns its number.
+    pub(crate) fn ask(&mut self, view: &View, to: Member, request: Request) -> u64 {
+        let number = self.next_request;
+        self.next_request += 2;
+        let header = Header {
+            request: number,
+            cluster: self.cluster,
+            from: self.me,
+            to: to.incarnation,
+            shard: 0,
+            epoch: view.epoch(),
+            relies_on: view.index,
+            generation: sheep_types::Generation(0),
+        };
+        let message = Message::Request(request);
+        self.outputs.push_back(ReplicaOutput::Send(Packet { to: to.node, header, message }));
+        number
+    }
+
+    /// Orders a command.
+    pub(crate) fn propose(&mut self, command: Command) {
+        self.outputs.push_back(ReplicaOutput::Propose(command));
+    }
+}

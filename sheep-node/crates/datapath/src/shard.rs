@@ -1,0 +1,142 @@
+//! One data shard: a replica and a gateway on one thread. What they send to the own node does not leave it.
+
+use crate::{Gateway, Output, Replica, ReplicaOutput, View};
+use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
+use sheep_store::{DiskOp, DiskOpId, DiskResult};
+use sheep_types::{Member, Time};
+use sheep_wire::{Header, Message, Packet};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// An effect of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardOutput {
+    /// Send this to another node.
+    Send(Packet),
+    /// Do this on the disk and give the result to [`Shard::handle_disk`].
+    Disk(DiskOp),
+    /// Order a command for the replica; nobody waits for its result.
+    Order(Command),
+    /// Something of the gateway that is no packet.
+    Gateway(Output),
+    /// The store is of no use any more: the node's incarnation ends. Said once.
+    StoreFailed,
+}
+
+/// A shard. A node without a store has no replica.
+///
+/// After each call, and after each direct use of [`Shard::gateway`], poll [`Shard::poll_output`] until it is empty.
+#[derive(Debug)]
+pub struct Shard {
+    me: Member,
+    replica: Option<Replica>,
+    gateway: Gateway,
+    /// Packets to the own node.
+    own: VecDeque<Packet>,
+}
+
+impl Shard {
+    /// Puts a shard together.
+    pub fn new(me: Member, replica: Option<Replica>, gateway: Gateway) -> Self {
+        Self { me, replica, gateway, own: VecDeque::new() }
+    }
+
+    /// The gateway, to open volumes and submit operations. Poll the outputs afterwards.
+    pub fn gateway(&mut self) -> &mut Gateway {
+        &mut self.gateway
+    }
+
+    /// The replica, to look at.
+    pub fn replica(&self) -> Option<&Replica> {
+        self.replica.as_ref()
+    }
+
+    /// A newer picture of the cluster. The replica sees it first: what the gateway then sends is answered.
+    pub fn handle_view(&mut self, now: Time, view: Arc<View>) {
+        if let Some(replica) = &mut self.replica {
+            replica.handle_view(now, Arc::clone(&view));
+        }
+        self.gateway.handle_view(now, view);
+    }
+
+    /// The lease now ends at `deadline`.
+    pub fn handle_lease(&mut self, now: Time, deadline: Time) {
+        self.gateway.handle_lease(now, deadline);
+    }
+
+    /// A packet from another node.
+    pub fn handle_packet(&mut self, now: Time, header: Header, message: Message) {
+        match message {
+            // Replies go to whoever asked: the gateway's numbers are even, the replica's odd.
+            Message::Reply(reply) if header.request.is_multiple_of(2) => {
+                self.gateway.handle_reply(now, header, reply);
+            }
+            Message::Reply(reply) => {
+                if let Some(replica) = &mut self.replica {
+                    replica.handle_reply(now, header, reply);
+                }
+            }
+            Message::Request(request) => {
+                if let Some(replica) = &mut self.replica {
+                    replica.handle_request(now, header, request);
+                }
+            }
+        }
+    }
+
+    /// Result of a disk operation.
+    pub fn handle_disk(&mut self, now: Time, id: DiskOpId, result: DiskResult) {
+        if let Some(replica) = &mut self.replica {
+            replica.handle_disk(now, id, result);
+        }
+    }
+
+    /// Result of a command that the gateway proposed.
+    pub fn handle_proposed(&mut self, now: Time, token: u64, result: Result<Outcome, OrderRefusal>) {
+        self.gateway.handle_proposed(now, token, result);
+    }
+
+    /// Time has come to what [`Shard::poll_timeout`] said.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if let Some(replica) = &mut self.replica {
+            replica.handle_timeout(now);
+        }
+        self.gateway.handle_timeout(now);
+    }
+
+    /// When to call [`Shard::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let replica = self.replica.as_ref().and_then(Replica::poll_timeout);
+        replica.into_iter().chain(self.gateway.poll_timeout()).min()
+    }
+
+    /// Next effect, if any. Packets to the own node are delivered on the way.
+    pub fn poll_output(&mut self, now: Time) -> Option<ShardOutput> {
+        loop {
+            if let Some(output) = self.next_output() {
+                match output {
+                    ShardOutput::Send(packet) if packet.to == self.me.node => self.own.push_back(packet),
+                    output => return Some(output),
+                }
+            } else {
+                let packet = self.own.pop_front()?;
+                self.handle_packet(now, packet.header, packet.message);
+            }
+        }
+    }
+
+    fn next_output(&mut self) -> Option<ShardOutput> {
+        if let Some(output) = self.replica.as_mut().and_then(Replica::poll_output) {
+            return Some(match output {
+                ReplicaOutput::Send(packet) => ShardOutput::Send(packet),
+                ReplicaOutput::Disk(operation) => ShardOutput::Disk(operation),
+                ReplicaOutput::Propose(command) => ShardOutput::Order(command),
+                ReplicaOutput::StoreFailed => ShardOutput::StoreFailed,
+            });
+        }
+        Some(match self.gateway.poll_output()? {
+            Output::Send(packet) => ShardOutput::Send(packet),
+            output => ShardOutput::Gateway(output),
+        })
+    }
+}

@@ -1,0 +1,191 @@
+//! What control publishes to the data path: the applied state, and placement derived from it.
+
+use sheep_placement::{PlacementMember, Ring};
+use sheep_state::{ClusterState, EpochMembers, MemberState, VdiRecord, VidKind, VidRecord};
+use sheep_types::{Birth, ClusterId, Epoch, Generation, LogIndex, Member, NodeId, ObjectId, Vid};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+/// One remembered epoch. Its hash ring is built when it is first asked for: most old epochs never are.
+#[derive(Debug)]
+struct EpochView {
+    members: Arc<EpochMembers>,
+    ring: OnceLock<Ring>,
+}
+
+impl EpochView {
+    fn ring(&self) -> &Ring {
+        self.ring.get_or_init(|| {
+            let placed = self.members.iter().filter(|member| member.is_placed());
+            let members: Vec<PlacementMember> = placed
+                .map(|member| PlacementMember {
+                    node: member.node,
+                    zone: member.zone.clone(),
+                    weight: member.weight,
+                })
+                .collect();
+            Ring::build(&members, self.members.weight_unit)
+        })
+    }
+}
+
+/// An immutable picture of the cluster after some prefix of the log. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// This node in its run.
+    pub me: Member,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Index of the last entry in it.
+    pub index: LogIndex,
+    /// The replicated state after that entry.
+    pub state: Arc<ClusterState>,
+    epochs: Arc<BTreeMap<Epoch, Arc<EpochView>>>,
+}
+
+impl View {
+    /// The next view. Hash rings of epochs that `previous` knew are taken over. `index` never goes back.
+    pub fn advance(
+        previous: Option<&Self>,
+        me: Member,
+        cluster: ClusterId,
+        index: LogIndex,
+        state: Arc<ClusterState>,
+    ) -> Self {
+        let (oldest, newest) = (state.oldest_epoch(), state.epoch());
+        if let Some(previous) = previous {
+            assert!(previous.index <= index, "views go forward");
+            if previous.oldest_epoch() == oldest && previous.epoch() == newest {
+                return Self { me, cluster, index, state, epochs: Arc::clone(&previous.epochs) };
+            }
+        }
+        let known = |epoch: &Epoch| previous.and_then(|previous| previous.epochs.get(epoch)).map(Arc::clone);
+        let epochs = (oldest.0..=newest.0)
+            .map(Epoch)
+            .filter_map(|epoch| {
+                let made = || {
+                    let members = state.members_at(epoch)?;
+                    Some(Arc::new(EpochView { members, ring: OnceLock::new() }))
+                };
+                Some((epoch, known(&epoch).or_else(made)?))
+            })
+            .collect();
+        Self { me, cluster, index, state, epochs: Arc::new(epochs) }
+    }
+
+    /// The present epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.state.epoch()
+    }
+
+    /// The oldest epoch that is remembered. A copy validated before it proves nothing.
+    pub fn oldest_epoch(&self) -> Epoch {
+        self.state.oldest_epoch()
+    }
+
+    /// Storage members of an epoch, those that were down included; `None` if it is forgotten or to come.
+    pub fn members_at(&self, epoch: Epoch) -> Option<&EpochMembers> {
+        self.epochs.get(&epoch).map(|view| view.members.as_ref())
+    }
+
+    /// A storage node that is up now, with its present incarnation.
+    pub fn member_now(&self, node: NodeId) -> Option<Member> {
+        let member = self.state.members().get(node)?;
+        member.is_up().then(|| member.member())
+    }
+
+    /// All storage nodes that are up now, by id.
+    pub fn up_members(&self) -> Vec<Member> {
+        let members = self.state.members().iter().filter(|member| member.is_up());
+        members.map(|member| member.member()).collect()
+    }
+
+    /// The incarnation with which a storage node was up in an epoch; `None` if it was not up, or the epoch is
+    /// forgotten.
+    pub fn up_at(&self, epoch: Epoch, node: NodeId) -> Option<Member> {
+        let member = self.members_at(epoch)?.get(node)?;
+        member.is_up().then(|| member.member())
+    }
+
+    /// Whether a storage node was a member in an epoch at all, up or down.
+    pub fn was_member(&self, epoch: Epoch, node: NodeId) -> bool {
+        self.members_at(epoch).is_some_and(|members| members.get(node).is_some())
+    }
+
+    /// The whole set of an object in an epoch, members that were down included, in order of preference. `None`
+    /// if the epoch is forgotten or to come, or the object's vid or kind is unknown.
+    pub fn set_at(&self, epoch: Epoch, object: ObjectId) -> Option<Vec<NodeId>> {
+        let view = self.epochs.get(&epoch)?;
+        let lineage = self.state.vid(object.vid())?.lineage;
+        let copies = self.state.copies_in(object.vid(), &view.members);
+        Some(view.ring().set(lineage, object.kind()?, object.index(), copies))
+    }
+
+    /// Whether a node is in the set of an object in an epoch.
+    pub fn in_set_at(&self, epoch: Epoch, object: ObjectId, node: NodeId) -> bool {
+        self.set_at(epoch, object).is_some_and(|set| set.contains(&node))
+    }
+
+    /// Members of an object's set that were up in an epoch, with the incarnation they had then.
+    pub fn up_set_at(&self, epoch: Epoch, object: ObjectId) -> Option<Vec<Member>> {
+        let set = self.set_at(epoch, object)?;
+        Some(set.into_iter().filter_map(|node| self.up_at(epoch, node)).collect())
+    }
+
+    /// The object's whole present set, members that are down included; empty if the vid is unknown.
+    pub fn set(&self, object: ObjectId) -> Vec<NodeId> {
+        self.set_at(self.epoch(), object).unwrap_or_default()
+    }
+
+    /// Members of the object's present set that are up.
+    pub fn up_set(&self, object: ObjectId) -> Vec<Member> {
+        self.up_set_at(self.epoch(), object).unwrap_or_default()
+    }
+
+    /// Copies that the object has now when nothing is down.
+    pub fn copies(&self, object: ObjectId) -> usize {
+        self.state.copies_in(object.vid(), self.state.members())
+    }
+
+    /// Up members below which writes to the object wait; never zero.
+    pub fn min_copies(&self, object: ObjectId) -> usize {
+        self.state.min_copies(object.vid()).max(1)
+    }
+
+    /// Record of a vid.
+    pub fn vid(&self, vid: Vid) -> Option<&VidRecord> {
+        self.state.vid(vid).map(Arc::as_ref)
+    }
+
+    /// Record of the VDI that a vid belongs to.
+    pub fn vdi_of(&self, vid: Vid) -> Option<&VdiRecord> {
+        self.state.vdi_of(vid).map(Arc::as_ref)
+    }
+
+    /// Whether the vid takes writes at all.
+    pub fn writable(&self, vid: Vid) -> bool {
+        self.state.writable(vid)
+    }
+
+    /// Generation of the present holder of the vid's VDI, if there is one and the vid is the working one.
+    pub fn generation(&self, vid: Vid) -> Option<Generation> {
+        let working = self.vid(vid)?.kind == VidKind::Working;
+        if working { self.state.generation(vid) } else { None }
+    }
+
+    /// Whether `birth` is the birth of the vid of `object`.
+    pub fn is_born(&self, object: ObjectId, birth: Birth) -> bool {
+        self.vid(object.vid()).is_some_and(|record| record.birth == birth)
+    }
+
+    /// Whether an object of this birth belongs to nothing any more, as far as this view can judge: births after
+    /// its last entry are not judged.
+    pub fn is_gone(&self, object: ObjectId, birth: Birth) -> bool {
+        self.state.is_gone(object.vid(), birth)
+    }
+
+    /// Whether the node is leaving: it serves what it has, and gets nothing new.
+    pub fn is_leaving(&self, node: NodeId) -> bool {
+        self.state.members().get(node).is_some_and(|member| member.state == MemberState::Leaving)
+    }
+}

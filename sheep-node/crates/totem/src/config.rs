@@ -1,7 +1,7 @@
 //! Timers and sizes of a ring.
 
-use crate::limits::MAX_PAYLOAD;
 use crate::codec::{MULTICAST_OVERHEAD, TOKEN_MAX};
+use crate::limits::MAX_PAYLOAD;
 use core::time::Duration;
 use thiserror::Error;
 
@@ -131,9 +131,18 @@ impl RingConfig {
             self.consensus >= self.join_interval * 16,
             "must be at least 16 join intervals",
         )?;
-        timer("max_backoff", self.max_backoff, self.max_backoff >= self.token_loss, "must be at least token_loss")?;
+        timer(
+            "max_backoff",
+            self.max_backoff,
+            self.max_backoff >= self.token_loss,
+            "must be at least token_loss",
+        )?;
         let size = |name, value: usize, min: usize, max: usize| {
-            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Size { name, value, min, max }) }
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::Size { name, value, min, max })
+            }
         };
         size("max_datagram", self.max_datagram, (MAX_PAYLOAD + MULTICAST_OVERHEAD).max(TOKEN_MAX), 65000)?;
         size("window_size", self.window_size as usize, 1, 4096)?;

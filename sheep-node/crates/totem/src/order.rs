@@ -87,7 +87,11 @@ impl Order {
 
     /// Sequence numbers kept in a range, lowest first.
     pub(crate) fn kept(&self, above: u64, to: u64) -> Vec<u64> {
-        if above >= to { Vec::new() } else { self.messages.range(above + 1..=to).map(|(seq, _)| *seq).collect() }
+        if above >= to {
+            Vec::new()
+        } else {
+            self.messages.range(above + 1..=to).map(|(seq, _)| *seq).collect()
+        }
     }
 
     /// Up to `max` sequence numbers up to `to` that are missing, lowest first.

@@ -50,7 +50,10 @@ fn fault(net: &mut Net, seen: &mut Seen) {
         }
         9 => net.nodes.values_mut().for_each(|node| node.paused = false),
         10 => net.loss = [0, 0, 2, 10, 30][net.random.range(0, 5) as usize],
-        _ => net.delay = [(50, 200), (100, 1000), (100, 20_000), (1000, 100_000)][net.random.range(0, 4) as usize],
+        _ => {
+            net.delay =
+                [(50, 200), (100, 1000), (100, 20_000), (1000, 100_000)][net.random.range(0, 4) as usize]
+        }
     }
     seen.cuts += u64::from(!net.cut.is_empty());
 }
@@ -58,11 +61,11 @@ fn fault(net: &mut Net, seen: &mut Seen) {
 fn run_seed(seed: u64, seen: &mut Seen) {
     let mut net = Net::empty(seed);
     net.duplicates = net.random.range(0, 5);
+    net.tells_primary = net.random.chance(70);
     let count = net.random.range(2, 8);
+    net.total = count as usize;
     for n in 1..=count {
         net.start(n, CLUSTER);
-        let primary = net.random.chance(80);
-        net.nodes.get_mut(&n).unwrap().tells_primary = primary;
         if net.random.chance(30) {
             net.run(ms(200));
         }
@@ -81,6 +84,9 @@ fn run_seed(seed: u64, seen: &mut Seen) {
             fault(&mut net, seen);
         }
     }
+    if net.trace {
+        println!("{:?} peace", net.now);
+    }
     net.cut.clear();
     net.loss = 0;
     net.delay = (100, 1000);
@@ -94,7 +100,7 @@ fn run_seed(seed: u64, seen: &mut Seen) {
     let limit = net.config.max_backoff + net.config.token_loss * 20;
     seen.slowest = seen.slowest.max(net.settle(&all, limit));
     let id = net.together(&all).unwrap();
-    (1..=count).for_each(|n| drop(net.submit(n)));
+    (1..=count).for_each(|n| assert!(net.submit(n)));
     net.run(ms(3000));
     assert_eq!(net.together(&all), Some(id), "does not stay together");
     net.checker.check_self_delivery();
@@ -117,7 +123,9 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
             run_seed(seed, &mut seen);
             seen
         });
-        let Ok(one) = result else { panic!("seed {seed}: SEED={seed} cargo test -p sheep-totem --test random one_seed") };
+        let Ok(one) = result else {
+            panic!("seed {seed}: SEED={seed} cargo test -p sheep-totem --test random one_seed")
+        };
         seen.configurations += one.configurations;
         seen.delivered += one.delivered;
         seen.transitional += one.transitional;
@@ -129,8 +137,15 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         seen.slowest = seen.slowest.max(one.slowest);
     }
     println!("{seen:?}");
-    let counts =
-        [seen.configurations, seen.delivered, seen.transitional, seen.crashes, seen.cuts, seen.pauses, seen.recovered];
+    let counts = [
+        seen.configurations,
+        seen.delivered,
+        seen.transitional,
+        seen.crashes,
+        seen.cuts,
+        seen.pauses,
+        seen.recovered,
+    ];
     assert!(counts.iter().all(|n| *n > 0), "the faults did not happen: {seen:?}");
 }
 

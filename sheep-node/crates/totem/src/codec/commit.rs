@@ -8,6 +8,8 @@ use sheep_types::{ConfigId, Member};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CommitEntry {
     pub member: Member,
+    /// What it counts for when memberships are compared.
+    pub weight: u16,
     /// Set when the member has written the rest, and the number is durable at it.
     pub filled: bool,
     /// Its last regular configuration; zero if none.
@@ -37,6 +39,7 @@ impl CommitToken {
         w.count(self.entries.len());
         for e in &self.entries {
             w.member(e.member);
+            w.u16(e.weight);
             w.u8(u8::from(e.filled));
             w.config(e.previous);
             w.u64(e.aru);
@@ -52,6 +55,7 @@ impl CommitToken {
         let mut entries: Vec<CommitEntry> = Vec::new();
         for _ in 0..count {
             let member = r.member()?;
+            let weight = r.u16()?;
             let filled = r.u8()?;
             let previous = r.config()?;
             let (aru, high, join) = (r.counter()?, r.counter()?, r.counter()?);
@@ -59,7 +63,7 @@ impl CommitToken {
             if filled > 1 || !sorted || aru > high {
                 return Err(Malformed);
             }
-            entries.push(CommitEntry { member, filled: filled == 1, previous, aru, high, join });
+            entries.push(CommitEntry { member, weight, filled: filled == 1, previous, aru, high, join });
         }
         let representative = entries.first().is_some_and(|e| e.member.node == config.representative);
         if !(1..=2).contains(&round) || !representative || (round == 2 && entries.iter().any(|e| !e.filled)) {

@@ -1,6 +1,6 @@
 //! Joins: who is there, who hears whom, and which membership the sender proposes.
 
-use super::{Malformed, Reader, Writer};
+use super::{Malformed, Reader, RingSize, Writer};
 use crate::limits::MAX_KNOWN;
 use sheep_types::{ConfigId, Member};
 
@@ -46,6 +46,8 @@ pub(crate) struct Join {
     pub forming: ConfigId,
     /// Number of the ring layout: reserved.
     pub layout: u64,
+    /// What the sender's last configuration counts for.
+    pub ring: RingSize,
     pub rows: Vec<Row>,
 }
 
@@ -54,6 +56,7 @@ impl Join {
         assert!(self.rows.len() <= MAX_KNOWN, "too many nodes in a join");
         w.config(self.forming);
         w.u64(self.layout);
+        self.ring.write(w);
         w.count(self.rows.len());
         let names: Vec<Member> = self.rows.iter().map(|row| row.member).collect();
         for row in &self.rows {
@@ -63,7 +66,11 @@ impl Join {
             w.u32(row.rejoins);
             w.u16(row.weight);
             let bit = |set, flag| if set { flag } else { 0 };
-            w.u16(bit(row.ready, FLAG_READY) | bit(row.committing, FLAG_COMMITTING) | bit(row.primary, FLAG_PRIMARY));
+            w.u16(
+                bit(row.ready, FLAG_READY)
+                    | bit(row.committing, FLAG_COMMITTING)
+                    | bit(row.primary, FLAG_PRIMARY),
+            );
             w.config(row.previous);
             for set in [&row.heard, &row.accused, &row.chosen] {
                 w.u64(bitmap(&names, set));
@@ -74,6 +81,7 @@ impl Join {
     pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
         let forming = r.config()?;
         let layout = r.u64()?;
+        let ring = RingSize::read(r)?;
         let count = r.count(MAX_KNOWN)?;
         let mut rows = Vec::new();
         let mut sets = Vec::new();
@@ -108,7 +116,7 @@ impl Join {
             row.accused = members(&names, accused)?;
             row.chosen = members(&names, chosen)?;
         }
-        Ok(Self { forming, layout, rows })
+        Ok(Self { forming, layout, ring, rows })
     }
 }
 

@@ -10,7 +10,7 @@ mod token;
 pub(crate) use commit::{CommitEntry, CommitToken};
 pub(crate) use join::{Join, Row};
 pub(crate) use multicast::{MULTICAST_OVERHEAD, Multicast, Recovered};
-pub(crate) use probe::{Probe, Wanted};
+pub(crate) use probe::{Probe, RingSize, Wanted};
 pub(crate) use token::{Slot, TOKEN_MAX, Token};
 
 use bytes::Bytes;

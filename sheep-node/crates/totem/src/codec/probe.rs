@@ -6,6 +6,32 @@ use sheep_types::{ConfigId, Member};
 
 const FLAG_PRIMARY: u16 = 1;
 
+/// What a configuration counts for when two compete: weight first, then number of members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RingSize {
+    pub weight: u32,
+    pub members: u16,
+}
+
+impl RingSize {
+    pub(super) fn write(self, w: &mut Writer) {
+        w.u32(self.weight);
+        w.u16(self.members);
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { weight: r.u32()?, members: r.u16()? })
+    }
+
+    /// The size with one more member.
+    pub(crate) fn with(self, weight: u16) -> Self {
+        Self {
+            weight: self.weight.saturating_add(u32::from(weight)),
+            members: self.members.saturating_add(1),
+        }
+    }
+}
+
 /// A merge probe, also the answer to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Probe {
@@ -13,7 +39,9 @@ pub(crate) struct Probe {
     pub config: ConfigId,
     /// That configuration is the primary one.
     pub primary: bool,
-    /// What the sender counts for.
+    /// What that configuration counts for.
+    pub ring: RingSize,
+    /// What the sender alone counts for.
     pub weight: u16,
     /// Times it came back after leaving.
     pub rejoins: u32,
@@ -35,6 +63,7 @@ impl Probe {
     pub(super) fn write(&self, w: &mut Writer) {
         w.config(self.config);
         w.u16(if self.primary { FLAG_PRIMARY } else { 0 });
+        self.ring.write(w);
         w.u16(self.weight);
         w.u32(self.rejoins);
         w.u64(self.number);
@@ -46,6 +75,7 @@ impl Probe {
     pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
         let config = r.config()?;
         let flags = r.u16()?;
+        let ring = RingSize::read(r)?;
         let (weight, rejoins, number, layout) = (r.u16()?, r.u32()?, r.counter()?, r.u64()?);
         if flags & !FLAG_PRIMARY != 0 {
             return Err(Malformed);
@@ -54,7 +84,7 @@ impl Probe {
         for _ in 0..r.count(MAX_HEARD)? {
             heard.push(r.member()?);
         }
-        Ok(Self { config, primary: flags & FLAG_PRIMARY != 0, weight, rejoins, number, layout, heard })
+        Ok(Self { config, primary: flags & FLAG_PRIMARY != 0, ring, weight, rejoins, number, layout, heard })
     }
 }
 

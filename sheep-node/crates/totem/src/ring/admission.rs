@@ -50,11 +50,17 @@ impl Admission {
     ) -> u64 {
         let is_in = |list: &[Member], node: NodeId| list.iter().any(|m| m.node == node);
         let attempts = core::mem::take(&mut self.attempts);
-        let mut refused: BTreeSet<NodeId> = attempts.into_iter().filter(|node| !is_in(after, *node)).collect();
+        let mut refused: BTreeSet<NodeId> =
+            attempts.into_iter().filter(|node| !is_in(after, *node)).collect();
         let left: Vec<(NodeId, Time)> =
             self.admitted.iter().filter(|(node, _)| !is_in(after, **node)).map(|(n, at)| (*n, *at)).collect();
+        // Who stays behind when this node moves to others has not failed.
+        let grown = after.iter().any(|m| !before.contains(m));
         for (node, since) in left {
             self.admitted.remove(&node);
+            if grown {
+                continue;
+            }
             if now.since(since) < config.stable_time() {
                 refused.insert(node);
             } else {
@@ -99,6 +105,8 @@ impl Ring {
                 && recent(peer.hears_me_at)
                 // A primary configuration takes others in and is not taken in.
                 && !peer.primary
+                // Else only who gains by the move: see `join_in_ring`.
+                && (self.primary || self.ring_size.with(peer.weight) > peer.ring)
                 && !self.admission.blocks(member.node, now)
                 && !self.accuses(*member, peer.rejoins, now)
         };

@@ -53,13 +53,15 @@ impl Ring {
         let id = ConfigId { number, representative: self.me.node };
         let entry = |member: &Member| CommitEntry {
             member: *member,
+            weight: 0,
             filled: false,
             previous: ConfigId::default(),
             aru: 0,
             high: 0,
             join: 0,
         };
-        let token = CommitToken { config: id, round: 1, entries: gather.chosen().iter().map(entry).collect() };
+        let token =
+            CommitToken { config: id, round: 1, entries: gather.chosen().iter().map(entry).collect() };
         self.enter_commit(now, token);
     }
 
@@ -102,6 +104,7 @@ impl Ring {
         let previous = self.order.as_ref();
         for entry in token.entries.iter_mut().filter(|e| e.member == self.me) {
             entry.filled = true;
+            entry.weight = self.weight;
             entry.previous = previous.map_or(ConfigId::default(), |o| o.config.id);
             entry.aru = previous.map_or(0, |o| o.aru);
             entry.high = previous.map_or(0, |o| o.high.max(o.aru));

@@ -1,7 +1,7 @@
 //! State Gather: nodes tell each other whom they hear, until all members of a group propose it.
 
 use super::{Phase, Ring};
-use crate::codec::{Join, Packet, Row};
+use crate::codec::{Join, Packet, RingSize, Row};
 use crate::graph;
 use crate::limits::MAX_KNOWN;
 use crate::types::Destination;
@@ -170,7 +170,8 @@ impl Ring {
     fn check_consensus(&mut self, now: Time) {
         let Phase::Gather(gather) = &self.phase else { return };
         let agrees = |m: &Member| {
-            *m == self.me || gather.row(m.node).is_some_and(|r| r.member == *m && r.ready && r.chosen == gather.chosen)
+            *m == self.me
+                || gather.row(m.node).is_some_and(|r| r.member == *m && r.ready && r.chosen == gather.chosen)
         };
         if !gather.ready || !gather.chosen.iter().all(agrees) {
             return;
@@ -189,13 +190,13 @@ impl Ring {
         let mut own = self.own_row(self.numbers.highest());
         let Phase::Gather(gather) = &self.phase else { return own };
         let since = now - self.config.heard_window();
-        let stays = |m: Member| self.order.as_ref().is_some_and(|o| o.config.index_of(m.node).is_some());
         for row in gather.rows.values().map(|known| &known.row) {
             let member = row.member;
             if self.accuses(member, row.rejoins, now) {
                 own.accused.push(member);
             }
-            if self.peers.heard_since(member, since) && (stays(member) || !self.admission.blocks(member.node, now)) {
+            // Waiting times keep nodes from starting this, not from taking part.
+            if self.peers.heard_since(member, since) {
                 own.heard.push(member);
             }
         }
@@ -218,7 +219,7 @@ impl Ring {
             }
             gather.announced.push(gather.chosen.clone());
         }
-        let packet = join_packet(gather, own, ConfigId::default());
+        let packet = join_packet(gather, own, self.ring_size, ConfigId::default());
         self.send(Destination::Everyone, &packet);
     }
 
@@ -232,7 +233,7 @@ impl Ring {
         own.heard = own.chosen.iter().copied().filter(|m| *m != self.me).collect();
         own.ready = true;
         own.committing = true;
-        let packet = join_packet(commit.gather(), own, forming);
+        let packet = join_packet(commit.gather(), own, self.ring_size, forming);
         self.send(Destination::Everyone, &packet);
     }
 
@@ -278,8 +279,14 @@ impl Ring {
             self.merge_join(now, join);
             return;
         }
-        let names_me = join.rows.iter().any(|r| r.member == self.me) && !row.accused.contains(&self.me);
+        // Named without a row of its own: invited. With one, it was there and left again.
+        let names_me = join.rows.iter().any(|r| r.member == self.me && r.version == 0)
+            && !row.accused.contains(&self.me);
+        // A primary takes in whom it can. Between others a node moves only to what becomes larger than what
+        // it leaves: so every move grows the larger ring, and with links as they are the moves come to an end.
+        let better = row.primary || join.ring.with(self.weight) > self.ring_size;
         let welcome = names_me
+            && better
             && !self.primary
             && matches!(self.phase, Phase::Operational)
             && !self.admission.blocks(row.member.node, now)
@@ -310,7 +317,7 @@ impl Ring {
     }
 }
 
-fn join_packet(gather: &Gather, own: Row, forming: ConfigId) -> Packet {
+fn join_packet(gather: &Gather, own: Row, ring: RingSize, forming: ConfigId) -> Packet {
     let mut rows: BTreeMap<NodeId, Row> = BTreeMap::new();
     for known in gather.rows.values() {
         rows.insert(known.row.member.node, known.row.clone());
@@ -336,5 +343,5 @@ fn join_packet(gather: &Gather, own: Row, forming: ConfigId) -> Packet {
         rows.pop_last();
     }
     rows.insert(own.member.node, own);
-    Packet::Join(Join { forming, layout: 0, rows: rows.into_values().collect() })
+    Packet::Join(Join { forming, layout: 0, ring, rows: rows.into_values().collect() })
 }

@@ -10,7 +10,7 @@ mod probe;
 mod recovery;
 mod token;
 
-use crate::codec::{self, Header, Packet, Row};
+use crate::codec::{self, Header, Packet, RingSize, Row};
 use crate::config::{ConfigError, RingConfig};
 use crate::limits::{MAX_MEMBERS, MAX_PAYLOAD, MAX_PEERS};
 use crate::order::Order;
@@ -70,6 +70,8 @@ pub struct Ring {
     note: Note,
     note_changed: bool,
     primary: bool,
+    /// What the last regular configuration counts for.
+    ring_size: RingSize,
     /// Number of this node's last join.
     join: u64,
     rejoins: u32,
@@ -112,6 +114,7 @@ impl Ring {
             note: Note::default(),
             note_changed: false,
             primary: false,
+            ring_size: RingSize::default(),
             join: 0,
             rejoins: 0,
             probe_at: now,
@@ -302,7 +305,9 @@ impl Ring {
     fn accuse(&mut self, now: Time, node: NodeId, until: Option<Time>) {
         let member = self.members().iter().find(|m| m.node == node).copied();
         let known = self.peers.get(node).map(|p| Member { node, incarnation: p.incarnation });
-        let Some(Member { incarnation, .. }) = member.or(known).filter(|m| m.node != self.me.node) else { return };
+        let Some(Member { incarnation, .. }) = member.or(known).filter(|m| m.node != self.me.node) else {
+            return;
+        };
         if self.accused.len() >= MAX_PEERS {
             self.accused.pop_first();
         }
@@ -316,7 +321,9 @@ impl Ring {
     /// Whether this node holds a member failed, given how often that one came back.
     fn accuses(&self, member: Member, rejoins: u32, now: Time) -> bool {
         self.accused.get(&member.node).is_some_and(|a| {
-            a.incarnation == member.incarnation && rejoins <= a.rejoins && a.until.is_none_or(|until| now < until)
+            a.incarnation == member.incarnation
+                && rejoins <= a.rejoins
+                && a.until.is_none_or(|until| now < until)
         })
     }
 

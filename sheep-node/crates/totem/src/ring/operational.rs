@@ -28,8 +28,11 @@ impl Ring {
             self.stats.refused += 1;
             return;
         }
-        let stored =
-            Stored { origin: message.origin, recovered: message.recovered, payloads: message.payloads.clone() };
+        let stored = Stored {
+            origin: message.origin,
+            recovered: message.recovered,
+            payloads: message.payloads.clone(),
+        };
         match order.insert(message.seq, stored, reach) {
             Inserted::New => {}
             Inserted::Duplicate => {

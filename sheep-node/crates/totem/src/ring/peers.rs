@@ -1,6 +1,6 @@
 //! What is known of other nodes from their own packets.
 
-use crate::codec::Probe;
+use crate::codec::{Probe, RingSize};
 use crate::limits::MAX_PEERS;
 use sheep_types::{ConfigId, Incarnation, Member, NodeId, Time};
 use std::collections::BTreeMap;
@@ -20,6 +20,9 @@ pub(crate) struct Peer {
     /// Configuration that its last probe named.
     pub config: ConfigId,
     pub rejoins: u32,
+    /// What that configuration counts for, and the node alone.
+    pub ring: RingSize,
+    pub weight: u16,
     /// Last answer sent to it.
     pub answered_at: Option<Time>,
 }
@@ -34,6 +37,8 @@ impl Peer {
             primary: false,
             config: ConfigId::default(),
             rejoins: 0,
+            ring: RingSize::default(),
+            weight: 0,
             answered_at: None,
         }
     }
@@ -110,6 +115,8 @@ impl Peers {
         if let Some(peer) = self.table.get_mut(&sender.node) {
             peer.primary = probe.primary;
             peer.config = probe.config;
+            peer.ring = probe.ring;
+            peer.weight = probe.weight;
             peer.rejoins = peer.rejoins.max(probe.rejoins);
             peer.hears_me_at = probe.heard.contains(&me).then_some(now);
         }
@@ -146,7 +153,11 @@ mod tests {
             peers.hear(sender, at(n), |node| node == NodeId(1));
         }
         assert_eq!(peers.table.len(), MAX_PEERS);
-        assert!(peers.get(NodeId(1)).is_some() && peers.get(NodeId(2)).is_none() && peers.get(NodeId(500)).is_some());
+        assert!(
+            peers.get(NodeId(1)).is_some()
+                && peers.get(NodeId(2)).is_none()
+                && peers.get(NodeId(500)).is_some()
+        );
     }
 
     #[test]

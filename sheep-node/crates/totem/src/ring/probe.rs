@@ -1,5 +1,6 @@
 //! Probes: rings find each other, and nodes show whom they hear.
 
+use super::peers::Peer;
 use super::{Phase, Ring};
 use crate::codec::{Packet, Probe};
 use crate::limits::MAX_HEARD;
@@ -9,10 +10,21 @@ use sheep_types::{ConfigId, Member, Time};
 impl Ring {
     fn probe(&self, now: Time) -> Packet {
         let since = now - self.config.probe_window();
+        // Whom this node would not take does not count as heard: nobody shall try in vain.
+        let takes = |m: Member, p: &Peer| {
+            let member = self.order.as_ref().is_some_and(|o| o.config.contains(m));
+            member || (!self.admission.blocks(m.node, now) && !self.accuses(m, p.rejoins, now))
+        };
         let heard = self.peers.iter().filter(|(_, p)| p.heard_at.is_some_and(|at| at >= since));
+        let heard = heard.filter(|(m, p)| takes(*m, p));
         Packet::Probe(Probe {
-            config: if matches!(self.phase, Phase::Operational) { self.previous() } else { ConfigId::default() },
+            config: if matches!(self.phase, Phase::Operational) {
+                self.previous()
+            } else {
+                ConfigId::default()
+            },
             primary: self.primary,
+            ring: self.ring_size,
             weight: self.weight,
             rejoins: self.rejoins,
             number: self.numbers.highest(),
@@ -27,7 +39,7 @@ impl Ring {
         self.probe_at = self.jittered(now, self.config.merge_probe_interval);
         let since = now - self.config.probe_window() * 2;
         let Some(order) = &self.order else { return };
-        let foreign = |(member, peer): (Member, &super::peers::Peer)| {
+        let foreign = |(member, peer): (Member, &Peer)| {
             !order.config.contains(member) && peer.heard_at.is_some_and(|at| at >= since)
         };
         let representative = order.config.members.first() == Some(&self.me);

@@ -3,7 +3,7 @@
 
 use super::token::Run;
 use super::{Phase, Ring};
-use crate::codec::{CommitEntry, CommitToken, Multicast, Recovered, Token};
+use crate::codec::{CommitEntry, CommitToken, Multicast, Recovered, RingSize, Token};
 use crate::order::{Order, Stored};
 use crate::types::{Configuration, ConfigurationKind, Output};
 use sheep_types::{ConfigId, Member, Time};
@@ -14,6 +14,8 @@ use std::collections::{BTreeSet, VecDeque};
 pub(super) struct Recovery {
     /// The new configuration.
     pub order: Order,
+    /// What it counts for.
+    size: RingSize,
     /// Members that come from the same configuration as this node, itself included: the members of the
     /// transitional configuration.
     moving: Vec<Member>,
@@ -59,7 +61,17 @@ impl Ring {
         }
         self.run = Run::new(token.config, &members, self.me, void_joins, now + self.config.token_loss);
         let order = Order::new(config);
-        self.phase = Phase::Recovery(Recovery { order, moving, low, high, complete, to_send, seen: BTreeSet::new() });
+        let size = token.entries.iter().fold(RingSize::default(), |size, e| size.with(e.weight));
+        self.phase = Phase::Recovery(Recovery {
+            order,
+            size,
+            moving,
+            low,
+            high,
+            complete,
+            to_send,
+            seen: BTreeSet::new(),
+        });
     }
 
     /// Messages of the last configuration for this visit, at most `budget`, and whether some are left.
@@ -84,7 +96,8 @@ impl Ring {
             });
         }
         self.stats.recovered += out.len() as u64;
-        let left = recovery.to_send.iter().any(|seq| *seq <= recovery.complete || !recovery.seen.contains(seq));
+        let left =
+            recovery.to_send.iter().any(|seq| *seq <= recovery.complete || !recovery.seen.contains(seq));
         (out, left)
     }
 
@@ -92,7 +105,9 @@ impl Ring {
     pub(super) fn take_recovered(&mut self, message: &Multicast) {
         let (Some(recovered), Some(old)) = (message.recovered, &mut self.order) else { return };
         let Phase::Recovery(recovery) = &mut self.phase else { return };
-        let wanted = recovered.config == old.config.id && recovered.seq > recovery.low && recovered.seq <= recovery.high;
+        let wanted = recovered.config == old.config.id
+            && recovered.seq > recovery.low
+            && recovered.seq <= recovery.high;
         if !wanted {
             return;
         }
@@ -111,8 +126,11 @@ impl Ring {
 
     /// Installs the new configuration: first what is left of the old one.
     pub(super) fn install(&mut self, now: Time) {
-        let Phase::Recovery(recovery) = core::mem::replace(&mut self.phase, Phase::Operational) else { return };
-        let Recovery { mut order, moving, .. } = recovery;
+        let Phase::Recovery(recovery) = core::mem::replace(&mut self.phase, Phase::Operational) else {
+            return;
+        };
+        let Recovery { mut order, size, moving, .. } = recovery;
+        self.ring_size = size;
         let previous = self.order.take();
         let before = previous.as_ref().map(|o| o.config.members.clone()).unwrap_or_default();
         if let Some(mut old) = previous {

@@ -186,7 +186,8 @@ impl Ring {
 
     fn report_visit(&mut self, token: &Token) {
         let (Some(run), Some(order)) = (&self.run, &self.order) else { return };
-        let notes = order.config.members.iter().copied().zip(token.slots.iter().map(|slot| slot.note)).collect();
+        let notes =
+            order.config.members.iter().copied().zip(token.slots.iter().map(|slot| slot.note)).collect();
         self.out.push_back(Output::Token(crate::types::TokenSeen {
             config: run.id,
             rotation: token.rotation,
@@ -212,7 +213,8 @@ impl Ring {
         if let Some(order) = running(&mut self.order, &mut self.phase) {
             let reach = 2 * self.config.outstanding();
             for m in &fresh {
-                let stored = Stored { origin: m.origin, recovered: m.recovered, payloads: m.payloads.clone() };
+                let stored =
+                    Stored { origin: m.origin, recovered: m.recovered, payloads: m.payloads.clone() };
                 order.insert(m.seq, stored, reach);
             }
             token.seq += fresh.len() as u64;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sheep_totem::{Configuration, ConfigurationKind, Delivery, Output, TokenSeen};
-use sheep_types::{ConfigId, Member, NodeId, Time};
+use sheep_types::{ConfigId, Member, NodeId, Place, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one run of one node saw in one configuration.
@@ -34,6 +34,7 @@ pub struct Checker {
     highest: BTreeMap<NodeId, ConfigId>,
     members: BTreeMap<ConfigId, Vec<Member>>,
     order: BTreeMap<(ConfigId, u64), (Member, Bytes)>,
+    notes: BTreeMap<(Member, Member), Place>,
     pub configurations: u64,
     pub delivered: u64,
     pub transitional: u64,
@@ -134,7 +135,10 @@ impl Checker {
             let stay = self.histories.get(member).and_then(|h| h.stays.get(&config));
             // A member may have received without having installed; then it has not delivered.
             let Some(stay) = stay else { continue };
-            assert!(stay.regular.len() as u64 >= position, "{position} of {config:?} is not safe: {member:?}");
+            assert!(
+                stay.regular.len() as u64 >= position,
+                "{position} of {config:?} is not safe: {member:?}"
+            );
         }
         let stay = self.histories.get_mut(&me).unwrap().stays.get_mut(&config).unwrap();
         assert!(position > stay.safe && position <= stay.regular.len() as u64);
@@ -161,6 +165,7 @@ impl Checker {
         }
         let stay = self.histories.get_mut(&me).unwrap().stays.get_mut(&token.config).unwrap();
         stay.rotation = token.rotation;
+        self.notes.extend(token.notes.iter().map(|(other, note)| ((me, *other), note.durable)));
         stay.visited = Some(now);
         self.visits += 1;
     }
@@ -177,6 +182,11 @@ impl Checker {
     /// Messages delivered by one run of a node in a configuration.
     pub fn count(&self, me: Member, config: ConfigId) -> usize {
         self.histories.get(&me).and_then(|h| h.stays.get(&config)).map_or(0, |s| s.regular.len())
+    }
+
+    /// What one node last read of another's durable place.
+    pub fn note(&self, me: Member, of: Member) -> Place {
+        self.notes.get(&(me, of)).copied().unwrap_or_default()
     }
 
     pub fn safe_position(&self, me: Member, config: ConfigId) -> u64 {

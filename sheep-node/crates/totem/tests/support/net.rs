@@ -22,8 +22,6 @@ pub struct Node {
     /// The disk that holds the number does not answer.
     pub disk_hangs: bool,
     pub durable: u64,
-    /// Whether the layer above calls a configuration with most of the nodes primary.
-    pub tells_primary: bool,
     pub packets_sent: u64,
 }
 
@@ -40,6 +38,19 @@ pub struct Net {
     /// Microseconds.
     pub delay: (u64, u64),
     pub written: u64,
+    /// Keeps all packets in `recorded`.
+    pub record: bool,
+    pub recorded: Vec<Bytes>,
+    /// Switches the checkers off: for packets that no authenticated member would send.
+    pub unchecked: bool,
+    /// This node gets no messages of the order, only the rest.
+    pub drop_multicasts_to: Option<u64>,
+    /// Prints configurations as they come.
+    pub trace: bool,
+    /// Whether the layer above calls a configuration with most of the nodes primary.
+    pub tells_primary: bool,
+    /// Number of nodes that count for that.
+    pub total: usize,
     events: BTreeMap<(Time, u64), Event>,
     serial: u64,
 }
@@ -51,6 +62,7 @@ pub fn ms(n: u64) -> Duration {
 impl Net {
     pub fn new(seed: u64, nodes: u64) -> Self {
         let mut net = Self::empty(seed);
+        net.total = nodes as usize;
         (1..=nodes).for_each(|n| net.start(n, CLUSTER));
         net
     }
@@ -67,6 +79,13 @@ impl Net {
             duplicates: 0,
             delay: (100, 400),
             written: 0,
+            record: false,
+            recorded: Vec::new(),
+            unchecked: false,
+            drop_multicasts_to: None,
+            trace: std::env::var_os("TRACE").is_some(),
+            tells_primary: false,
+            total: 0,
             events: BTreeMap::new(),
             serial: 0,
         }
@@ -74,20 +93,12 @@ impl Net {
 
     /// Starts a node, or starts it again in a new run with what it made durable.
     pub fn start(&mut self, n: u64, cluster: ClusterId) {
-        let (incarnation, durable) = self.nodes.get(&n).map_or((1, 0), |old| (old.me.incarnation.0 + 1, old.durable));
+        let (incarnation, durable) =
+            self.nodes.get(&n).map_or((1, 0), |old| (old.me.incarnation.0 + 1, old.durable));
         let me = Member { node: NodeId(n), incarnation: Incarnation(incarnation) };
         let seed = self.random.next();
         let ring = Ring::new(self.config.clone(), me, cluster, durable, seed, self.now).unwrap();
-        let node = Node {
-            ring,
-            me,
-            alive: true,
-            paused: false,
-            disk_hangs: false,
-            durable,
-            tells_primary: false,
-            packets_sent: 0,
-        };
+        let node = Node { ring, me, alive: true, paused: false, disk_hangs: false, durable, packets_sent: 0 };
         self.nodes.insert(n, node);
         self.drain(n);
     }
@@ -105,7 +116,12 @@ impl Net {
     /// Calls into one ring and performs what comes out.
     pub fn with<T>(&mut self, n: u64, call: impl FnOnce(&mut Ring, Time) -> T) -> T {
         let now = self.now;
+        let before = self.ring(n).state();
         let result = call(self.ring(n), now);
+        let after = self.ring(n).state();
+        if self.trace && before != after {
+            println!("{now:?} n{n} {before:?} to {after:?}");
+        }
         self.drain(n);
         result
     }
@@ -150,7 +166,12 @@ impl Net {
         while let Some(output) = self.nodes.get_mut(&n).unwrap().ring.poll_output() {
             let node = self.nodes.get_mut(&n).unwrap();
             let me = node.me;
-            self.checker.output(self.now, me, node.durable, &output);
+            if self.trace && matches!(output, Output::Configuration(_)) {
+                println!("{:?} {:?} {output:?}", self.now, me.node);
+            }
+            if !self.unchecked {
+                self.checker.output(self.now, me, node.durable, &output);
+            }
             match output {
                 Output::Send { to, packet } => {
                     node.packets_sent += 1;
@@ -160,8 +181,8 @@ impl Net {
                     let delay = Duration::from_micros(self.random.range(50, 5000));
                     self.post(delay, Event::Durable { to: me, number });
                 }
-                Output::Configuration(c) if node.tells_primary => {
-                    let all = self.nodes.len();
+                Output::Configuration(c) if self.tells_primary => {
+                    let all = self.total;
                     let regular = c.kind == sheep_totem::ConfigurationKind::Regular;
                     self.nodes.get_mut(&n).unwrap().ring.set_primary(regular && c.members.len() * 2 > all);
                 }
@@ -172,16 +193,26 @@ impl Net {
 
     fn route(&mut self, from: Member, to: Destination, packet: Bytes) {
         assert!(packet.len() <= self.config.max_datagram, "packet of {} bytes", packet.len());
+        if self.record {
+            self.recorded.push(packet.clone());
+        }
         let all: Vec<u64> = self.nodes.keys().copied().filter(|n| *n != from.node.0).collect();
-        let members: Vec<u64> =
-            self.nodes[&from.node.0].ring.members().iter().map(|m| m.node.0).filter(|n| *n != from.node.0).collect();
+        let members: Vec<u64> = self.nodes[&from.node.0]
+            .ring
+            .members()
+            .iter()
+            .map(|m| m.node.0)
+            .filter(|n| *n != from.node.0)
+            .collect();
         let receivers = match to {
             Destination::Node(node) => vec![node.0],
             Destination::Members => members,
             Destination::Everyone => all,
         };
         for to in receivers {
-            if self.cut.contains(&(from.node.0, to)) || self.random.chance(self.loss) {
+            // The sixth byte of a packet is its kind.
+            let muted = self.drop_multicasts_to == Some(to) && packet[5] == 1;
+            if muted || self.cut.contains(&(from.node.0, to)) || self.random.chance(self.loss) {
                 continue;
             }
             for _ in 0..1 + u64::from(self.random.chance(self.duplicates)) {
@@ -194,7 +225,8 @@ impl Net {
     /// Does the next thing, if it is before `end`. Returns whether there was one.
     pub fn step(&mut self, end: Time) -> bool {
         let active = self.nodes.iter().filter(|(_, node)| node.alive && !node.paused);
-        let timer = active.filter_map(|(n, node)| node.ring.poll_timeout().map(|at| (at.max(self.now), *n))).min();
+        let timer =
+            active.filter_map(|(n, node)| node.ring.poll_timeout().map(|at| (at.max(self.now), *n))).min();
         let event = self.events.keys().next().copied();
         match (timer, event) {
             (Some((at, n)), next) if next.is_none_or(|(t, _)| at < t) => {
@@ -228,7 +260,8 @@ impl Net {
                 _ => {}
             },
             Event::Durable { to, number } => {
-                let Some(node) = self.nodes.get_mut(&to.node.0).filter(|node| node.me == to && node.alive) else {
+                let Some(node) = self.nodes.get_mut(&to.node.0).filter(|node| node.me == to && node.alive)
+                else {
                     return;
                 };
                 if node.paused {
@@ -272,6 +305,12 @@ impl Net {
         };
         let first = id(members.first()?)?;
         members.iter().all(|n| id(n) == Some(first)).then_some(first)
+    }
+
+    /// Runs until all but one node are together.
+    pub fn settle_alive_without(&mut self, n: u64) {
+        let rest: Vec<u64> = self.alive().into_iter().filter(|m| *m != n).collect();
+        self.settle(&rest, ms(10_000));
     }
 
     pub fn alive(&self) -> Vec<u64> {

@@ -25,6 +25,8 @@ pub struct StoreConfig {
     pub inflight_bytes: u64,
     /// Checksums kept in memory since the last checkpoint (8 bytes each) after which one is made.
     pub delta_limit: u64,
+    /// Checksums of one object outside its page above which a checkpoint writes a new page for it.
+    pub fold_above: usize,
     /// Checksum pages (4 KiB each) kept in memory for reads.
     pub page_cache: usize,
     /// Which rule to break on purpose, for tests of the checkers.
@@ -42,6 +44,7 @@ impl StoreConfig {
             commit_bytes: 64 << 20,
             inflight_bytes: 32 << 20,
             delta_limit: 8 << 20,
+            fold_above: 32,
             page_cache: 16 << 10,
             mutant: Mutant::None,
         }
@@ -60,6 +63,7 @@ impl StoreConfig {
             commit_bytes: 1 << 20,
             inflight_bytes: 1 << 20,
             delta_limit: 1 << 12,
+            fold_above: 4,
             page_cache: 64,
             ..Self::new(geometry, capacity)
         }
@@ -334,6 +338,9 @@ pub enum StoreError {
     /// A flushed record of the metadata log is damaged.
     #[error("the metadata log is damaged")]
     LogCorrupt,
+    /// The log has no room: the store was stopped many times before it could make a checkpoint.
+    #[error("the metadata log is full")]
+    LogFull,
     /// The checkpoint is damaged.
     #[error("the checkpoint is damaged")]
     CheckpointCorrupt,
@@ -371,4 +378,15 @@ pub struct Usage {
     pub used: u64,
     /// Number of objects.
     pub objects: u64,
+}
+
+/// What a store has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Batches made durable.
+    pub commits: u64,
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Checksum pages written.
+    pub pages: u64,
 }

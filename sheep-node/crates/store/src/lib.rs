@@ -20,14 +20,24 @@
 //! How: `docs/internals/on-disk-format.md`.
 
 mod api;
+mod codec;
 mod disk;
+mod index;
+mod map;
 mod mutant;
+mod record;
+mod shares;
+mod space;
 mod store;
+mod sums;
+mod superblock;
+mod virtual_disk;
 
 pub use api::{
-    BlockState, Body, Event, Extent, Header, InspectResult, Op, Outcome, Piece, ReadResult, StoreConfig,
-    StoreError, StoreIdentity, Usage,
+    BlockState, Body, Event, Extent, Header, InspectResult, Op, Outcome, Piece, ReadResult, Stats,
+    StoreConfig, StoreError, StoreIdentity, Usage,
 };
 pub use disk::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId};
 pub use mutant::Mutant;
 pub use store::Store;
+pub use virtual_disk::{Fate, VirtualDisk};

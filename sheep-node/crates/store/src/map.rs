@@ -1,0 +1,201 @@
+//! Where the blocks of one object are.
+
+/// A run of blocks of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Run {
+    /// First block.
+    pub(crate) place: u32,
+    /// Number of blocks, at least one.
+    pub(crate) len: u32,
+}
+
+impl Run {
+    /// First block after it.
+    pub(crate) fn end(self) -> u32 {
+        self.place + self.len
+    }
+}
+
+/// Place that stands for zeros: the superblock's, where no data can be.
+pub(crate) const ZERO_PLACE: u32 = 0;
+
+/// A run of an object's blocks that are zero, or data in consecutive places. Eight bytes, because a store
+/// written at random has one for every block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MapRun {
+    /// First block in the object.
+    pub(crate) start: u16,
+    /// Number of blocks, at least one.
+    pub(crate) len: u16,
+    /// Place of the first one, or [`ZERO_PLACE`].
+    pub(crate) place: u32,
+}
+
+const _: () = assert!(size_of::<MapRun>() == 8);
+
+impl MapRun {
+    pub(crate) fn first(self) -> u32 {
+        u32::from(self.start)
+    }
+
+    pub(crate) fn count(self) -> u32 {
+        u32::from(self.len)
+    }
+
+    /// First block of the object after it.
+    pub(crate) fn end(self) -> u32 {
+        self.first() + self.count()
+    }
+
+    pub(crate) fn is_zero(self) -> bool {
+        self.place == ZERO_PLACE
+    }
+
+    /// The data's blocks on disk.
+    pub(crate) fn data(self) -> Option<Run> {
+        (!self.is_zero()).then_some(Run { place: self.place, len: self.count() })
+    }
+
+    /// The part of it in `from..to`, which must overlap it.
+    fn clip(self, from: u32, to: u32) -> Self {
+        let (first, end) = (self.first().max(from), self.end().min(to));
+        debug_assert!(first < end, "clip does not overlap");
+        let place = if self.is_zero() { ZERO_PLACE } else { self.place + (first - self.first()) };
+        Self { start: first as u16, len: (end - first) as u16, place }
+    }
+
+    /// True if `next` goes on where this ends, in the object and on disk.
+    fn joins(self, next: Self) -> bool {
+        self.end() == next.first()
+            && if self.is_zero() {
+                next.is_zero()
+            } else {
+                !next.is_zero() && self.place + self.count() == next.place
+            }
+    }
+}
+
+/// Places of an object's blocks: runs in order of start, not overlapping; what is in none is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BlockMap {
+    runs: Vec<MapRun>,
+}
+
+impl BlockMap {
+    /// All runs in order.
+    pub(crate) fn runs(&self) -> &[MapRun] {
+        &self.runs
+    }
+
+    /// Data runs of the whole object.
+    pub(crate) fn data(&self) -> impl Iterator<Item = Run> {
+        self.runs.iter().filter_map(|r| r.data())
+    }
+
+    /// Index of the first run that ends after `block`.
+    fn position(&self, block: u32) -> usize {
+        self.runs.partition_point(|r| r.end() <= block)
+    }
+
+    /// The runs in `from..to`, clipped to it.
+    pub(crate) fn range(&self, from: u32, to: u32) -> impl Iterator<Item = MapRun> {
+        let tail = self.runs.get(self.position(from)..).unwrap_or_default();
+        tail.iter().take_while(move |r| r.first() < to).map(move |r| r.clip(from, to))
+    }
+
+    /// Place of a block: `None` if absent, [`ZERO_PLACE`] if zero.
+    #[cfg(test)]
+    pub(crate) fn get(&self, block: u32) -> Option<u32> {
+        self.range(block, block + 1).next().map(|r| r.place)
+    }
+
+    /// Puts `new` (in order, without gaps, at least one) in place of whatever was in its range, and returns
+    /// the runs of data that were there.
+    pub(crate) fn replace(&mut self, new: &[MapRun]) -> Vec<Run> {
+        let (Some(first), Some(last)) = (new.first(), new.last()) else { return Vec::new() };
+        let (from, to) = (first.first(), last.end());
+        debug_assert!(new.windows(2).all(|w| w[0].end() == w[1].first()), "gap in a replacement");
+        let old: Vec<Run> = self.range(from, to).filter_map(MapRun::data).collect();
+        let begin = self.position(from);
+        let end = begin + self.runs.iter().skip(begin).take_while(|r| r.first() < to).count();
+        let mut middle: Vec<MapRun> = Vec::with_capacity(new.len() + 2);
+        let mut push = |run: MapRun| match middle.last_mut() {
+            Some(last) if last.joins(run) => last.len += run.len,
+            _ => middle.push(run),
+        };
+        // One neighbour on each side takes part too, so that runs that continue each other become one.
+        let left = begin.saturating_sub(1);
+        let right = (end + 1).min(self.runs.len());
+        for run in self.runs.iter().take(end).skip(left).filter(|r| r.first() < from) {
+            push(run.clip(0, from));
+        }
+        new.iter().copied().for_each(&mut push);
+        for run in self.runs.iter().take(right).skip(begin).filter(|r| r.end() > to) {
+            push(run.clip(to, u32::MAX));
+        }
+        self.runs.splice(left..right, middle);
+        old
+    }
+
+    /// From runs read from disk: `None` if they are out of order, overlap, or reach beyond `blocks`.
+    pub(crate) fn from_runs(runs: Vec<MapRun>, blocks: u32) -> Option<Self> {
+        let mut at = 0;
+        for run in &runs {
+            if run.len == 0 || run.first() < at || run.end() > blocks {
+                return None;
+            }
+            at = run.end();
+        }
+        Some(Self { runs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn like_an_array(ops in prop::collection::vec((0u16..60, 1u16..20, 0u32..3), 1..60)) {
+            let mut map = BlockMap::default();
+            let mut model = [None::<u32>; 80];
+            let mut next = 100;
+            for (start, len, kind) in ops {
+                // Two pieces in consecutive places for kind 2: they must merge.
+                let place = if kind == 0 { ZERO_PLACE } else { next };
+                let mut new = vec![MapRun { start, len, place }];
+                if kind == 2 {
+                    new.push(MapRun { start: start + len, len: 1, place: place + u32::from(len) });
+                }
+                let old = map.replace(&new);
+                let mut freed = Vec::new();
+                for run in &new {
+                    for i in 0..run.count() {
+                        let slot = &mut model[(run.first() + i) as usize];
+                        freed.extend(slot.filter(|p| *p != 0));
+                        *slot = Some(if run.is_zero() { 0 } else { run.place + i });
+                    }
+                }
+                let got: Vec<u32> = old.iter().flat_map(|r| r.place..r.end()).collect();
+                prop_assert_eq!(got, freed);
+                next += 30;
+            }
+            for (b, want) in model.iter().enumerate() {
+                prop_assert_eq!(map.get(b as u32), *want);
+            }
+            prop_assert!(map.runs().windows(2).all(|w| w[0].end() <= w[1].first() && !w[0].joins(w[1])));
+            prop_assert!(BlockMap::from_runs(map.runs().to_vec(), 80).is_some());
+        }
+    }
+
+    #[test]
+    fn runs_from_disk_are_checked() {
+        let run = |start, len| MapRun { start, len, place: 9 };
+        assert!(BlockMap::from_runs(vec![run(0, 4), run(4, 4)], 8).is_some());
+        assert!(BlockMap::from_runs(vec![run(0, 4), run(3, 4)], 8).is_none());
+        assert!(BlockMap::from_runs(vec![run(0, 0)], 8).is_none());
+        assert!(BlockMap::from_runs(vec![run(7, 2)], 8).is_none());
+        assert!(BlockMap::from_runs(vec![run(u16::MAX, u16::MAX)], 8).is_none());
+    }
+}

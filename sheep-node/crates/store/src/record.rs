@@ -1,0 +1,329 @@
+//! Records of the metadata log and the batches they travel in, and object records of checkpoints.
+#![deny(clippy::indexing_slicing)]
+
+use crate::Header;
+use crate::codec::{Put, Reader, check_seal, seal};
+use crate::map::{BlockMap, MapRun};
+use crate::sums::{PageRef, Sums};
+use crate::superblock::BLOCK;
+use sheep_types::{Birth, Epoch, Generation, ObjectId, Version};
+
+/// One change of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// Takes header and blocks over; everything else goes with `reset`, and stays without.
+    Put {
+        header: Header,
+        reset: bool,
+        /// In order, not overlapping.
+        runs: Vec<MapRun>,
+        /// One for each data block of `runs`.
+        crcs: Vec<u32>,
+    },
+    /// Takes the header over.
+    SetHeader(Header),
+    /// Makes an object with the blocks of another.
+    Clone { header: Header, from: ObjectId },
+    /// Forgets an object.
+    Delete(ObjectId),
+}
+
+const KIND_PUT: u8 = 1;
+const KIND_SET_HEADER: u8 = 2;
+const KIND_CLONE: u8 = 3;
+const KIND_DELETE: u8 = 4;
+
+const FLAG_PENDING: u8 = 1;
+const FLAG_RESET: u8 = 1;
+
+/// Bytes of a header in a record.
+const HEADER_LEN: usize = 5 * 8 + 1;
+/// Bytes of a run.
+const RUN_LEN: usize = 2 + 2 + 4;
+const CRC_LEN: usize = 4;
+const PUT_FIXED: usize = 1 + HEADER_LEN + 1 + 2;
+
+/// Most bytes of a record that puts `blocks` blocks.
+pub(crate) const fn record_len_max(blocks: u32) -> usize {
+    PUT_FIXED + blocks as usize * (RUN_LEN + CRC_LEN)
+}
+
+fn put_header(out: &mut Vec<u8>, h: &Header) {
+    out.put_u64(h.id.0);
+    out.put_u64(h.birth.0);
+    out.put_u64(h.version.generation.0);
+    out.put_u64(h.version.sequence);
+    out.put_u64(h.validated.0);
+    out.put_u8(if h.pending { FLAG_PENDING } else { 0 });
+}
+
+fn header(r: &mut Reader<'_>) -> Option<Header> {
+    let (id, birth) = (ObjectId(r.u64()?), Birth(r.u64()?));
+    let version = Version { generation: Generation(r.u64()?), sequence: r.u64()? };
+    let validated = Epoch(r.u64()?);
+    let flags = r.u8()?;
+    (flags & !FLAG_PENDING == 0).then_some(Header { id, birth, version, validated, pending: flags != 0 })
+}
+
+fn put_run(out: &mut Vec<u8>, run: &MapRun) {
+    out.put_u16(run.start);
+    out.put_u16(run.len);
+    out.put_u32(run.place);
+}
+
+/// Reads `n` runs; they must lie in order in an object of `blocks` blocks.
+fn runs(r: &mut Reader<'_>, n: u16, blocks: u32) -> Option<Vec<MapRun>> {
+    if r.remaining() < usize::from(n) * RUN_LEN {
+        return None;
+    }
+    let mut out = Vec::with_capacity(usize::from(n));
+    for _ in 0..n {
+        out.push(MapRun { start: r.u16()?, len: r.u16()?, place: r.u32()? });
+    }
+    // The places themselves are checked when the used blocks are marked.
+    BlockMap::from_runs(out, blocks).map(|map| map.runs().to_vec())
+}
+
+impl Record {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Put { header, reset, runs, crcs } => {
+                out.put_u8(KIND_PUT);
+                put_header(out, header);
+                out.put_u8(if *reset { FLAG_RESET } else { 0 });
+                out.put_u16(runs.len() as u16);
+                runs.iter().for_each(|run| put_run(out, run));
+                crcs.iter().for_each(|crc| out.put_u32(*crc));
+            }
+            Self::SetHeader(header) => {
+                out.put_u8(KIND_SET_HEADER);
+                put_header(out, header);
+            }
+            Self::Clone { header, from } => {
+                out.put_u8(KIND_CLONE);
+                put_header(out, header);
+                out.put_u64(from.0);
+            }
+            Self::Delete(id) => {
+                out.put_u8(KIND_DELETE);
+                out.put_u64(id.0);
+            }
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>, blocks: u32) -> Option<Self> {
+        Some(match r.u8()? {
+            KIND_PUT => {
+                let header = header(r)?;
+                let flags = r.u8()?;
+                if flags & !FLAG_RESET != 0 {
+                    return None;
+                }
+                let n = r.u16()?;
+                let runs = runs(r, n, blocks)?;
+                let data: u32 = runs.iter().filter(|run| !run.is_zero()).map(|run| run.count()).sum();
+                let mut crcs = Vec::with_capacity(data as usize);
+                for _ in 0..data {
+                    crcs.push(r.u32()?);
+                }
+                Self::Put { header, reset: flags != 0, runs, crcs }
+            }
+            KIND_SET_HEADER => Self::SetHeader(header(r)?),
+            KIND_CLONE => Self::Clone { header: header(r)?, from: ObjectId(r.u64()?) },
+            KIND_DELETE => Self::Delete(ObjectId(r.u64()?)),
+            _ => return None,
+        })
+    }
+}
+
+// Offsets in the header of a batch.
+const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"ShBt");
+const BATCH_CRC_OFFSET: usize = 4;
+const BATCH_STORE_OFFSET: usize = BATCH_CRC_OFFSET + 4;
+const BATCH_SEQUENCE_OFFSET: usize = BATCH_STORE_OFFSET + 8;
+const BATCH_OPENING_OFFSET: usize = BATCH_SEQUENCE_OFFSET + 8;
+const BATCH_CHAIN_OFFSET: usize = BATCH_OPENING_OFFSET + 4;
+const BATCH_LEN_OFFSET: usize = BATCH_CHAIN_OFFSET + 4;
+const BATCH_RECORDS_OFFSET: usize = BATCH_LEN_OFFSET + 4;
+/// Bytes of the header of a batch.
+pub(crate) const BATCH_HEADER_LEN: usize = BATCH_RECORDS_OFFSET + 4;
+
+const _: () = assert!(BATCH_SEQUENCE_OFFSET == 16 && BATCH_HEADER_LEN == 40);
+
+/// Header of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatchHeader {
+    /// The store's random number.
+    pub(crate) store: u64,
+    /// Number of the batch, without gaps.
+    pub(crate) sequence: u64,
+    /// Number of the opening of the store that wrote it.
+    pub(crate) opening: u32,
+    /// Checksum of the batch before it.
+    pub(crate) chain: u32,
+}
+
+/// A batch that was read.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) header: BatchHeader,
+    /// Its checksum, which the next one names.
+    pub(crate) crc: u32,
+    /// Blocks it takes in the log.
+    pub(crate) blocks: u32,
+    records: Vec<u8>,
+    count: u32,
+}
+
+/// The bytes of a batch, whole blocks, and its checksum.
+pub(crate) fn encode_batch(header: BatchHeader, count: u32, records: &[u8]) -> (Vec<u8>, u32) {
+    let len = BATCH_HEADER_LEN + records.len();
+    let mut out = Vec::with_capacity(len.next_multiple_of(BLOCK));
+    out.put_u32(BATCH_MAGIC);
+    out.put_u32(0);
+    out.put_u64(header.store);
+    out.put_u64(header.sequence);
+    out.put_u32(header.opening);
+    out.put_u32(header.chain);
+    out.put_u32(len as u32);
+    out.put_u32(count);
+    out.put(records);
+    let crc = seal(&mut out, BATCH_CRC_OFFSET);
+    out.resize(len.next_multiple_of(BLOCK), 0);
+    (out, crc)
+}
+
+impl Batch {
+    /// The batch at the start of `bytes`, if a whole and undamaged one of this store is there.
+    pub(crate) fn decode(bytes: &[u8], store: u64) -> Option<Self> {
+        let mut r = Reader::new(bytes);
+        if r.u32()? != BATCH_MAGIC {
+            return None;
+        }
+        let (_crc, owner) = (r.u32()?, r.u64()?);
+        let (sequence, opening, chain) = (r.u64()?, r.u32()?, r.u32()?);
+        let (len, count) = (r.u32()? as usize, r.u32()?);
+        if owner != store || len < BATCH_HEADER_LEN {
+            return None;
+        }
+        let whole = bytes.get(..len)?;
+        let crc = check_seal(whole, BATCH_CRC_OFFSET)?;
+        let records = whole.get(BATCH_HEADER_LEN..)?.to_vec();
+        let header = BatchHeader { store, sequence, opening, chain };
+        Some(Self { header, crc, blocks: len.div_ceil(BLOCK) as u32, records, count })
+    }
+
+    /// Its records; `None` if they make no sense although the checksum holds.
+    pub(crate) fn records(&self, blocks: u32) -> Option<Vec<Record>> {
+        let mut r = Reader::new(&self.records);
+        let mut out = Vec::new();
+        for _ in 0..self.count {
+            out.push(Record::decode(&mut r, blocks)?);
+        }
+        r.is_empty().then_some(out)
+    }
+}
+
+/// Bytes of an object record in a checkpoint without its runs and checksums.
+pub(crate) const OBJECT_FIXED: usize = HEADER_LEN + 2 + 2 + 4 + 4;
+/// Bytes of a run in an object record.
+pub(crate) const OBJECT_RUN_LEN: usize = RUN_LEN;
+/// Bytes of a checksum in an object record, with its block number.
+pub(crate) const OBJECT_SUM_LEN: usize = 2 + CRC_LEN;
+
+/// Appends the record of an object in a checkpoint.
+pub(crate) fn put_object(out: &mut Vec<u8>, header: &Header, map: &BlockMap, sums: &Sums) {
+    put_header(out, header);
+    out.put_u16(map.runs().len() as u16);
+    out.put_u16(sums.delta().len() as u16);
+    let base = sums.base.unwrap_or(PageRef { place: 0, crc: 0 });
+    out.put_u32(base.place);
+    out.put_u32(base.crc);
+    map.runs().iter().for_each(|run| put_run(out, run));
+    for (block, crc) in sums.delta() {
+        out.put_u16(*block);
+        out.put_u32(*crc);
+    }
+}
+
+/// Reads the record of an object in a checkpoint.
+pub(crate) fn object(r: &mut Reader<'_>, blocks: u32) -> Option<(Header, BlockMap, Sums)> {
+    let header = header(r)?;
+    let (n, m) = (r.u16()?, r.u16()?);
+    let (place, crc) = (r.u32()?, r.u32()?);
+    let map = BlockMap::from_runs(runs(r, n, blocks)?, blocks)?;
+    if r.remaining() < usize::from(m) * OBJECT_SUM_LEN {
+        return None;
+    }
+    let mut delta = Vec::with_capacity(usize::from(m));
+    for _ in 0..m {
+        let sum = (r.u16()?, r.u32()?);
+        if u32::from(sum.0) >= blocks {
+            return None;
+        }
+        delta.push(sum);
+    }
+    let base = (place != 0).then_some(PageRef { place, crc });
+    Some((header, map, Sums::from_parts(base, delta)?))
+}
+
+// Offsets in the header of a checkpoint's chunk.
+const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"ShCk");
+const CHUNK_CRC_OFFSET: usize = 4;
+const CHUNK_STORE_OFFSET: usize = CHUNK_CRC_OFFSET + 4;
+const CHUNK_SEQUENCE_OFFSET: usize = CHUNK_STORE_OFFSET + 8;
+const CHUNK_INDEX_OFFSET: usize = CHUNK_SEQUENCE_OFFSET + 8;
+const CHUNK_LEN_OFFSET: usize = CHUNK_INDEX_OFFSET + 4;
+const CHUNK_NEXT_PLACE_OFFSET: usize = CHUNK_LEN_OFFSET + 4;
+const CHUNK_NEXT_BLOCKS_OFFSET: usize = CHUNK_NEXT_PLACE_OFFSET + 4;
+/// Bytes of the header of a chunk.
+pub(crate) const CHUNK_HEADER_LEN: usize = CHUNK_NEXT_BLOCKS_OFFSET + 4;
+
+const _: () = assert!(CHUNK_HEADER_LEN == 40 && CHUNK_HEADER_LEN < BLOCK);
+
+/// Header of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChunkHeader {
+    /// The store's random number.
+    pub(crate) store: u64,
+    /// Sequence of the superblock that goes with the checkpoint.
+    pub(crate) sequence: u64,
+    /// Number of the chunk, from 0.
+    pub(crate) index: u32,
+    /// First block of the next chunk; zero if this is the last.
+    pub(crate) next_place: u32,
+    /// Blocks of the next chunk.
+    pub(crate) next_blocks: u32,
+}
+
+/// The bytes of a chunk, whole blocks.
+pub(crate) fn encode_chunk(header: ChunkHeader, payload: &[u8]) -> Vec<u8> {
+    let len = CHUNK_HEADER_LEN + payload.len();
+    let mut out = Vec::with_capacity(len.next_multiple_of(BLOCK));
+    out.put_u32(CHUNK_MAGIC);
+    out.put_u32(0);
+    out.put_u64(header.store);
+    out.put_u64(header.sequence);
+    out.put_u32(header.index);
+    out.put_u32(len as u32);
+    out.put_u32(header.next_place);
+    out.put_u32(header.next_blocks);
+    out.put(payload);
+    seal(&mut out, CHUNK_CRC_OFFSET);
+    out.resize(len.next_multiple_of(BLOCK), 0);
+    out
+}
+
+/// Reads a chunk: its header and payload.
+pub(crate) fn decode_chunk(bytes: &[u8]) -> Option<(ChunkHeader, &[u8])> {
+    let mut r = Reader::new(bytes);
+    if r.u32()? != CHUNK_MAGIC {
+        return None;
+    }
+    let (_crc, store, sequence, index) = (r.u32()?, r.u64()?, r.u64()?, r.u32()?);
+    let (len, next_place, next_blocks) = (r.u32()? as usize, r.u32()?, r.u32()?);
+    let whole = bytes.get(..len)?;
+    check_seal(whole, CHUNK_CRC_OFFSET)?;
+    let header = ChunkHeader { store, sequence, index, next_place, next_blocks };
+    Some((header, whole.get(CHUNK_HEADER_LEN..)?))
+}

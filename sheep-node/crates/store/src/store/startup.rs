@@ -1,0 +1,291 @@
+//! Start-up: superblock, checkpoint, log, and the first batch of this opening.
+
+use super::{Pending, Phase, Store, byte, bytes_read};
+use crate::codec::Reader;
+use crate::map::Run;
+use crate::record::{self, BATCH_HEADER_LEN, decode_chunk, record_len_max};
+use crate::space::{GROUP_BLOCKS, Space};
+use crate::store::verify::Replay;
+use crate::superblock::{BLOCK, CheckpointRoot, LOG_START, MAGIC, SLOT_BLOCKS, Superblock};
+use crate::{DiskError, DiskOpKind, DiskResult, FileId, StoreConfig, StoreError, StoreIdentity};
+use bytes::Bytes;
+use sheep_types::BLOCK_SIZE;
+
+/// What is being done; each step waits for one disk operation.
+#[derive(Debug)]
+pub(super) enum Step {
+    Open,
+    FirstSlot,
+    SecondSlot {
+        first: Bytes,
+    },
+    /// Making a store: what is left to be done, the next at the end.
+    Format(Vec<DiskOpKind>),
+    Chunk {
+        at: Run,
+        index: u32,
+        stream: Vec<u8>,
+    },
+    Log(Box<Replay>),
+    Sync(Box<Replay>),
+}
+
+/// How far a start-up is.
+#[derive(Debug)]
+pub(super) struct Startup {
+    format_new: bool,
+    pub(super) step: Step,
+}
+
+/// Blocks before the first group: superblocks and log.
+pub(super) fn fixed_blocks(sb: &Superblock) -> u32 {
+    LOG_START + sb.log_blocks
+}
+
+/// The superblock of a new store.
+pub(super) fn new_superblock(config: &StoreConfig, identity: StoreIdentity) -> Superblock {
+    let longest =
+        BATCH_HEADER_LEN + config.batch_bytes as usize + record_len_max(config.geometry.blocks_per_object());
+    Superblock {
+        identity,
+        object_size: config.geometry.object_size(),
+        log_blocks: u32::try_from(config.log_bytes / u64::from(BLOCK_SIZE)).unwrap_or(u32::MAX / 2),
+        batch_blocks: longest.div_ceil(BLOCK) as u32,
+        sequence: 1,
+        log_position: 0,
+        log_sequence: 1,
+        log_chain: 0,
+        opening: 0,
+        checkpoint: CheckpointRoot::default(),
+    }
+}
+
+impl Store {
+    pub(super) fn start(&mut self, format_new: bool) {
+        self.phase = Phase::Starting(Box::new(Startup { format_new, step: Step::Open }));
+        self.issue(Pending::Startup, DiskOpKind::Open { file: FileId::BLOCKS, create: format_new });
+    }
+
+    /// The operation that the start-up waited for is done.
+    pub(super) fn startup_io(&mut self, result: DiskResult) {
+        // Something must stand in the phase's place meanwhile.
+        let Phase::Starting(startup) = std::mem::replace(&mut self.phase, Phase::Opening) else { return };
+        let format_new = startup.format_new;
+        match self.startup_step(*startup, result) {
+            Ok(Some(step)) => self.phase = Phase::Starting(Box::new(Startup { format_new, step })),
+            Ok(None) => {}
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// One step: `None` if it was the last.
+    fn startup_step(&mut self, startup: Startup, result: DiskResult) -> Result<Option<Step>, StoreError> {
+        Ok(Some(match startup.step {
+            Step::Open => {
+                match result {
+                    Err(DiskError::NotFound) => return Err(StoreError::NotFormatted),
+                    other => other?,
+                };
+                self.startup_read(Run { place: slot(0), len: 1 });
+                Step::FirstSlot
+            }
+            Step::FirstSlot => {
+                let first = bytes_read(result, BLOCK).unwrap_or_default();
+                self.startup_read(Run { place: slot(1), len: 1 });
+                Step::SecondSlot { first }
+            }
+            Step::SecondSlot { first } => {
+                // A copy that can't be read counts as damaged.
+                let second = bytes_read(result, BLOCK).unwrap_or_default();
+                self.slots_read(startup.format_new, &first, &second)?
+            }
+            Step::Format(rest) => {
+                result?;
+                self.format_step(rest)
+            }
+            Step::Chunk { at, index, stream } => {
+                let bytes = bytes_read(result, at.len as usize * BLOCK)?;
+                self.chunk_read(at, index, stream, &bytes)?
+            }
+            Step::Log(replay) => self.replay_step(*replay, result)?,
+            Step::Sync(replay) => {
+                result?;
+                self.finish_startup(&replay)?;
+                return Ok(None);
+            }
+        }))
+    }
+
+    pub(super) fn startup_read(&mut self, run: Run) {
+        self.issue_read(Pending::Startup, run);
+    }
+
+    fn slots_read(&mut self, format_new: bool, first: &[u8], second: &[u8]) -> Result<Step, StoreError> {
+        let chosen = Superblock::choose(first, second);
+        if format_new {
+            // The first copy is written last: where it is missing, a format was not finished.
+            let damaged = chosen == Err(StoreError::SuperblockCorrupt) && first.starts_with(&MAGIC);
+            if chosen.is_ok() || matches!(chosen, Err(StoreError::NewerFormat { .. })) || damaged {
+                return Err(StoreError::AlreadyFormatted);
+            }
+            return self.format();
+        }
+        let sb = chosen?;
+        if sb.identity.cluster != self.identity.cluster {
+            return Err(StoreError::WrongCluster { found: sb.identity.cluster });
+        }
+        if sb.identity.node != self.identity.node {
+            return Err(StoreError::WrongNode { found: sb.identity.node });
+        }
+        if sb.object_size != self.config.geometry.object_size() {
+            return Err(StoreError::WrongGeometry { found: sb.object_size });
+        }
+        if (sb.batch_blocks as usize) * BLOCK < BATCH_HEADER_LEN + record_len_max(self.blocks) {
+            return Err(StoreError::SuperblockCorrupt);
+        }
+        self.identity = sb.identity;
+        self.superblock = sb;
+        Ok(self.load_checkpoint())
+    }
+
+    /// Makes a store: space for the fixed part, then the copies of the superblock, each durable before the next.
+    fn format(&mut self) -> Result<Step, StoreError> {
+        let sb = self.superblock;
+        let fixed = u64::from(fixed_blocks(&sb)) * u64::from(BLOCK_SIZE);
+        let limit = self.config.capacity_limit.unwrap_or(u64::MAX);
+        if sb.log_blocks / 4 < sb.batch_blocks || limit < fixed + u64::from(GROUP_BLOCKS / 4 * BLOCK_SIZE) {
+            return Err(StoreError::BadConfig);
+        }
+        let file = FileId::BLOCKS;
+        let write =
+            |i: usize| DiskOpKind::Write { file, offset: byte(slot(i)), data: vec![sb.encode().into()] };
+        let mut steps = vec![
+            DiskOpKind::Allocate { file, offset: 0, len: fixed },
+            write(1),
+            DiskOpKind::Sync { file },
+            DiskOpKind::SyncDirectory,
+            write(0),
+            DiskOpKind::Sync { file },
+        ];
+        steps.reverse();
+        Ok(self.format_step(steps))
+    }
+
+    fn format_step(&mut self, mut steps: Vec<DiskOpKind>) -> Step {
+        match steps.pop() {
+            Some(kind) => {
+                self.issue(Pending::Startup, kind);
+                Step::Format(steps)
+            }
+            None => self.load_checkpoint(),
+        }
+    }
+
+    fn load_checkpoint(&mut self) -> Step {
+        let root = self.superblock.checkpoint;
+        let at = Run { place: root.place, len: root.blocks };
+        if at.place == 0 {
+            return self.start_replay();
+        }
+        self.read_chunk(at, 0, Vec::new())
+    }
+
+    fn read_chunk(&mut self, at: Run, index: u32, stream: Vec<u8>) -> Step {
+        self.startup_read(at);
+        Step::Chunk { at, index, stream }
+    }
+
+    fn chunk_read(
+        &mut self,
+        at: Run,
+        index: u32,
+        mut stream: Vec<u8>,
+        bytes: &[u8],
+    ) -> Result<Step, StoreError> {
+        const CORRUPT: StoreError = StoreError::CheckpointCorrupt;
+        let sb = self.superblock;
+        let (header, payload) = decode_chunk(bytes).ok_or(CORRUPT)?;
+        if (header.store, header.sequence, header.index) != (sb.identity.store, sb.sequence, index) {
+            return Err(CORRUPT);
+        }
+        self.log.chunks.push(at);
+        stream.extend_from_slice(payload);
+        let mut r = Reader::new(&stream);
+        let mut rest = r;
+        while let Some((header, map, sums)) = record::object(&mut r, self.blocks) {
+            if !self.index.insert(header, map, sums) {
+                return Err(CORRUPT);
+            }
+            rest = r;
+        }
+        let rest = stream.len() - rest.remaining();
+        stream.drain(..rest);
+        let next = Run { place: header.next_place, len: header.next_blocks };
+        if next.place != 0 {
+            if next.len == 0 || next.len > GROUP_BLOCKS {
+                return Err(CORRUPT);
+            }
+            return Ok(self.read_chunk(next, index + 1, stream));
+        }
+        if !stream.is_empty() || self.index.len() as u64 != sb.checkpoint.objects {
+            return Err(CORRUPT);
+        }
+        self.log.delta_then = self.index.delta();
+        Ok(self.start_replay())
+    }
+
+    /// Everything is read: finds out which blocks are used, and sends the first batch off.
+    fn finish_startup(&mut self, replay: &Replay) -> Result<(), StoreError> {
+        self.mark_space()?;
+        self.log.tail = u64::from(self.superblock.log_position);
+        self.log.head = replay.position;
+        self.log.chain = replay.chain;
+        self.log.durable = replay.expected - 1;
+        self.log.opening = replay.opening + 1;
+        self.batch.sequence = replay.expected;
+        if self.log_used() + 1 > u64::from(self.superblock.log_blocks) {
+            return Err(StoreError::LogFull);
+        }
+        self.phase = Phase::Opening;
+        self.close_batch();
+        Ok(())
+    }
+
+    fn mark_space(&mut self) -> Result<(), StoreError> {
+        let start = fixed_blocks(&self.superblock);
+        let most = u64::from(u32::MAX - start - GROUP_BLOCKS);
+        let limit = self.config.capacity_limit.map_or(most, |bytes| bytes / u64::from(BLOCK_SIZE));
+        let limit = limit.saturating_sub(u64::from(start)).min(most);
+        let mut users: Vec<Run> = self.log.chunks.clone();
+        for object in self.index.from(sheep_types::ObjectId(0)) {
+            users.extend(object.map.data());
+            users.extend(object.sums.base.map(|page| Run { place: page.place, len: 1 }));
+        }
+        // A limit that was lowered does not make what is there unreachable.
+        let end = users.iter().map(|r| u64::from(r.place) + u64::from(r.len)).max().unwrap_or(0);
+        let limit = limit.max(end.saturating_sub(u64::from(start)));
+        if limit > most {
+            return Err(StoreError::CheckpointCorrupt);
+        }
+        self.space = Space::new(start, limit);
+        let shares = &mut self.shares;
+        for run in users {
+            let marked = self.space.mark(run, |part, used_already| {
+                if used_already {
+                    shares.add(part);
+                }
+            });
+            if !marked {
+                return Err(StoreError::CheckpointCorrupt);
+            }
+        }
+        self.space.marked();
+        // Steps of a sixteenth, at most 64 MiB.
+        self.grow_groups = (limit / u64::from(GROUP_BLOCKS) / 16).clamp(1, 16) as u32;
+        Ok(())
+    }
+}
+
+fn slot(i: usize) -> u32 {
+    SLOT_BLOCKS.get(i).copied().unwrap_or_default()
+}

@@ -33,6 +33,8 @@ pub enum EntryKind {
         /// Everybody in the configuration that orders it.
         members: Vec<Member>,
     },
+    /// An entry that this version does not understand: takes its index and changes nothing.
+    Unknown,
     /// The list of voters is replaced.
     Voters {
         /// The new list.

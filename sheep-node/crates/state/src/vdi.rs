@@ -110,6 +110,9 @@ pub struct VdiRecord {
     pub lock: Option<Lock>,
     /// Generation of the last grant; zero if never locked.
     pub last_generation: Generation,
+    /// Generation of the last holder that had settled, or had nothing to settle. What it and later holders
+    /// created without a map entry is entered by the next one; what earlier ones left is not.
+    pub last_settled: Generation,
     /// Locks that ended unconfirmed since the last holder settled, oldest first.
     pub ended: Vec<EndedLock>,
     /// Who may ask for a lock; nobody in particular while it is empty.

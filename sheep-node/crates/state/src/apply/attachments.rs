@@ -50,7 +50,8 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// A lock request must name a present attachment of its node and mode, or none if there is none.
+    /// A lock request must name a present attachment of its node, or none if there is none. An attachment for
+    /// writing allows reading too.
     pub(crate) fn check_attachment(
         &self,
         record: &VdiRecord,
@@ -63,7 +64,9 @@ impl ClusterState {
         }
         let named = |index: LogIndex| {
             let present = record.attachments.iter().find(|present| present.index == index);
-            present.is_some_and(|present| present.node == node && present.mode == mode)
+            present.is_some_and(|present| {
+                present.node == node && (present.mode == mode || mode == AccessMode::Read)
+            })
         };
         match attachment {
             Some(index) if named(index) => Ok(()),

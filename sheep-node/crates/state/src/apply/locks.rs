@@ -53,6 +53,9 @@ impl ClusterState {
             let granted_clean = record.is_clean();
             record.clean_since = None;
             record.last_generation = generation;
+            if granted_clean {
+                record.last_settled = generation;
+            }
             record.lock = Some(Lock { holder, generation, attachment, granted_clean, settled: false });
             Outcome::Locked { generation, clean: granted_clean, wait_after: record.wait_after(holder.node) }
         });
@@ -158,6 +161,7 @@ impl ClusterState {
         }
         self.edit_vdi(vdi, &mut step.changes, |record| {
             record.ended.clear();
+            record.last_settled = generation;
             if let Some(lock) = &mut record.lock {
                 lock.settled = true;
             }

@@ -46,6 +46,7 @@ impl ClusterState {
             EntryKind::Genesis(genesis) => self.apply_genesis(&mut step, genesis),
             // Before the first entry there is no cluster that anything could be about.
             _ if self.cluster == ClusterId(0) => {}
+            EntryKind::Unknown => {}
             EntryKind::Install { term, members } => self.apply_install(&mut step, *term, members),
             EntryKind::Voters { voters } => self.apply_voters(&mut step, voters.clone()),
             EntryKind::Command { origin, seq, command } => {

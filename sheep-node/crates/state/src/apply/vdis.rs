@@ -59,6 +59,7 @@ impl ClusterState {
                 clean_since: Some(step.at),
                 lock: None,
                 last_generation: Generation(0),
+                last_settled: Generation(0),
                 ended: Vec::new(),
                 attachments: Vec::new(),
                 readers: Vec::new(),

@@ -125,6 +125,8 @@ fn a_lock_request_names_its_attachment() {
     assert_eq!(cluster.run(100, ask(vdi, Some(second))), Err(Refusal::NotAttached));
     assert_eq!(granted(cluster.run(101, ask(vdi, Some(second)))).wait_after, Some(ended));
     assert_eq!(cluster.run(1, Command::Detach { vdi, attachment: first }), Ok(Outcome::Done), "again");
+    let own = Command::Lock { vdi, attachment: Some(second), mode: AccessMode::Read, take_from: None };
+    assert!(matches!(cluster.run(101, own), Err(Refusal::Locked { .. })), "it may read, but somebody writes");
     assert!(cluster.generation(vdi).is_some());
 }
 

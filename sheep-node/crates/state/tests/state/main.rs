@@ -1,5 +1,7 @@
 //! Tests of the replicated state through its public interface.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cluster;
 mod locks;
 mod membership;

@@ -173,7 +173,7 @@ impl World {
                 vdi,
                 attachment,
                 mode,
-                take_from: Some(generation).filter(|_| number % 2 == 0),
+                take_from: Some(generation).filter(|_| number.is_multiple_of(2)),
             },
             12 => Command::Unlock { vdi, generation, clean: flag },
             13 => Command::Revoke { vdi, generation },

@@ -1,5 +1,5 @@
 use crate::cluster::{Cluster, create, genesis};
-use sheep_state::{ClusterState, Command, EntryKind, Genesis, SnapshotError};
+use sheep_state::{Applied, ClusterState, Command, EntryKind, Genesis, SnapshotError};
 use sheep_types::{ClusterId, CommandSeq, Incarnation, LogIndex, Member, NodeId};
 
 fn busy() -> Cluster {
@@ -90,7 +90,12 @@ fn nothing_happens_before_and_one_cluster_after_genesis() {
     let applied = state.apply(LogIndex(1), &EntryKind::Command { origin, seq: CommandSeq(1), command });
     assert_eq!((applied.answer, state.vdi_count()), (None, 0));
     state.apply(LogIndex(2), &EntryKind::Genesis(genesis()));
+    // An entry of a later version takes its place and changes nothing else.
+    let before = state.clone();
+    let applied = state.apply(LogIndex(3), &EntryKind::Unknown);
+    assert_eq!((applied, state.applied()), (Applied::default(), LogIndex(3)));
+    assert_eq!((state.members(), state.settings()), (before.members(), before.settings()));
     let other = Genesis { cluster: ClusterId(78), ..genesis() };
-    state.apply(LogIndex(3), &EntryKind::Genesis(other));
+    state.apply(LogIndex(4), &EntryKind::Genesis(other));
     assert_eq!(state.cluster(), ClusterId(77));
 }

@@ -1,6 +1,6 @@
 //! One data shard: a replica and a gateway on one thread. What they send to the own node does not leave it.
 
-use crate::{Gateway, Output, Replica, ReplicaOutput, View};
+use crate::{Gateway, GatewayOutput, Replica, ReplicaOutput, View};
 use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
 use sheep_store::{DiskOp, DiskOpId, DiskResult};
 use sheep_types::{Member, Time};
@@ -18,7 +18,7 @@ pub enum ShardOutput {
     /// Order a command for the replica; nobody waits for its result.
     Order(Command),
     /// Something of the gateway that is no packet.
-    Gateway(Output),
+    Gateway(GatewayOutput),
     /// The store is of no use any more: the node's incarnation ends. Said once.
     StoreFailed,
 }
@@ -135,7 +135,7 @@ impl Shard {
             });
         }
         Some(match self.gateway.poll_output()? {
-            Output::Send(packet) => ShardOutput::Send(packet),
+            GatewayOutput::Send(packet) => ShardOutput::Send(packet),
             output => ShardOutput::Gateway(output),
         })
     }

@@ -1,0 +1,294 @@
+//! What goes into a gateway and what comes out of it, as plain values.
+
+use bytes::Bytes;
+use sheep_state::{Command, Refusal as OrderRefusal};
+use sheep_types::Member;
+use sheep_wire::Packet;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Settings of one gateway that are not the cluster's.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// First wait for an answer before a request is sent again; doubled each time up to `retry_max`.
+    pub retry: Duration,
+    /// Longest wait between two attempts.
+    pub retry_max: Duration,
+    /// First wait after "not current" or "busy"; doubled each time up to `retry_max`.
+    pub not_ready: Duration,
+    /// A node that owes an answer and has said nothing for so long is reported.
+    pub report_after: Duration,
+    /// Least time between two reports of one node.
+    pub report_every: Duration,
+    /// Unflushed bytes kept over all volumes of this gateway; writes wait when there are more.
+    pub buffer_bytes: u64,
+    /// Map blocks (4 KiB each) cached per volume.
+    pub map_blocks: usize,
+    /// Largest client request, bytes.
+    pub request_bytes: u64,
+    /// Largest discard, zeroing or status request, bytes.
+    pub range_bytes: u64,
+    /// Added to the lease that a take-over waits for, beside one percent for clock rates.
+    pub lease_margin: Duration,
+    /// Rules to break on purpose, for tests of the checkers.
+    pub mutants: crate::Mutants,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            retry: Duration::from_millis(300),
+            retry_max: Duration::from_secs(2),
+            not_ready: Duration::from_millis(20),
+            report_after: Duration::from_millis(1500),
+            report_every: Duration::from_secs(5),
+            buffer_bytes: 1 << 30,
+            map_blocks: 4096,
+            request_bytes: 64 << 20,
+            range_bytes: 4 << 30,
+            lease_margin: Duration::from_millis(50),
+            mutants: crate::Mutants::default(),
+        }
+    }
+}
+
+/// What a volume is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reading and writing: takes the VDI's lock.
+    Write,
+    /// Reading, shared with other readers; only while nobody writes.
+    Read,
+}
+
+/// An operation on a volume. Offsets and lengths are in bytes and multiples of 512.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeOp {
+    /// Answered with [`VolumeReply::Read`].
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Answered with [`VolumeReply::Done`].
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The contents.
+        data: Bytes,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// Answered with [`VolumeReply::Done`] when everything answered before is durable.
+    Flush,
+    /// A hint: the range may afterwards read as before or as zeros.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// The range reads as zeros from the answer on.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Durable before it is answered.
+        fua: bool,
+        /// The range must be allocated afterwards: zeros are written out.
+        no_hole: bool,
+        /// Refuse with [`VolumeError::NotSupported`] rather than write zeros out.
+        fast_zero: bool,
+    },
+    /// Which parts are allocated. Answered with [`VolumeReply::BlockStatus`].
+    BlockStatus {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Only the first extent is wanted.
+        req_one: bool,
+    },
+}
+
+/// Success of a [`VolumeOp`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeReply {
+    /// Contents: in order, together exactly as long as asked for.
+    Read(Vec<ReadExtent>),
+    /// Done.
+    Done,
+    /// Consecutive extents from the offset on; they may cover less than the range.
+    BlockStatus(Vec<BlockExtent>),
+}
+
+/// A piece of what was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadExtent {
+    /// Contents.
+    Data(Bytes),
+    /// So many zero bytes.
+    Hole(u32),
+}
+
+impl ReadExtent {
+    /// Bytes of the volume this stands for.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len(),
+            Self::Hole(len) => *len as usize,
+        }
+    }
+
+    /// Whether it stands for nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Allocation of a piece of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockExtent {
+    /// Bytes, not zero.
+    pub len: u64,
+    /// Not allocated.
+    pub hole: bool,
+    /// Reads as zeros.
+    pub zero: bool,
+}
+
+/// Why an operation on a volume failed. Of a failed write it is unknown how much took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum VolumeError {
+    /// The volume is open for reading only.
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// Contents are lost or damaged on every copy, or could not be reached for too long.
+    #[error("input/output error")]
+    Io,
+    /// Range or alignment make no sense.
+    #[error("invalid argument")]
+    Invalid,
+    /// A node that must store the write is full, or the write goes past the end.
+    #[error("no space left")]
+    NoSpace,
+    /// Cannot be done the way asked for.
+    #[error("operation not supported")]
+    NotSupported,
+    /// The volume is being closed, or is not open.
+    #[error("volume is shut down")]
+    ShuttingDown,
+    /// The right to serve the volume is gone; it must be opened anew.
+    #[error("volume is lost to this gateway")]
+    Lost,
+}
+
+/// Why a volume could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum OpenError {
+    /// No such VDI.
+    #[error("no such VDI")]
+    NoSuchVdi,
+    /// The handle is in use.
+    #[error("handle is in use")]
+    HandleInUse,
+    /// This gateway has the VDI open, or is opening or closing it.
+    #[error("VDI is open here")]
+    AlreadyOpen,
+    /// The cluster refused the lock.
+    #[error("{0}")]
+    Refused(OrderRefusal),
+    /// Contents that must exist are lost: the map of the volume cannot be read.
+    #[error("the volume's map is lost")]
+    MapLost,
+    /// This version cannot serve the VDI.
+    #[error("not supported")]
+    NotSupported,
+    /// The lock ended while the volume was being opened.
+    #[error("lock ended while opening")]
+    LockEnded,
+    /// It was closed while being opened.
+    #[error("closed while opening")]
+    Closed,
+}
+
+/// Why an open volume can no longer be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum LostReason {
+    /// The lock ended: revoked, detached, or the node was taken for dead.
+    #[error("lock ended")]
+    LockEnded,
+    /// The VDI was deleted.
+    #[error("VDI deleted")]
+    Deleted,
+    /// Acknowledged writes can no longer be brought to a copy that lacks them.
+    #[error("acknowledged writes are missing on a copy")]
+    WritesMissing,
+}
+
+/// An effect of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayOutput {
+    /// Send this; to the own node without a network.
+    Send(Packet),
+    /// Order a command; its result comes back by [`super::Gateway::handle_proposed`] with the token.
+    Propose {
+        /// Names the proposal.
+        token: u64,
+        /// What to order.
+        command: Command,
+    },
+    /// A volume is ready.
+    Opened {
+        /// The volume.
+        handle: u64,
+        /// Its size, bytes.
+        size: u64,
+        /// Whether it refuses changes.
+        read_only: bool,
+    },
+    /// A volume could not be opened; the handle is free again.
+    OpenFailed {
+        /// The volume.
+        handle: u64,
+        /// Why.
+        error: OpenError,
+    },
+    /// An operation is done, exactly once for each.
+    Done {
+        /// The volume.
+        handle: u64,
+        /// The operation.
+        io: u64,
+        /// What came of it.
+        result: Result<VolumeReply, VolumeError>,
+    },
+    /// A volume has another size.
+    Resized {
+        /// The volume.
+        handle: u64,
+        /// New size, bytes.
+        size: u64,
+    },
+    /// A volume failed for good: every operation is answered with [`VolumeError::Lost`] until it is closed.
+    Lost {
+        /// The volume.
+        handle: u64,
+        /// Why.
+        reason: LostReason,
+    },
+    /// A volume is closed; the handle is free again.
+    Closed {
+        /// The volume.
+        handle: u64,
+    },
+    /// A node owes answers and says nothing.
+    Report {
+        /// The node in its run.
+        suspect: Member,
+    },
+}

@@ -1,0 +1,401 @@
+//! Flushing: data durable on all present members, then map entries, then what discards leave behind.
+//!
+//! One cycle at a time. A cycle covers every write that had a version when it began; whoever asks for a flush
+//! later waits for the next one.
+
+use super::api::{LostReason, OpenError, VolumeError};
+use super::map::MapBlock;
+use super::object::{Owner, data_body};
+use super::shared::{Core, Tag};
+use super::volume::{Phase, Volume};
+use super::write::NewWrite;
+use crate::Mutant;
+use bytes::Bytes;
+use sheep_state::{Command, Outcome, Refusal};
+use sheep_types::{Member, ObjectId, Time, Version};
+use sheep_wire::Request;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Objects named in one request.
+const CLEAR_BATCH: usize = 128;
+
+/// How far the cycle is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Idle,
+    /// Waits until all members have the writes.
+    Drain,
+    /// Members make them durable.
+    Data,
+    /// Map blocks are written.
+    Map,
+    /// New map objects are being made known.
+    Order { token: u64 },
+    /// Discarded objects go.
+    Remove,
+}
+
+/// A whole object to be discarded, for an operation.
+#[derive(Clone, Copy, Debug)]
+struct Discard {
+    io: u64,
+    index: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Flusher {
+    stage: Stage,
+    /// A cycle is to begin.
+    pub(super) wanted: bool,
+    /// Time of the first write that no cycle covers yet.
+    pub(super) dirty_since: Option<Time>,
+    /// Operations that wait for the next cycle, and for this one.
+    waiting: Vec<u64>,
+    served: Vec<u64>,
+    /// Sequence of the last write that the cycle covers.
+    upto: u64,
+    /// Requests of this stage that are not answered.
+    asked: BTreeSet<u64>,
+    /// Created objects whose map entries the cycle writes.
+    entering: Vec<u32>,
+    /// Discards for the next cycle, and of this one.
+    discards: Vec<Discard>,
+    clearing: Vec<Discard>,
+    /// Changes of map blocks that are not written yet.
+    changes: BTreeMap<MapBlock, Vec<(usize, u32)>>,
+    written: Vec<(MapBlock, Bytes)>,
+    map_writes: Vec<(ObjectId, u64)>,
+    new_maps: BTreeSet<u32>,
+    /// The data stage was done (it comes first but for a broken variant).
+    data_done: bool,
+}
+
+impl Flusher {
+    pub(super) fn is_idle(&self) -> bool {
+        self.stage == Stage::Idle && self.discards.is_empty() && self.waiting.is_empty()
+    }
+
+    /// An operation waits for the next cycle.
+    pub(super) fn wait(&mut self, io: u64) {
+        self.waiting.push(io);
+        self.wanted = true;
+    }
+
+    /// An operation does not wait any more.
+    pub(super) fn forget(&mut self, io: u64) {
+        self.waiting.retain(|waiting| *waiting != io);
+        self.served.retain(|waiting| *waiting != io);
+    }
+
+    pub(super) fn discard(&mut self, io: u64, index: u32) {
+        self.discards.push(Discard { io, index });
+        self.wanted = true;
+    }
+
+    /// Whether the object is being discarded, so that writes to it wait.
+    pub(super) fn is_discarding(&self, index: u32) -> bool {
+        self.discards.iter().chain(&self.clearing).any(|discard| discard.index == index)
+    }
+
+    /// A request of the present stage was answered.
+    pub(super) fn answered(&mut self, number: u64) {
+        self.asked.remove(&number);
+    }
+}
+
+impl Volume {
+    fn should_flush(&self, core: &Core) -> bool {
+        let view = core.view();
+        let settings = view.state.settings();
+        let late = self.flush_deadline(core).is_some_and(|deadline| deadline <= core.now);
+        let much = self.retained > settings.write_buffer_bytes / 2;
+        let many = self.pending.len() * 2 > settings.pending_limit as usize;
+        let draining = matches!(self.phase, Phase::Draining)
+            && !(self.objects.is_empty() && self.pending.is_empty())
+            && !self.has_only_failed_writes();
+        // Too much or too many counts only while there are writes that a new cycle would cover.
+        self.flusher.wanted || late || draining || ((much || many) && self.flusher.dirty_since.is_some())
+    }
+
+    /// When the volume flushes by itself.
+    pub(super) fn flush_deadline(&self, core: &Core) -> Option<Time> {
+        let since = self.flusher.dirty_since.filter(|_| self.flusher.stage == Stage::Idle)?;
+        Some(since + Duration::from_millis(core.view().state.settings().flush_interval_ms))
+    }
+
+    /// Goes on with the cycle as far as possible.
+    pub(super) fn step_flush(&mut self, core: &mut Core) {
+        loop {
+            let go_on = match self.flusher.stage {
+                Stage::Idle => self.should_flush(core) && self.begin_cycle(core),
+                Stage::Drain => self.is_drained() && self.flush_data(core),
+                Stage::Data => self.flusher.asked.is_empty() && self.end_data(core),
+                Stage::Map => self.step_map(core),
+                Stage::Order { .. } => false,
+                Stage::Remove => self.flusher.asked.is_empty() && self.end_cycle(core),
+            };
+            if !go_on {
+                return;
+            }
+        }
+    }
+
+    fn begin_cycle(&mut self, core: &mut Core) -> bool {
+        let flusher = &mut self.flusher;
+        flusher.wanted = false;
+        flusher.dirty_since = None;
+        flusher.served = std::mem::take(&mut flusher.waiting);
+        flusher.upto = self.sequence;
+        flusher.data_done = false;
+        flusher.stage = Stage::Drain;
+        if core.config.mutants.is(Mutant::MapBeforeData) {
+            self.prepare_map();
+        }
+        true
+    }
+
+    /// Whether all members of the present sets have every write that the cycle covers. Those that some member
+    /// cannot store were answered with an error, and nobody waits for them.
+    fn is_drained(&self) -> bool {
+        self.unconfirmed.range(..=self.flusher.upto).all(|sequence| self.stuck.contains(sequence))
+    }
+
+    /// Asks all up members of the present sets, whoever was a member when the writes were made.
+    fn flush_data(&mut self, core: &mut Core) -> bool {
+        self.flusher.stage = Stage::Data;
+        let upto = self.flusher.upto;
+        let old_set = core.config.mutants.is(Mutant::FlushOldSet);
+        let mut members: BTreeSet<Member> = BTreeSet::new();
+        for writes in self.objects.values() {
+            let covered = writes.writes.iter().filter(|write| write.sequence <= upto && !write.durable);
+            for write in covered {
+                members.extend(if old_set { &write.holders } else { &writes.members });
+            }
+        }
+        for member in members {
+            let number = self.call(core, Tag::Flush, member, Request::Flush { vid: self.vid });
+            self.flusher.asked.insert(number);
+        }
+        true
+    }
+
+    fn end_data(&mut self, core: &mut Core) -> bool {
+        self.forget_writes(core, self.flusher.upto);
+        self.again = true;
+        if self.flusher.data_done {
+            return self.remove_objects(core);
+        }
+        self.flusher.data_done = true;
+        self.prepare_map();
+        true
+    }
+
+    /// Collects the map entries that can be written: of objects that are durable on all members now, and of
+    /// discarded objects, which have no writes left that an epoch change could bring back.
+    fn prepare_map(&mut self) {
+        let vid = self.vid;
+        let upto = self.flusher.upto;
+        let creating = |index: &u32| {
+            let writes = self.objects.get(&ObjectId::data(vid, *index));
+            writes.is_some_and(|writes| writes.writes.iter().any(|write| write.create && !write.complete))
+        };
+        let ripe = self.pending.iter().filter(|(index, created)| **created <= upto && !creating(index));
+        let entering: Vec<u32> = ripe.map(|(index, _)| *index).collect();
+        let ready = |discard: &Discard| {
+            !self.objects.contains_key(&ObjectId::data(vid, discard.index))
+                && !self.pending.contains_key(&discard.index)
+        };
+        let (clearing, discards) = self.flusher.discards.iter().copied().partition(ready);
+        let mut changes: BTreeMap<MapBlock, Vec<(usize, u32)>> = BTreeMap::new();
+        let entered = entering.iter().map(|index| (*index, vid.0));
+        let cleared = |discards: &Vec<Discard>| -> Vec<(u32, u32)> {
+            discards.iter().map(|discard| (discard.index, 0)).collect()
+        };
+        for (index, value) in entered.chain(cleared(&clearing)) {
+            let (block, place) = self.map.place(index);
+            changes.entry(block).or_default().push((place, value));
+        }
+        let flusher = &mut self.flusher;
+        (flusher.entering, flusher.clearing, flusher.discards) = (entering, clearing, discards);
+        flusher.changes = changes;
+        flusher.stage = Stage::Map;
+    }
+
+    /// Writes the changed map blocks, durably, and goes on when all members have them.
+    fn step_map(&mut self, core: &mut Core) -> bool {
+        let unloaded: Vec<MapBlock> =
+            self.flusher.changes.keys().filter(|block| !self.map.is_loaded(**block)).copied().collect();
+        for block in &unloaded {
+            if !self.load(*block) {
+                return self.abort_cycle(core);
+            }
+        }
+        if !unloaded.is_empty() {
+            return false;
+        }
+        while let Some((block, changes)) = self.flusher.changes.pop_first() {
+            let object = ObjectId::map(self.vid, block.map);
+            if !self.may_write(core, object) {
+                self.flusher.changes.insert(block, changes);
+                return false;
+            }
+            let contents = self.map.changed(block, &changes);
+            let create = !self.map.exists(block.map) && self.flusher.new_maps.insert(block.map);
+            let body = data_body(contents.clone());
+            let write =
+                NewWrite { object, create, offset: block.offset(), body, durable: true, owner: Owner::Map };
+            let sequence = self.write(core, write);
+            self.flusher.map_writes.push((object, sequence));
+            self.flusher.written.push((block, contents));
+        }
+        let open = |(object, sequence): &(ObjectId, u64)| {
+            let writes = self.objects.get(object);
+            writes.is_some_and(|writes| writes.get(*sequence).is_some_and(|write| !write.complete))
+        };
+        if self.flusher.map_writes.iter().any(open) {
+            return false;
+        }
+        if self.flusher.new_maps.is_empty() {
+            return self.end_map(core);
+        }
+        let maps = self.flusher.new_maps.iter().copied().collect();
+        let command = Command::MapExists { vid: self.vid, maps, generation: self.generation };
+        let token = core.propose(self.handle, command);
+        self.flusher.stage = Stage::Order { token };
+        false
+    }
+
+    /// New map objects are known to the cluster, or the lock is over.
+    pub(super) fn handle_maps_ordered(
+        &mut self,
+        core: &mut Core,
+        token: u64,
+        result: &Result<Outcome, Refusal>,
+    ) {
+        if self.flusher.stage != (Stage::Order { token }) {
+            return;
+        }
+        match result {
+            Ok(_) => {
+                self.end_map(core);
+            }
+            Err(_) => self.lose(core, LostReason::LockEnded),
+        }
+    }
+
+    /// All entries are durable: what was pending is so no more, and discarded objects may go.
+    fn end_map(&mut self, core: &mut Core) -> bool {
+        for map in &self.flusher.new_maps {
+            self.map.set_exists(*map);
+        }
+        for (block, contents) in std::mem::take(&mut self.flusher.written) {
+            self.map.insert(block, &contents);
+        }
+        let vid = self.vid;
+        let mut cleared: Vec<ObjectId> =
+            self.flusher.entering.iter().map(|index| ObjectId::data(vid, *index)).collect();
+        for index in std::mem::take(&mut self.flusher.entering) {
+            self.pending.remove(&index);
+        }
+        cleared.extend(
+            std::mem::take(&mut self.flusher.new_maps).into_iter().map(|map| ObjectId::map(vid, map)),
+        );
+        self.flusher.map_writes.clear();
+        self.forget_writes(core, 0);
+        self.clear_pending(core, &cleared);
+        self.again = true;
+        if !self.flusher.data_done {
+            self.flusher.data_done = true;
+            self.flusher.stage = Stage::Drain;
+            return true;
+        }
+        self.remove_objects(core)
+    }
+
+    /// Tells members that map entries are there. Nobody waits for it: the mark only makes a take-over look.
+    fn clear_pending(&mut self, core: &mut Core, objects: &[ObjectId]) {
+        let view = core.view();
+        let mut by_member: BTreeMap<Member, Vec<ObjectId>> = BTreeMap::new();
+        for object in objects {
+            for member in view.up_set(*object) {
+                by_member.entry(member).or_default().push(*object);
+            }
+        }
+        for (member, objects) in by_member {
+            for batch in objects.chunks(CLEAR_BATCH) {
+                self.call(core, Tag::ClearPending, member, Request::ClearPending { objects: batch.to_vec() });
+            }
+        }
+    }
+
+    fn remove_objects(&mut self, core: &mut Core) -> bool {
+        self.flusher.stage = Stage::Remove;
+        self.flusher.asked.clear();
+        let view = core.view();
+        let version = Version { generation: self.generation, sequence: self.sequence };
+        let birth = self.birth;
+        for discard in self.flusher.clearing.clone() {
+            let object = ObjectId::data(self.vid, discard.index);
+            self.last.remove(&object);
+            for member in view.up_set(object) {
+                let request = Request::Remove { object, birth, version };
+                let number = self.call(core, Tag::Remove, member, request);
+                self.flusher.asked.insert(number);
+            }
+        }
+        true
+    }
+
+    fn end_cycle(&mut self, core: &mut Core) -> bool {
+        let flusher = &mut self.flusher;
+        flusher.stage = Stage::Idle;
+        flusher.wanted = !flusher.waiting.is_empty() || !flusher.discards.is_empty();
+        if flusher.dirty_since.is_none() && !self.objects.is_empty() {
+            flusher.dirty_since = Some(core.now);
+        }
+        let served = std::mem::take(&mut self.flusher.served);
+        let cleared = std::mem::take(&mut self.flusher.clearing);
+        for io in served.into_iter().chain(cleared.into_iter().map(|discard| discard.io)) {
+            self.part_done(core, io, Ok(()), false);
+        }
+        if matches!(self.phase, Phase::Entering) {
+            self.order_settled(core);
+        }
+        self.flusher.wanted
+    }
+
+    /// The map cannot be read: nothing was written to it. Created objects stay pending.
+    fn abort_cycle(&mut self, core: &mut Core) -> bool {
+        let flusher = &mut self.flusher;
+        flusher.stage = Stage::Idle;
+        flusher.changes.clear();
+        flusher.entering.clear();
+        flusher.dirty_since = Some(core.now);
+        let served = std::mem::take(&mut flusher.served);
+        let cleared = std::mem::take(&mut flusher.clearing);
+        for io in served.into_iter().chain(cleared.into_iter().map(|discard| discard.io)) {
+            self.part_done(core, io, Err(VolumeError::Io), false);
+        }
+        if matches!(self.phase, Phase::Entering) {
+            self.open_error = Some(OpenError::MapLost);
+            core.cancel_all(self.handle);
+            self.unlock(core, false);
+        }
+        false
+    }
+
+    /// A new epoch: sets and runs are others, so members are asked anew. What a stage has achieved stays: it was
+    /// durable on all members of its epoch, and a copy that is validated later is durable before it counts.
+    pub(super) fn restart_flush(&mut self, core: &mut Core) {
+        self.flusher.asked.clear();
+        match self.flusher.stage {
+            Stage::Data if !core.config.mutants.is(Mutant::FlushOldSet) => self.flusher.stage = Stage::Drain,
+            Stage::Remove => {
+                self.remove_objects(core);
+            }
+            Stage::Data | Stage::Idle | Stage::Drain | Stage::Map | Stage::Order { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Writes to one object that are kept until they are durable, and who holds them.
+
+use super::api::VolumeError;
+use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Version};
+use sheep_wire::{Body, Confirmed, WriteRequest};
+use std::collections::VecDeque;
+
+/// Counted for each retained write beside its payload, so that many small ones are bounded too.
+const WRITE_OVERHEAD: u64 = 512;
+
+/// Who is told when a write is on all members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A client's operation.
+    Client { io: u64 },
+    /// The map stage of a flush, which looks for itself.
+    Map,
+    /// Nobody any more.
+    Nobody,
+}
+
+/// A write with its version.
+#[derive(Debug)]
+pub(super) struct RetainedWrite {
+    pub(super) sequence: u64,
+    /// Sequence of the object's write before this one; `None` for the first one of the generation.
+    pub(super) previous: Option<u64>,
+    pub(super) create: bool,
+    pub(super) offset: u32,
+    pub(super) body: Body,
+    pub(super) durable: bool,
+    pub(super) owner: Owner,
+    /// Members that said they have it, in the run in which they said so.
+    pub(super) holders: Vec<Member>,
+    /// Requests under way.
+    pub(super) calls: Vec<(Member, u64)>,
+    /// Every up member of the present set holds it, and there are enough of them.
+    pub(super) complete: bool,
+    /// Its owner was answered once; stays when the write becomes incomplete again.
+    pub(super) answered: bool,
+    /// A member cannot store it; the owner was told. It is still sent, for copies must be equal in the end.
+    pub(super) failed: Option<VolumeError>,
+    /// A member lacked a predecessor that is flushed; asked once more before the volume is given up.
+    pub(super) doubted: Vec<Member>,
+}
+
+impl RetainedWrite {
+    pub(super) fn end(&self) -> u32 {
+        self.offset + self.body.len()
+    }
+
+    /// A creation changes every block: before it there is nothing.
+    pub(super) fn overlaps(&self, start: u32, end: u32) -> bool {
+        self.create || (self.offset < end && start < self.end())
+    }
+
+    pub(super) fn weight(&self) -> u64 {
+        weight(&self.body)
+    }
+
+    pub(super) fn is_held_by(&self, member: Member) -> bool {
+        self.holders.contains(&member)
+    }
+
+    pub(super) fn call_to(&self, member: Member) -> Option<u64> {
+        self.calls.iter().find(|(to, _)| *to == member).map(|(_, number)| *number)
+    }
+
+    pub(super) fn request(
+        &self,
+        object: ObjectId,
+        birth: sheep_types::Birth,
+        generation: Generation,
+        confirmed: Confirmed,
+    ) -> WriteRequest {
+        let version = |sequence| Version { generation, sequence };
+        WriteRequest {
+            object,
+            birth,
+            previous: self.previous.map(version),
+            version: version(self.sequence),
+            create: self.create,
+            offset: self.offset,
+            body: self.body.clone(),
+            durable: self.durable,
+            confirmed,
+        }
+    }
+}
+
+/// Bytes that a retained write counts for.
+pub(super) fn weight(body: &Body) -> u64 {
+    let payload = match body {
+        Body::Data { payload, .. } => payload.len() as u64,
+        Body::Zero { .. } => 0,
+    };
+    payload + WRITE_OVERHEAD
+}
+
+/// An object with unflushed writes.
+#[derive(Debug, Default)]
+pub(super) struct ObjectWrites {
+    /// In order of version; a prefix of them is on every member.
+    pub(super) writes: VecDeque<RetainedWrite>,
+    /// Up members of the object's set, in the epoch that the writes are sent in.
+    pub(super) members: Vec<Member>,
+    /// Least number of them.
+    pub(super) min_copies: usize,
+    /// Members that were in the set, up and in the same run, since the epoch before.
+    pub(super) stayed: Vec<Member>,
+}
+
+impl ObjectWrites {
+    pub(super) fn position(&self, sequence: u64) -> Option<usize> {
+        self.writes.binary_search_by_key(&sequence, |write| write.sequence).ok()
+    }
+
+    pub(super) fn get(&self, sequence: u64) -> Option<&RetainedWrite> {
+        self.writes.get(self.position(sequence)?)
+    }
+
+    /// An operation was given up: its unanswered writes count as failed until all members have them. Returns
+    /// their sequences.
+    pub(super) fn disown(&mut self, io: u64, error: VolumeError) -> Vec<u64> {
+        let mut disowned = Vec::new();
+        for write in self.writes.iter_mut().filter(|write| write.owner == Owner::Client { io }) {
+            write.owner = Owner::Nobody;
+            write.failed = Some(error);
+            disowned.push(write.sequence);
+        }
+        disowned
+    }
+
+    pub(super) fn find(&mut self, sequence: u64) -> Option<&mut RetainedWrite> {
+        let place = self.position(sequence)?;
+        self.writes.get_mut(place)
+    }
+
+    /// Whether a write that nobody has been told of yet, up to this version, touches the range.
+    pub(super) fn unanswered(&self, start: u32, end: u32, upto: u64) -> bool {
+        self.overlapping(start, end).any(|write| write.sequence <= upto && !write.answered)
+    }
+
+    /// Whether the range has a write that failed on some member: its contents are anybody's guess.
+    pub(super) fn failed(&self, start: u32, end: u32) -> Option<VolumeError> {
+        self.overlapping(start, end).find_map(|write| write.failed)
+    }
+
+    /// Whether a member holds every answered write to the range.
+    pub(super) fn is_fresh(&self, member: Member, start: u32, end: u32) -> bool {
+        self.overlapping(start, end).all(|write| !write.answered || write.is_held_by(member))
+    }
+
+    fn overlapping(&self, start: u32, end: u32) -> impl Iterator<Item = &RetainedWrite> {
+        self.writes.iter().filter(move |write| write.overlaps(start, end))
+    }
+
+    /// Takes note that a member holds a write, and thus, a copy being a prefix, all before it. Returns the
+    /// requests that need no answer any more.
+    pub(super) fn hold(&mut self, member: Member, sequence: u64) -> Vec<u64> {
+        let mut settled = Vec::new();
+        for write in self.writes.iter_mut().take_while(|write| write.sequence <= sequence) {
+            if !write.is_held_by(member) {
+                write.holders.push(member);
+            }
+            if let Some(place) = write.calls.iter().position(|(to, _)| *to == member) {
+                settled.push(write.calls.swap_remove(place).1);
+            }
+        }
+        settled
+    }
+
+    /// Recomputes which writes are complete; returns the sequences that became so, and those that no longer
+    /// are.
+    pub(super) fn review(&mut self) -> (Vec<u64>, Vec<u64>) {
+        let (mut gained, mut lost) = (Vec::new(), Vec::new());
+        let enough = self.members.len() >= self.min_copies;
+        for write in &mut self.writes {
+            let complete = enough && self.members.iter().all(|member| write.is_held_by(*member));
+            if complete != write.complete {
+                write.complete = complete;
+                if complete { &mut gained } else { &mut lost }.push(write.sequence);
+            }
+        }
+        (gained, lost)
+    }
+}
+
+/// Body with checksums. The payload is whole blocks.
+pub(super) fn data_body(payload: bytes::Bytes) -> Body {
+    assert!(payload.len().is_multiple_of(BLOCK_SIZE as usize), "payload is whole blocks");
+    let crcs = payload.chunks(BLOCK_SIZE as usize).map(crc32c::crc32c).collect();
+    Body::Data { payload, crcs }
+}

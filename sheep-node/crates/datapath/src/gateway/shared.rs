@@ -1,0 +1,275 @@
+//! What all volumes of a gateway share: the view, the lease, requests under way, effects to be done.
+
+use super::api::{GatewayConfig, GatewayOutput};
+use crate::View;
+use sheep_state::Command;
+use sheep_types::{ClusterId, Epoch, Generation, LogIndex, Member, NodeId, ObjectId, Time};
+use sheep_wire::{Header, Message, Packet, Refusal, Request};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Views whose time of publication is remembered. Older ones count as published with the oldest of these,
+/// which only makes a take-over wait longer.
+const VIEW_TIMES: usize = 1024;
+
+/// What a request was sent for; says where its reply goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tag {
+    /// A retained write.
+    Write { object: ObjectId, sequence: u64 },
+    /// A read of one range of one object.
+    Read { piece: u64 },
+    /// The data stage of a flush.
+    Flush,
+    /// Map entries are confirmed; nobody waits for the answer.
+    ClearPending,
+    /// A discarded object goes.
+    Remove,
+    /// A page of hot objects.
+    SettleList,
+    /// Standings of a hot object.
+    SettleStanding { object: ObjectId },
+    /// A hot object is made equal.
+    SettleEqualize { object: ObjectId },
+    /// The flush at the end of settling.
+    SettleFlush,
+    /// The end of settling.
+    SettleDone,
+}
+
+/// A request that is not answered yet.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) handle: u64,
+    pub(super) tag: Tag,
+    pub(super) to: Member,
+    pub(super) header: Header,
+    pub(super) request: Request,
+    pub(super) last_sent: Time,
+    first_sent: Time,
+    due: Time,
+    tries: u32,
+}
+
+/// Generation and log index that the requests of a volume name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Basis {
+    pub(super) generation: Generation,
+    pub(super) relies_on: LogIndex,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    heard: Time,
+    reported: Option<Time>,
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: GatewayConfig,
+    pub(super) me: Member,
+    pub(super) cluster: ClusterId,
+    /// Time of the call that is being handled.
+    pub(super) now: Time,
+    pub(super) view: Option<Arc<View>>,
+    pub(super) lease: Time,
+    pub(super) outputs: VecDeque<GatewayOutput>,
+    /// Unflushed bytes kept over all volumes.
+    pub(super) retained: u64,
+    calls: BTreeMap<u64, Call>,
+    due: BTreeSet<(Time, u64)>,
+    next_request: u64,
+    next_token: u64,
+    tokens: BTreeMap<u64, u64>,
+    peers: BTreeMap<NodeId, Peer>,
+    view_times: VecDeque<(LogIndex, Time)>,
+}
+
+impl Core {
+    pub(super) fn new(config: GatewayConfig, me: Member, cluster: ClusterId, now: Time) -> Self {
+        Self {
+            config,
+            me,
+            cluster,
+            now,
+            view: None,
+            lease: Time::ZERO,
+            outputs: VecDeque::new(),
+            retained: 0,
+            calls: BTreeMap::new(),
+            due: BTreeSet::new(),
+            next_request: 2,
+            next_token: 1,
+            tokens: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            view_times: VecDeque::new(),
+        }
+    }
+
+    /// The present view. Volumes exist only after the first one.
+    pub(super) fn view(&self) -> Arc<View> {
+        Arc::clone(self.view.as_ref().expect("a volume is served only under a view"))
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.view.as_ref().map_or(Epoch(0), |view| view.epoch())
+    }
+
+    pub(super) fn set_view(&mut self, view: Arc<View>) {
+        if self.view_times.len() == VIEW_TIMES {
+            self.view_times.pop_front();
+        }
+        self.view_times.push_back((view.index, self.now));
+        self.view = Some(view);
+    }
+
+    /// When this gateway's view first contained the entry, or later.
+    pub(super) fn applied_at(&self, index: LogIndex) -> Time {
+        let first = self.view_times.partition_point(|(seen, _)| *seen < index);
+        self.view_times.get(first).map_or(self.now, |(_, time)| *time)
+    }
+
+    pub(super) fn lease_valid(&self) -> bool {
+        self.now < self.lease
+    }
+
+    /// Sends a request and keeps it until it is answered or cancelled.
+    pub(super) fn call(&mut self, handle: u64, tag: Tag, to: Member, basis: Basis, request: Request) -> u64 {
+        let number = self.next_request;
+        self.next_request += 2;
+        let header = Header {
+            request: number,
+            cluster: self.cluster,
+            from: self.me,
+            to: to.incarnation,
+            shard: 0,
+            epoch: self.epoch(),
+            relies_on: basis.relies_on,
+            generation: basis.generation,
+        };
+        let due = self.now + self.config.retry;
+        let call = Call {
+            handle,
+            tag,
+            to,
+            header,
+            request,
+            last_sent: self.now,
+            first_sent: self.now,
+            due,
+            tries: 0,
+        };
+        self.transmit(&call);
+        self.due.insert((due, number));
+        self.calls.insert(number, call);
+        number
+    }
+
+    fn transmit(&mut self, call: &Call) {
+        let message = Message::Request(call.request.clone());
+        self.outputs.push_back(GatewayOutput::Send(Packet {
+            to: call.to.node,
+            header: call.header,
+            message,
+        }));
+    }
+
+    pub(super) fn get_call(&self, number: u64) -> Option<&Call> {
+        self.calls.get(&number)
+    }
+
+    /// Forgets a request; a late answer to it is ignored.
+    pub(super) fn cancel(&mut self, number: u64) -> Option<Call> {
+        let call = self.calls.remove(&number)?;
+        self.due.remove(&(call.due, number));
+        Some(call)
+    }
+
+    /// Forgets all requests of a volume.
+    pub(super) fn cancel_all(&mut self, handle: u64) {
+        self.cancel_where(handle, |_| true);
+    }
+
+    /// Forgets a volume's requests of some kind.
+    pub(super) fn cancel_where(&mut self, handle: u64, of_kind: impl Fn(&Tag) -> bool) {
+        let found = self.calls.iter().filter(|(_, call)| call.handle == handle && of_kind(&call.tag));
+        let numbers: Vec<u64> = found.map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.cancel(number);
+        }
+    }
+
+    /// Whether this is an answer that counts: from the very run that was asked, about the epoch that was asked
+    /// in. Refusals may come from a later epoch.
+    pub(super) fn accepts(&mut self, header: &Header, refused: bool) -> Option<&Call> {
+        let call = self.calls.get(&header.request)?;
+        let same_run = header.from == call.to && header.to == self.me.incarnation;
+        if header.cluster != self.cluster || !same_run || !(refused || header.epoch == call.header.epoch) {
+            return None;
+        }
+        self.peers.entry(header.from.node).or_default().heard = self.now;
+        Some(call)
+    }
+
+    /// Sends a request again after some time, longer each time.
+    pub(super) fn back_off(&mut self, number: u64, first: Duration) {
+        let Some(call) = self.calls.get_mut(&number) else { return };
+        self.due.remove(&(call.due, number));
+        let wait = first.saturating_mul(1 << call.tries.min(16)).min(self.config.retry_max);
+        call.tries += 1;
+        call.due = self.now + wait;
+        self.due.insert((call.due, number));
+    }
+
+    /// Sends a request again now.
+    pub(super) fn resend(&mut self, number: u64) {
+        let Some(mut call) = self.calls.remove(&number) else { return };
+        call.last_sent = self.now;
+        self.transmit(&call);
+        self.calls.insert(number, call);
+        self.back_off(number, self.config.retry);
+    }
+
+    /// Requests whose time has come.
+    pub(super) fn due_calls(&self) -> Vec<(u64, u64)> {
+        let due = self.due.iter().take_while(|(time, _)| *time <= self.now);
+        due.filter_map(|(_, number)| Some((*number, self.calls.get(number)?.handle))).collect()
+    }
+
+    pub(super) fn next_due(&self) -> Option<Time> {
+        self.due.first().map(|(time, _)| *time)
+    }
+
+    /// Reports the receiver of an overdue request if it has said nothing for long.
+    pub(super) fn note_silence(&mut self, number: u64) {
+        let Some(call) = self.calls.get(&number) else { return };
+        let (suspect, since) = (call.to, call.first_sent);
+        let peer = self.peers.entry(suspect.node).or_default();
+        let silent = self.now.since(peer.heard.max(since));
+        let lately = peer.reported.is_some_and(|at| self.now.since(at) < self.config.report_every);
+        if suspect.node != self.me.node && silent >= self.config.report_after && !lately {
+            peer.reported = Some(self.now);
+            self.outputs.push_back(GatewayOutput::Report { suspect });
+        }
+    }
+
+    /// Orders a command for a volume.
+    pub(super) fn propose(&mut self, handle: u64, command: Command) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.tokens.insert(token, handle);
+        self.outputs.push_back(GatewayOutput::Propose { token, command });
+        token
+    }
+
+    /// The volume that a proposal was made for.
+    pub(super) fn take_token(&mut self, token: u64) -> Option<u64> {
+        self.tokens.remove(&token)
+    }
+}
+
+/// Whether a refusal passes by itself within a short time.
+pub(super) fn passes_soon(refusal: Refusal) -> bool {
+    matches!(refusal, Refusal::NotCurrent | Refusal::Busy)
+}

@@ -1,0 +1,471 @@
+//! Writes: given a version, sent to every up member of the object's set, kept until durable, sent again where they
+//! are missing.
+
+use super::ReadExtent;
+use super::api::{LostReason, VolumeError};
+use super::io::{Action, Piece};
+use super::object::{Owner, RetainedWrite, data_body, weight};
+use super::read::{Location, ReadOwner, ReadPiece, Target, flatten};
+use super::shared::{Core, Tag};
+use super::volume::Volume;
+use bytes::Bytes;
+use sheep_types::{BLOCK_SIZE, Epoch, Member, ObjectId, Version};
+use sheep_wire::{Body, Refusal, Reply, Request};
+use std::time::Duration;
+
+/// Epochs in a row that are looked through for a member's absence; beyond them nobody counts as having stayed.
+const EPOCHS_LOOKED_AT: u64 = 32;
+/// A missing predecessor is not sent again sooner.
+const RESEND_PAUSE: Duration = Duration::from_millis(20);
+/// Wait before a write is sent again to a member that cannot store it.
+const NO_SPACE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether a part of a changing operation can be forgotten, or must wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Done,
+    Wait,
+    /// It waits for room, and so must everything behind it.
+    Full,
+}
+
+/// What a write is made of, apart from its version.
+pub(super) struct NewWrite {
+    pub(super) object: ObjectId,
+    pub(super) create: bool,
+    pub(super) offset: u32,
+    pub(super) body: Body,
+    pub(super) durable: bool,
+    pub(super) owner: Owner,
+}
+
+impl Volume {
+    /// Gives versions to parts that can have one. A part waits behind an earlier one that it overlaps.
+    pub(super) fn start_pieces(&mut self, core: &mut Core) {
+        let mut blocked: Vec<(u32, u32, u32)> = Vec::new();
+        let mut full = false;
+        for mut piece in std::mem::take(&mut self.queue) {
+            let (start, end) = piece.blocks();
+            let behind =
+                blocked.iter().any(|(index, from, to)| *index == piece.index && *from < end && start < *to);
+            let step = match full || behind || self.flusher.is_discarding(piece.index) {
+                true => Step::Wait,
+                false => self.step_piece(core, &mut piece),
+            };
+            full |= step == Step::Full;
+            if step != Step::Done {
+                blocked.push((piece.index, start, end));
+                self.queue.push_back(piece);
+            }
+        }
+    }
+
+    fn step_piece(&mut self, core: &mut Core, piece: &mut Piece) -> Step {
+        let exists = match self.locate(piece.index) {
+            Location::Loading => return Step::Wait,
+            Location::Unreadable => return self.fail_piece(core, piece, VolumeError::Io),
+            Location::Unknown => return self.fail_piece(core, piece, VolumeError::NotSupported),
+            Location::Absent => false,
+            Location::Own => true,
+        };
+        if !exists && piece.only_existing {
+            self.part_done(core, piece.io, Ok(()), false);
+            return Step::Done;
+        }
+        let object = ObjectId::data(self.vid, piece.index);
+        // Behind a write that some member cannot store nothing else can be stored there.
+        if let Some(error) = self.objects.get(&object).and_then(|writes| writes.failed(0, u32::MAX)) {
+            return self.fail_piece(core, piece, error);
+        }
+        let (start, end) = piece.blocks();
+        let body = match &piece.action {
+            Action::Discard => return self.step_discard(piece, object),
+            Action::Zero => match self.must_wait(core, object, exists, 0) {
+                Some(step) => return step,
+                None => Body::Zero { len: end - start },
+            },
+            Action::Data(data) => {
+                let data = data.clone();
+                if !self.edges_ready(piece, exists) {
+                    return Step::Wait;
+                }
+                if let Some(step) = self.must_wait(core, object, exists, u64::from(end - start)) {
+                    return step;
+                }
+                data_body(piece.compose(&data))
+            }
+        };
+        let durable = exists
+            && !self.pending.contains_key(&piece.index)
+            && self.ios.get(&piece.io).is_some_and(|io| io.fua);
+        let owner = Owner::Client { io: piece.io };
+        let create = !exists;
+        let write = NewWrite { object, create, offset: start, body, durable, owner };
+        let sequence = self.write(core, write);
+        if create {
+            self.pending.insert(piece.index, sequence);
+        }
+        Step::Done
+    }
+
+    fn fail_piece(&mut self, core: &mut Core, piece: &Piece, error: VolumeError) -> Step {
+        self.part_done(core, piece.io, Err(error), false);
+        Step::Done
+    }
+
+    /// Whether a write of so many bytes cannot be sent now.
+    fn must_wait(&mut self, core: &mut Core, object: ObjectId, exists: bool, bytes: u64) -> Option<Step> {
+        if !self.may_write(core, object) {
+            return Some(Step::Wait);
+        }
+        let view = core.view();
+        let settings = view.state.settings();
+        let too_many = !exists && self.pending.len() >= settings.pending_limit as usize;
+        let limit = settings.write_buffer_bytes;
+        // One write always fits, however small the limit.
+        let own = self.retained > 0 && self.retained + bytes > limit;
+        let all = core.retained > 0 && core.retained + bytes > core.config.buffer_bytes;
+        if too_many || own || all {
+            // The flush follows in the same round.
+            self.flusher.wanted |= self.flusher.dirty_since.is_some();
+            return Some(Step::Full);
+        }
+        None
+    }
+
+    /// Whether the lease and the number of members allow a write to the object.
+    pub(super) fn may_write(&self, core: &Core, object: ObjectId) -> bool {
+        let view = core.view();
+        core.lease_valid() && view.up_set(object).len() >= view.min_copies(object)
+    }
+
+    /// Whether the blocks that the range covers partly are there; asks for them if not.
+    fn edges_ready(&mut self, piece: &mut Piece, exists: bool) -> bool {
+        let partial = piece.partial_blocks();
+        if partial.is_empty() {
+            return true;
+        }
+        if piece.edges.is_empty() {
+            for offset in partial {
+                let zeros = (!exists).then(|| Bytes::from(vec![0; BLOCK_SIZE as usize]));
+                piece.edges.push((offset, zeros));
+                if exists {
+                    let owner = ReadOwner::Edge { piece: piece.id };
+                    let range = (offset, offset + BLOCK_SIZE);
+                    self.add_read(ReadPiece::new(owner, Target::Data(piece.index), range, self.sequence));
+                    self.again = true;
+                }
+            }
+        }
+        piece.edges.iter().all(|(_, block)| block.is_some())
+    }
+
+    /// A block that a waiting write covers partly was read.
+    pub(super) fn edge_arrived(
+        &mut self,
+        core: &mut Core,
+        id: u64,
+        offset: u32,
+        result: Result<Vec<ReadExtent>, VolumeError>,
+    ) {
+        let Some(place) = self.queue.iter().position(|piece| piece.id == id) else { return };
+        match result {
+            Ok(contents) => {
+                let edges = self.queue.get_mut(place).map(|piece| &mut piece.edges);
+                for edge in edges.into_iter().flatten().filter(|edge| edge.0 == offset) {
+                    edge.1 = Some(flatten(contents.clone()));
+                }
+            }
+            Err(error) => {
+                if let Some(piece) = self.queue.remove(place) {
+                    self.part_done(core, piece.io, Err(error), false);
+                }
+            }
+        }
+    }
+
+    /// Gives a write its version and sends it.
+    pub(super) fn write(&mut self, core: &mut Core, new: NewWrite) -> u64 {
+        self.sequence += 1;
+        let (sequence, object) = (self.sequence, new.object);
+        let previous = self.last.insert(object, sequence).filter(|_| !new.create);
+        self.unconfirmed.insert(sequence);
+        self.flusher.dirty_since.get_or_insert(core.now);
+        let bytes = weight(&new.body);
+        self.retained += bytes;
+        core.retained += bytes;
+        let view = core.view();
+        let writes = self.objects.entry(object).or_default();
+        writes.members = view.up_set(object);
+        writes.min_copies = view.min_copies(object);
+        let members = writes.members.clone();
+        writes.writes.push_back(RetainedWrite {
+            sequence,
+            previous,
+            create: new.create,
+            offset: new.offset,
+            body: new.body,
+            durable: new.durable,
+            owner: new.owner,
+            holders: Vec::with_capacity(members.len()),
+            calls: Vec::with_capacity(members.len()),
+            complete: false,
+            answered: false,
+            failed: None,
+            doubted: Vec::new(),
+        });
+        for member in members {
+            self.send_write(core, object, sequence, member);
+        }
+        sequence
+    }
+
+    /// Sends a write to a member, unless that is under way.
+    fn send_write(&mut self, core: &mut Core, object: ObjectId, sequence: u64, member: Member) {
+        let confirmed = self.confirmed();
+        let (birth, generation) = (self.birth, self.generation);
+        let (handle, basis) = (self.handle, self.basis());
+        let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(sequence)) else {
+            return;
+        };
+        if write.call_to(member).is_none() {
+            let request = Request::Write(write.request(object, birth, generation, confirmed));
+            let number = core.call(handle, Tag::Write { object, sequence }, member, basis, request);
+            write.calls.push((member, number));
+        }
+    }
+
+    pub(super) fn handle_write_reply(
+        &mut self,
+        core: &mut Core,
+        number: u64,
+        write: (ObjectId, u64),
+        from: Member,
+        reply: Reply,
+    ) {
+        let (object, sequence) = write;
+        match reply {
+            Reply::Done => self.held_by(core, object, sequence, from),
+            Reply::Behind(version) => self.behind(core, number, write, from, version),
+            Reply::Refused(Refusal::NoCopy) if self.is_created_here(object) => {
+                self.behind(core, number, write, from, None);
+            }
+            Reply::Refused(Refusal::NotCurrent | Refusal::Busy) => {
+                core.back_off(number, core.config.not_ready)
+            }
+            Reply::Refused(Refusal::NoSpace) => self.fail_write(core, number, write, VolumeError::NoSpace),
+            Reply::Refused(Refusal::NoCopy | Refusal::Malformed) => {
+                self.fail_write(core, number, write, VolumeError::Io);
+            }
+            // The view will change, or the member recover: sent again when its time comes.
+            _ => {}
+        }
+    }
+
+    fn is_created_here(&self, object: ObjectId) -> bool {
+        let writes = self.objects.get(&object).and_then(|writes| writes.writes.front());
+        writes.is_some_and(|write| write.create)
+    }
+
+    fn held_by(&mut self, core: &mut Core, object: ObjectId, sequence: u64, member: Member) {
+        let Some(writes) = self.objects.get_mut(&object) else { return };
+        for number in writes.hold(member, sequence) {
+            core.cancel(number);
+        }
+        self.review(core, object);
+    }
+
+    /// Tells the owners of writes that all members have now; takes back what only some have.
+    fn review(&mut self, core: &mut Core, object: ObjectId) {
+        let Some(writes) = self.objects.get_mut(&object) else { return };
+        let (gained, lost) = writes.review();
+        self.unconfirmed.extend(lost);
+        for sequence in gained {
+            self.unconfirmed.remove(&sequence);
+            self.stuck.remove(&sequence);
+            self.again = true;
+            let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(sequence)) else {
+                continue;
+            };
+            write.answered = true;
+            write.failed = None;
+            let durable = write.durable;
+            match write.owner {
+                Owner::Client { io } => {
+                    write.owner = Owner::Nobody;
+                    self.part_done(core, io, Ok(()), !durable);
+                }
+                Owner::Map | Owner::Nobody => {}
+            }
+        }
+    }
+
+    /// A member cannot store a write: the client is told, and the write is sent on and on, for copies must be
+    /// equal in the end, and the member may find room or leave the set.
+    fn fail_write(&mut self, core: &mut Core, number: u64, write: (ObjectId, u64), error: VolumeError) {
+        core.back_off(number, NO_SPACE_PAUSE);
+        let Some(found) = self.objects.get_mut(&write.0).and_then(|writes| writes.find(write.1)) else {
+            return;
+        };
+        let owner = found.owner;
+        if found.failed.is_none() && owner != Owner::Map {
+            found.failed = Some(error);
+            self.stuck.insert(write.1);
+            found.owner = Owner::Nobody;
+            if let Owner::Client { io } = owner {
+                self.part_done(core, io, Err(error), false);
+            }
+        }
+    }
+
+    /// A member's copy lacks earlier writes: they are sent from there on. If they are not kept any more, the copy
+    /// has lost what was acknowledged, and the volume must not be served from it.
+    fn behind(
+        &mut self,
+        core: &mut Core,
+        number: u64,
+        write: (ObjectId, u64),
+        member: Member,
+        version: Option<Version>,
+    ) {
+        let (object, sequence) = write;
+        let generation = self.generation;
+        let own = version.filter(|version| version.generation == generation);
+        let has = own.map_or(0, |version| version.sequence);
+        if has >= sequence {
+            return self.held_by(core, object, sequence, member);
+        }
+        let Some(writes) = self.objects.get_mut(&object) else { return };
+        let Some(upto) = writes.position(sequence) else { return };
+        let first = writes.writes.partition_point(|write| write.sequence <= has).min(upto);
+        let reachable = writes.writes.get(first).is_some_and(|write| {
+            write.create || write.previous.map_or(version.is_some(), |previous| previous <= has)
+        });
+        if !reachable {
+            return self.doubt(core, number, write, member);
+        }
+        let missing: Vec<u64> = writes.writes.range(first..=upto).map(|write| write.sequence).collect();
+        for (place, sequence) in missing.iter().enumerate() {
+            let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(*sequence)) else {
+                return;
+            };
+            // Whatever it said before, it does not have it.
+            write.holders.retain(|holder| *holder != member);
+            let last = place + 1 == missing.len();
+            match write.call_to(member) {
+                None => self.send_write(core, object, *sequence, member),
+                Some(call) if last || (place == 0 && sent_long_ago(core, call)) => core.resend(call),
+                Some(_) => {}
+            }
+        }
+        self.review(core, object);
+    }
+
+    /// The answer may be older than the flush after which the predecessor was forgotten: the member is asked once
+    /// more, with another number.
+    fn doubt(&mut self, core: &mut Core, number: u64, write: (ObjectId, u64), member: Member) {
+        let (object, sequence) = write;
+        let Some(found) = self.objects.get_mut(&object).and_then(|writes| writes.find(sequence)) else {
+            return;
+        };
+        if found.doubted.contains(&member) {
+            return self.lose(core, LostReason::WritesMissing);
+        }
+        found.doubted.push(member);
+        found.calls.retain(|(_, call)| *call != number);
+        core.cancel(number);
+        self.send_write(core, object, sequence, member);
+    }
+
+    /// A new epoch: who holds what is worked out anew. A member keeps what it holds only if it was up, in the same
+    /// run and in the set, all the time; another one's copy may have been replaced meanwhile.
+    pub(super) fn regroup_writes(&mut self, core: &mut Core, before: Epoch) {
+        let view = core.view();
+        let objects: Vec<ObjectId> = self.objects.keys().copied().collect();
+        let span = view.epoch().0.saturating_sub(before.0);
+        for object in objects {
+            let stayed = |member: &Member| {
+                span <= EPOCHS_LOOKED_AT
+                    && (before.0 + 1..=view.epoch().0).all(|epoch| {
+                        view.up_set_at(Epoch(epoch), object).is_some_and(|set| set.contains(member))
+                    })
+            };
+            let Some(writes) = self.objects.get_mut(&object) else { continue };
+            let stayed: Vec<Member> = writes.members.iter().copied().filter(stayed).collect();
+            for write in &mut writes.writes {
+                write.holders.retain(|holder| stayed.contains(holder));
+                write.calls.clear();
+                write.doubted.clear();
+            }
+            writes.members = view.up_set(object);
+            writes.min_copies = view.min_copies(object);
+            writes.stayed = stayed;
+            self.review(core, object);
+        }
+        self.resend = true;
+    }
+
+    /// Sends what members lack. To one that is new to the object only the newest write: having that it has all,
+    /// else it says where to begin.
+    pub(super) fn send_missing(&mut self, core: &mut Core) {
+        self.resend = false;
+        let mut missing: Vec<(ObjectId, u64, Member)> = Vec::new();
+        for (object, writes) in &self.objects {
+            for member in &writes.members {
+                let lacks = writes.writes.iter().filter(|write| !write.is_held_by(*member));
+                let lacks = lacks.map(|write| (*object, write.sequence, *member));
+                if writes.stayed.contains(member) {
+                    missing.extend(lacks);
+                } else {
+                    missing.extend(lacks.last());
+                }
+            }
+        }
+        for (object, sequence, member) in missing {
+            self.send_write(core, object, sequence, member);
+        }
+    }
+
+    /// Forgets writes that are durable on all members: those up to `upto`, and such as were made durable at once.
+    pub(super) fn forget_writes(&mut self, core: &mut Core, upto: u64) {
+        let mut freed = 0;
+        for writes in self.objects.values_mut() {
+            while let Some(write) = writes.writes.front() {
+                let durable = write.complete && (write.durable || write.sequence <= upto);
+                if !durable {
+                    break;
+                }
+                freed += write.weight();
+                writes.writes.pop_front();
+            }
+        }
+        self.objects.retain(|_, writes| !writes.writes.is_empty());
+        self.retained -= freed;
+        core.retained -= freed;
+    }
+
+    /// Whether nothing but writes that some member cannot store is left.
+    pub(super) fn has_only_failed_writes(&self) -> bool {
+        let mut left = self.objects.values().flat_map(|writes| writes.writes.iter()).peekable();
+        left.peek().is_some() && left.all(|write| write.failed.is_some())
+    }
+
+    /// Discards an object once its writes are answered and its map entry is there.
+    fn step_discard(&mut self, piece: &Piece, object: ObjectId) -> Step {
+        let unanswered =
+            self.objects.get(&object).is_some_and(|writes| writes.unanswered(0, u32::MAX, u64::MAX));
+        if unanswered {
+            return Step::Wait;
+        }
+        if self.pending.contains_key(&piece.index) {
+            self.flusher.wanted = true;
+            return Step::Wait;
+        }
+        self.flusher.discard(piece.io, piece.index);
+        Step::Done
+    }
+}
+
+fn sent_long_ago(core: &Core, number: u64) -> bool {
+    core.get_call(number).is_some_and(|call| core.now.since(call.last_sent) >= RESEND_PAUSE)
+}

@@ -4,7 +4,7 @@
 //!
 //! | kind | message | fields |
 //! |---|---|---|
-//! | 1 | promise | version (u8), cluster (u128), last place, place of the voter list, list, 0 or 1 and the pending list |
+//! | 1 | promise | version (u8), cluster (u128), the term, last place, place of the voter list, list, 0 or 1 and the pending list |
 //! | 2 | command | origin node, incarnation, sequence (u64 each), the command |
 //! | 3 | voters | proposer node, incarnation, place of the list that it replaces, the new list |
 //!
@@ -143,6 +143,9 @@ impl Put for Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Promise {
     pub(crate) cluster: ClusterId,
+    /// What it promised. The ring may carry a message over into the next configuration, where it promises
+    /// nothing.
+    pub(crate) term: ConfigId,
     /// End of its log.
     pub(crate) last: Place,
     /// Where the newest list came into its log.
@@ -157,6 +160,7 @@ impl Promise {
         out.u8(KIND_PROMISE);
         out.u8(PROMISE_VERSION);
         out.cluster(self.cluster);
+        out.term(self.term);
         out.place(self.last);
         out.place(self.voters_at);
         out.u8(u8::try_from(self.lists.len()).unwrap_or(u8::MAX));
@@ -172,7 +176,7 @@ impl Promise {
         if r.u8()? != KIND_PROMISE || r.u8()? != PROMISE_VERSION {
             return Err(Malformed);
         }
-        let (cluster, last, voters_at) = (r.cluster()?, r.place()?, r.place()?);
+        let (cluster, term, last, voters_at) = (r.cluster()?, r.term()?, r.place()?, r.place()?);
         let count = r.u8()?;
         if !(1..=2).contains(&count) {
             return Err(Malformed);
@@ -182,7 +186,7 @@ impl Promise {
         if lists.iter().any(Vec::is_empty) {
             return Err(Malformed);
         }
-        Ok(Self { cluster, last, voters_at, lists })
+        Ok(Self { cluster, term, last, voters_at, lists })
     }
 }
 
@@ -221,6 +225,7 @@ mod tests {
         ) {
             let promise = Promise {
                 cluster: ClusterId(cluster),
+                term: place(b[0], a[1], 0, 0).term,
                 last: place(a[0], a[1], a[2], a[3]),
                 voters_at: place(b[0], b[1], b[2], b[3]),
                 lists,

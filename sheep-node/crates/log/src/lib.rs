@@ -9,6 +9,8 @@ mod fetch_message;
 mod log;
 mod mutant;
 mod record;
+#[cfg(test)]
+mod record_tests;
 
 pub use api::{
     CommittedEntry, CommittedKind, Configuration, Delivery, LogError, LogStats, Note, Output, PersistId,

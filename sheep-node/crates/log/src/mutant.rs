@@ -13,6 +13,8 @@ pub enum Mutant {
     CommitOldTerm,
     /// A promise is multicast before it is durable.
     PromiseNotDurable,
+    /// A promise ordered in a later configuration than it was made for counts there.
+    PromiseOfAnyTerm,
     /// An entry is confirmed before it is durable.
     ConfirmNotDurable,
     /// The voter lists are those of the applied state, not those of the base log.
@@ -45,6 +47,7 @@ impl Mutant {
         Self::IndexAfterHole,
         Self::CommitOldTerm,
         Self::PromiseNotDurable,
+        Self::PromiseOfAnyTerm,
         Self::ConfirmNotDurable,
         Self::VotersFromApplied,
         Self::NewVotersOnly,

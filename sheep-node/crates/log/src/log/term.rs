@@ -186,7 +186,8 @@ impl Log {
             return;
         }
         let voters_at = self.chain.lists().last().map(|v| v.at).unwrap_or_default();
-        let promise = Promise { cluster: self.chain.cluster(), last: self.chain.last(), voters_at, lists };
+        let (cluster, term, last) = (self.chain.cluster(), current.config.id, self.chain.last());
+        let promise = Promise { cluster, term, last, voters_at, lists };
         self.outputs.push_back(Output::Multicast(promise.encode()));
     }
 
@@ -195,8 +196,13 @@ impl Log {
         if ours.0 != 0 && promise.cluster != ours {
             return self.stop(LogError::ForeignCluster { node: sender.node, theirs: promise.cluster, ours });
         }
+        let any_term = self.without(Mutant::PromiseOfAnyTerm);
         let named = promise.lists.iter().any(|list| list.contains(&self.me.node));
         let Some(Current { config, phase: Phase::Forming(promises), .. }) = &mut self.current else { return };
+        if promise.term != config.id && !any_term {
+            // Made in an earlier configuration and ordered in this one: its sender's log may have grown.
+            return;
+        }
         if !config.members.contains(&sender) {
             self.stats.dropped += 1;
             return;

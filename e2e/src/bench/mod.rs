@@ -1,0 +1,124 @@
+//! Comparison benchmarks: the same workloads on ours and on what users would take instead, in one run.
+
+pub mod corosync;
+pub mod disk;
+pub mod load;
+pub mod systems;
+
+use serde_json::{Value, json};
+
+use crate::page::table;
+
+/// One measurement.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// Who: `sheepdog`, `raw`, `nbdkit-file`, ...
+    pub system: String,
+    /// What: `randwrite-4k-qd32-durable`, ...
+    pub workload: String,
+    /// Operations per second; `None`: could not be measured.
+    pub result: Option<Figures>,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Figures {
+    /// Operations (or ordered messages) per second.
+    pub iops: f64,
+    /// Megabytes (10^6) per second.
+    pub mbps: f64,
+    /// Median latency, microseconds; 0 where it has none.
+    pub p50_us: f64,
+    /// 99th percentile of it.
+    pub p99_us: f64,
+    /// Processor time of the servers per operation, microseconds; of the client for the raw disk.
+    pub cpu_us_per_io: f64,
+    /// Write requests that reached the disk, per operation.
+    pub disk_writes_per_io: f64,
+    /// Bytes written to the disk, per operation.
+    pub disk_bytes_per_io: f64,
+}
+
+/// All rows of a run as JSON.
+pub fn to_json(rows: &[Row]) -> Value {
+    let measured = rows.iter().filter_map(|row| row.result.map(|figures| (row, figures)));
+    let list = measured.map(|(row, f)| {
+        json!({
+            "system": row.system, "workload": row.workload, "iops": f.iops, "mbps": f.mbps, "p50_us": f.p50_us,
+            "p99_us": f.p99_us, "cpu_us_per_io": f.cpu_us_per_io, "disk_writes_per_io": f.disk_writes_per_io,
+            "disk_bytes_per_io": f.disk_bytes_per_io,
+        })
+    });
+    Value::Array(list.collect())
+}
+
+/// All rows of a run for a person; a ratio beside each of ours and `MISSING` where there is nothing.
+pub fn to_text(rows: &[Row]) -> String {
+    let heading = [
+        "workload / system",
+        "per second",
+        "MB/s",
+        "p50 us",
+        "p99 us",
+        "cpu us",
+        "writes",
+        "bytes",
+        "ours is",
+    ];
+    let mut lines = vec![heading.map(str::to_owned).to_vec()];
+    let mut workload = "";
+    for row in rows {
+        if row.workload != workload {
+            workload = &row.workload;
+            lines.push(vec![workload.to_owned()]);
+        }
+        let name = format!("  {}", row.system);
+        let Some(f) = row.result else {
+            lines.push(vec![name, "MISSING".to_owned()]);
+            continue;
+        };
+        let whole = |number: f64| format!("{number:.0}");
+        let tenth = |number: f64| format!("{number:.1}");
+        let ours = rows.iter().find(|other| other.system == "sheepdog" && other.workload == row.workload);
+        let ratio = match ours.and_then(|ours| ours.result) {
+            Some(ours) if row.system != "sheepdog" && f.iops > 0.0 => format!("{:.2} x", ours.iops / f.iops),
+            _ => String::new(),
+        };
+        lines.push(vec![
+            name,
+            whole(f.iops),
+            tenth(f.mbps),
+            whole(f.p50_us),
+            whole(f.p99_us),
+            whole(f.cpu_us_per_io),
+            tenth(f.disk_writes_per_io),
+            whole(f.disk_bytes_per_io),
+            ratio,
+        ]);
+    }
+    table(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_rows_are_shown_and_ratios_are_of_the_same_workload() {
+        let row = |system: &str, workload: &str, iops: Option<f64>| Row {
+            system: system.to_owned(),
+            workload: workload.to_owned(),
+            result: iops.map(|iops| Figures { iops, ..Figures::default() }),
+        };
+        let rows = [
+            row("sheepdog", "a", Some(50.0)),
+            row("raw", "a", Some(100.0)),
+            row("sheepdog", "b", None),
+            row("raw", "b", Some(100.0)),
+        ];
+        let text = to_text(&rows);
+        assert_eq!(text.matches("MISSING").count(), 1);
+        assert_eq!(text.matches("0.50 x").count(), 1);
+        assert_eq!(to_json(&rows).as_array().unwrap().len(), 3);
+    }
+}

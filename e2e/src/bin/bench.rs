@@ -1,0 +1,204 @@
+//! `make bench`: ours beside the raw disk, nbdkit and Corosync, measured in one run on one machine.
+//!
+//! Usage: bench OUTPUT.json. `BENCH_MIB` is the size of each volume (default 1024), `BENCH_SECONDS` the length of each
+//! measurement (default 10), `BENCH_SYSTEMS` a list of systems to measure instead of all (the others are then
+//! neither shown nor missing).
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sheep_e2e::bench::systems::{Scale, System, WORKLOADS};
+use sheep_e2e::bench::{Figures, Row, corosync, to_json, to_text};
+use sheep_e2e::page::Page;
+use sheep_e2e::process::{Proc, Spec, workspace_binary};
+use sheep_e2e::tools::Nbdkit;
+use sheep_e2e::{Cluster, LeakCheck, NetLab, Scratch};
+
+const MESSAGE_SIZES: [(usize, &str); 2] = [(64, "ordered-64b-3n"), (1024, "ordered-1k-3n")];
+const RING: u8 = 3;
+
+struct Bench {
+    page: Page,
+    scratch: Scratch,
+    scale: Scale,
+    only: Option<Vec<String>>,
+    rows: Vec<Row>,
+}
+
+fn main() -> Result<ExitCode> {
+    let output = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok()).unwrap_or(default)
+    };
+    let check = LeakCheck::start();
+    let mut bench = Bench {
+        page: Page::new(),
+        scratch: Scratch::new("bench")?,
+        scale: Scale {
+            bytes: number("BENCH_MIB", 1024) << 20,
+            run: Duration::from_secs(number("BENCH_SECONDS", 10)),
+        },
+        only: std::env::var("BENCH_SYSTEMS").ok().map(|list| list.split(',').map(str::to_owned).collect()),
+        rows: Vec::new(),
+    };
+    bench.page.title("Sheepdog benchmarks");
+    bench.run("raw", Bench::raw);
+    bench.run("nbdkit-file", Bench::nbdkit_file);
+    bench.run("nbdkit-memory", Bench::nbdkit_memory);
+    bench.run("sheepdog", Bench::sheepdog);
+    bench.messages("corosync", corosync::ordered_messages);
+    bench.messages("sheepdog", our_messages);
+    let Bench { page, scratch, mut rows, .. } = bench;
+    drop(scratch);
+    check.finish()?;
+
+    let order = |row: &Row| {
+        let workloads = WORKLOADS.iter().map(|w| w.name).chain(MESSAGE_SIZES.iter().map(|(_, name)| *name));
+        (workloads.into_iter().position(|name| name == row.workload), row.system != "sheepdog")
+    };
+    rows.sort_by_key(order);
+    page.title("Results (latency, processor time and disk writes are per operation)");
+    page.say(&to_text(&rows));
+    write_json(&output, &rows)?;
+    page.say(&format!("written to {}", output.display()));
+    let missing = rows.iter().filter(|row| row.result.is_none()).count();
+    if missing > 0 {
+        page.bad(&format!("{missing} measurements are MISSING"));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_json(output: &Path, rows: &[Row]) -> Result<()> {
+    if let Some(dir) = output.parent() {
+        std::fs::create_dir_all(dir).context("directory of the results")?;
+    }
+    let text = serde_json::to_string_pretty(&to_json(rows)).context("results")?;
+    std::fs::write(output, text + "\n").with_context(|| format!("writing {}", output.display()))
+}
+
+impl Bench {
+    fn wanted(&self, system: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.iter().any(|name| name == system))
+    }
+
+    /// Measures one system; what it could not measure is missing.
+    fn run(&mut self, system: &str, measure: fn(&mut Bench) -> Result<()>) {
+        if !self.wanted(system) {
+            return;
+        }
+        self.page.step(system);
+        if let Err(error) = measure(self) {
+            self.page.bad(&format!("{error:#}"));
+        }
+        for workload in &WORKLOADS {
+            if !self.rows.iter().any(|row| row.system == system && row.workload == workload.name) {
+                self.record(system, workload.name, None);
+            }
+        }
+    }
+
+    fn record(&mut self, system: &str, workload: &str, result: Option<Figures>) {
+        self.rows.push(Row { system: system.to_owned(), workload: workload.to_owned(), result });
+    }
+
+    fn workloads(&mut self, name: &str, system: &System) -> Result<()> {
+        system.fill(self.scale).context("filling")?;
+        for workload in &WORKLOADS {
+            let result = system.measure(workload, self.scale, self.scratch.path());
+            match &result {
+                Ok(figures) => self.page.say(&format!("{:<28}{:>10.0} /s", workload.name, figures.iops)),
+                Err(error) => self.page.bad(&format!("{}: {error:#}", workload.name)),
+            }
+            self.record(name, workload.name, result.ok());
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> Result<PathBuf> {
+        let path = self.scratch.path().join(name);
+        let file = std::fs::File::create(&path).context("file for the benchmark")?;
+        file.set_len(self.scale.bytes).context("size of the file")?;
+        Ok(path)
+    }
+
+    fn raw(&mut self) -> Result<()> {
+        let path = self.file("raw")?;
+        let result = self.workloads("raw", &System::Raw(path.clone()));
+        std::fs::remove_file(path).context("removing the file")?;
+        result
+    }
+
+    fn nbdkit(&mut self, name: &str, plugin: &[&str]) -> Result<()> {
+        let socket = self.scratch.path().join("nbdkit.sock");
+        let mut server = Nbdkit::start(&socket, plugin)?;
+        let servers = vec![server.process().pid()];
+        self.workloads(name, &System::Nbd { socket, export: "vm".to_owned(), servers })
+    }
+
+    fn nbdkit_file(&mut self) -> Result<()> {
+        let path = self.file("nbdkit")?;
+        let result = self.nbdkit("nbdkit-file", &["file", &path.display().to_string()]);
+        std::fs::remove_file(path).context("removing the file")?;
+        result
+    }
+
+    fn nbdkit_memory(&mut self) -> Result<()> {
+        self.nbdkit("nbdkit-memory", &["memory", &self.scale.bytes.to_string()])
+    }
+
+    fn sheepdog(&mut self) -> Result<()> {
+        let mut cluster = Cluster::start(3)?;
+        cluster.any_dog()?.create("bench", &self.scale.bytes.to_string(), 3)?;
+        let mut servers = Vec::new();
+        for node in &mut cluster.nodes {
+            servers.push(node.process()?.pid());
+        }
+        let socket = cluster.node(1).nbd_socket();
+        self.workloads("sheepdog", &System::Nbd { socket, export: "bench".to_owned(), servers })
+    }
+
+    fn messages(&mut self, system: &str, measure: fn(u8, usize, Duration) -> Result<Figures>) {
+        if !self.wanted(system) {
+            return;
+        }
+        self.page.step(&format!("ordered messages: {system}"));
+        for (size, name) in MESSAGE_SIZES {
+            let result = measure(RING, size, self.scale.run);
+            match &result {
+                Ok(figures) => self.page.say(&format!("{name:<28}{:>10.0} /s", figures.iops)),
+                Err(error) => self.page.bad(&format!("{name}: {error:#}")),
+            }
+            self.record(system, name, result.ok());
+        }
+    }
+}
+
+/// Ours, in the same kind of network: `ringload ADDRESS SIZE SECONDS MEMBER...` joins a ring on its address with the
+/// other members, sends as fast as flow control lets it, and prints how many messages it delivered.
+fn our_messages(nodes: u8, size: usize, run: Duration) -> Result<Figures> {
+    let program = workspace_binary("ringload")?;
+    let lab = NetLab::new(nodes)?;
+    let scratch = Scratch::new("ringload")?;
+    let members: Vec<String> = (1..=nodes).map(|node| lab.address(node).to_string()).collect();
+    let mut loads: Vec<Proc> = Vec::new();
+    for node in 1..=nodes {
+        let load = Spec::new(format!("ringload {node}"), &program)
+            .args([lab.address(node).to_string(), size.to_string(), run.as_secs().to_string()])
+            .args(&members)
+            .in_namespace_of(Some(lab.holder(node)))
+            .log(scratch.path().join(format!("load{node}.log")));
+        loads.push(load.spawn()?);
+    }
+    let mut delivered = u64::MAX;
+    for load in &mut loads {
+        load.wait(run + Duration::from_secs(90))?;
+        let said = load.log_text();
+        let last = said.lines().last().unwrap_or_default().trim().to_owned();
+        delivered = delivered.min(last.parse::<u64>().with_context(|| format!("ringload: {said}"))?);
+    }
+    let rate = delivered as f64 / run.as_secs_f64();
+    Ok(Figures { iops: rate, mbps: rate * size as f64 / 1e6, ..Figures::default() })
+}

@@ -27,43 +27,45 @@ fn acceptable(expression: &str) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut at = 0;
-    any_of(&words, &mut at) && at == words.len()
+    any_of(&words, &mut at) == Some(true) && at == words.len()
 }
 
-fn any_of(words: &[&str], at: &mut usize) -> bool {
-    let mut result = all_of(words, at);
+// Each of these takes its part of the expression from `at` on; `None` means that the expression is malformed.
+
+fn any_of(words: &[&str], at: &mut usize) -> Option<bool> {
+    let mut result = all_of(words, at)?;
     while words.get(*at) == Some(&"OR") {
         *at += 1;
         // Not short-circuited: the words have to be consumed.
-        result |= all_of(words, at);
+        result |= all_of(words, at)?;
     }
-    result
+    Some(result)
 }
 
-fn all_of(words: &[&str], at: &mut usize) -> bool {
-    let mut result = one(words, at);
+fn all_of(words: &[&str], at: &mut usize) -> Option<bool> {
+    let mut result = one(words, at)?;
     while words.get(*at) == Some(&"AND") {
         *at += 1;
-        result &= one(words, at);
+        result &= one(words, at)?;
     }
-    result
+    Some(result)
 }
 
-fn one(words: &[&str], at: &mut usize) -> bool {
-    let Some(word) = words.get(*at) else { return false };
+fn one(words: &[&str], at: &mut usize) -> Option<bool> {
+    let word = words.get(*at)?;
     *at += 1;
     if *word == "(" {
-        let inner = any_of(words, at);
-        let closed = words.get(*at) == Some(&")");
+        let inner = any_of(words, at)?;
+        (words.get(*at)? == &")").then_some(())?;
         *at += 1;
-        return inner && closed;
+        return Some(inner);
     }
     let mut result = ALLOWED.contains(word);
     if words.get(*at) == Some(&"WITH") {
-        result &= words.get(*at + 1).is_some_and(|exception| ALLOWED_EXCEPTIONS.contains(exception));
+        result &= ALLOWED_EXCEPTIONS.contains(words.get(*at + 1)?);
         *at += 2;
     }
-    result
+    Some(result)
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(crate) const KIND_VOTERS: u8 = 3;
 pub(crate) const KIND_INSTALL: u8 = 4;
 pub(crate) const KIND_GENESIS: u8 = 5;
 pub(crate) const KIND_UNKNOWN: u8 = 255;
+/// Highest index that is believed.
+const MAX_INDEX: u64 = 1 << 62;
 const PROMISE_VERSION: u8 = 1;
 
 /// Bytes that mean nothing.
@@ -72,7 +74,9 @@ impl Reader {
         Ok(Member { node: self.node()?, incarnation: Incarnation(self.u64()?) })
     }
     pub(crate) fn place(&mut self) -> Result<Place, Malformed> {
-        Ok(Place { term: self.term()?, index: LogIndex(self.u64()?), checksum: self.u64()? })
+        let (term, index, checksum) = (self.term()?, self.u64()?, self.u64()?);
+        // No log gets there, and below it sums cannot overflow.
+        if index > MAX_INDEX { Err(Malformed) } else { Ok(Place { term, index: LogIndex(index), checksum }) }
     }
     pub(crate) fn nodes(&mut self) -> Result<Vec<NodeId>, Malformed> {
         let count = usize::from(self.u16()?);
@@ -214,7 +218,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn place(a: u64, b: u64, c: u64, d: u64) -> Place {
-        Place { term: ConfigId { number: a, representative: NodeId(b) }, index: LogIndex(c), checksum: d }
+        Place {
+            term: ConfigId { number: a, representative: NodeId(b) },
+            index: LogIndex(c >> 2),
+            checksum: d,
+        }
     }
 
     proptest! {

@@ -146,7 +146,7 @@ mod tests {
 
     fn place(n: u64) -> Place {
         let term = Term { number: n, representative: NodeId(n ^ 5) };
-        Place { term, index: LogIndex(n.wrapping_mul(3)), checksum: n.wrapping_mul(7) }
+        Place { term, index: LogIndex(n.wrapping_mul(3) >> 2), checksum: n.wrapping_mul(7) }
     }
 
     fn kinds() -> impl Strategy<Value = FetchKind> {

@@ -29,4 +29,6 @@ scenario![
     a_small_buffer_is_filled_by_fetching,
     foreign_logs_stop,
     a_power_cut_loses_nothing,
+    a_promise_is_for_one_term,
+    a_lease_waits_for_what_is_committed,
 ];

@@ -88,11 +88,16 @@ impl Log {
         if self.stopped {
             return;
         }
-        if let Some(place) = self.commit_ahead.take_if(|p| p.index <= self.chain.last().index) {
-            self.learn_commit(place);
-        }
+        self.compare_commit_ahead();
         if let Some(place) = self.confirmed_by_majorities() {
             self.set_commit(place);
+        }
+    }
+
+    /// The log may have reached the committed place that was ahead of it.
+    pub(super) fn compare_commit_ahead(&mut self) {
+        if let Some(place) = self.commit_ahead.take_if(|p| p.index <= self.chain.last().index) {
+            self.learn_commit(place);
         }
     }
 

@@ -320,6 +320,7 @@ impl Fetch {
         if chunk.at.index <= tip.index
             || chunk.at.index <= commit.index
             || chunk.at.index > self.target.index
+            || chunk.at.term > self.target.term
             || chunk.total > max_snapshot as u64
             || cluster.0 == 0
         {

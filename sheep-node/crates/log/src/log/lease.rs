@@ -51,7 +51,9 @@ impl Lease {
         self.waiting.clear();
     }
 
-    fn remember(&mut self, stamp: Time, index: LogIndex) {
+    fn remember(&mut self, now: Time, stamp: Time, index: LogIndex) {
+        // What would end before now is of no use to anybody.
+        self.waiting.retain(|(stamp, _)| *stamp + self.duration > now);
         if self.waiting.len() < MAX_WAITING {
             self.waiting.push_back((stamp, index));
         }
@@ -87,7 +89,7 @@ impl Log {
         } else {
             highest.max(self.commit.index)
         };
-        self.lease.remember(stamp, index);
+        self.lease.remember(now, stamp, index);
         self.grant_lease();
     }
 

@@ -133,7 +133,8 @@ impl Log {
                 self.advance(now);
             }
         }
-        self.update_commit(now);
+        // Confirmations come with the token; here only the log has grown.
+        self.compare_commit_ahead();
         self.refresh_note();
     }
 
@@ -203,7 +204,8 @@ impl Log {
             // Made in an earlier configuration and ordered in this one: its sender's log may have grown.
             return;
         }
-        if !config.members.contains(&sender) {
+        // The term is above everything that its promisers hold: anything else is not a promise.
+        if !config.members.contains(&sender) || promise.last.term >= config.id {
             self.stats.dropped += 1;
             return;
         }

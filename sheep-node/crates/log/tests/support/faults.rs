@@ -150,11 +150,8 @@ impl Run {
                     }
                 }
             }
-            66..80 => {
-                if !world.nodes[&id].slow_disk {
-                    world.complete_write(id);
-                }
-            }
+            66..80 if !world.nodes[&id].slow_disk => world.complete_write(id),
+            66..80 => {}
             80..88 => self.datagram(),
             88..91 => world.tick(id),
             91 if random.one_in(4) => {

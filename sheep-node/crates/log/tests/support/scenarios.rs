@@ -136,11 +136,12 @@ pub fn gaps_are_filled_along_the_chain(config: LogConfig) -> Verdict {
 pub fn commit_places_name_entries(config: LogConfig) -> Verdict {
     let mut w = World::cluster(config, 3, 3);
     let ring = w.ring_of(3);
-    (0..4).for_each(|n| w.propose(3, &format!("lost {n}")));
+    // More than the others will have committed.
+    (0..9).for_each(|n| w.propose(3, &format!("lost {n}")));
     go_round(&mut w, ring);
     let applied = w.log(3).applied();
     w.form(&[1, 2]);
-    (0..9).for_each(|n| w.propose(1, &format!("kept {n}")));
+    (0..2).for_each(|n| w.propose(1, &format!("kept {n}")));
     w.settle();
     w.hold_net = true;
     w.form(&[1, 2, 3]);
@@ -177,28 +178,35 @@ pub fn an_empty_store_does_not_vote(config: LogConfig) -> Verdict {
 /// Voters 1 to 3 become 1 to 5. Node 2 has the change in its log and does not know it to be committed.
 pub fn lists_are_those_of_the_base_log(config: LogConfig) -> Verdict {
     let mut w = World::cluster(config, 5, 3);
+    // Some writes, so that the files say that the first list is committed.
+    for _ in 0..2 {
+        w.propose(2, "before");
+        w.settle();
+    }
     let ring = w.ring_of(1);
     w.voters(1, 1..=5).map_err(|e| e.to_string())?;
-    // Ordered and durable everywhere except on 3; only 1 gets a token after that.
+    // Ordered and durable everywhere except on 3; only 1 gets the token after that.
     let at = w.ordered(ring);
     while w.ordered(ring) == at {
         w.visit(ring, 9);
     }
-    [2, 4, 5].iter().for_each(|id| w.receive(ring, NodeId(*id), at));
-    for id in [1, 2, 4, 5] {
-        while !w.nodes[&id].writes.is_empty() {
-            w.complete_write(id);
-        }
+    for id in [2, 4, 5] {
+        w.receive(ring, NodeId(id), at);
+        w.complete_write(id);
     }
-    while w.log(1).is_voter_change_pending() {
+    for _ in 0..4 {
         w.visit(ring, 0);
     }
+    w.complete_write(1);
+    w.visit(ring, 0);
+    ensure(!w.log(1).is_voter_change_pending(), "1 knows that the change is committed")?;
     ensure(w.log(2).is_voter_change_pending(), "2 does not know that the change is committed")?;
+    w.restart(2);
+    w.restart(3);
     w.form(&[1, 4, 5]);
     w.propose(1, "y");
     w.settle();
     ensure(w.effects(4, 1) == 1, "y is committed by three of five")?;
-    w.restart(2);
     w.form(&[2, 3]);
     w.settle();
     ensure(!w.log(2).is_primary(), "two of five are primary")?;
@@ -341,5 +349,56 @@ pub fn a_power_cut_loses_nothing(config: LogConfig) -> Verdict {
     w.form(&[2, 3]);
     w.settle();
     ensure(w.effects(3, 2) == 5, "what was committed is there")?;
+    w.verdict()
+}
+
+/// A promise waits in the ring's queue of its sender until the next configuration; meanwhile its sender
+/// took part in the term, and the entry that it confirmed was committed.
+pub fn a_promise_is_for_one_term(config: LogConfig) -> Verdict {
+    let mut w = World::cluster(config, 3, 3);
+    w.start_mute(3, &[1, 2, 3]);
+    w.slow(&[2], true);
+    w.propose(1, "x");
+    w.settle();
+    ensure(w.effects(1, 1) == 1, "x is committed by 1 and 3")?;
+    cut_power(&mut w, &[2]);
+    // The old promise of 3 is ordered first, with the end of its log from before x.
+    w.node(3).mute = false;
+    w.form(&[2, 3]);
+    let ring = w.ring_of(2);
+    w.complete_write(2);
+    while w.ordered(ring) < 2 {
+        w.visit(ring, 1);
+    }
+    w.settle();
+    w.form(&[1, 2, 3]);
+    w.settle();
+    ensure(w.effects(2, 1) == 1, "x is lost")?;
+    w.verdict()
+}
+
+/// The token overtakes the messages: it says that something is committed that this node does not have.
+pub fn a_lease_waits_for_what_is_committed(config: LogConfig) -> Verdict {
+    let mut w = World::cluster(config, 3, 3);
+    let ring = w.ring_of(1);
+    w.propose(1, "exclude 3");
+    let at = w.ordered(ring);
+    while w.ordered(ring) == at {
+        w.visit(ring, 1);
+    }
+    w.receive(ring, NodeId(2), at);
+    for _ in 0..12 {
+        w.now = w.now + Duration::from_millis(50);
+        [1, 2].iter().for_each(|id| w.complete_write(*id));
+        w.visit(ring, 0);
+    }
+    ensure(w.effects(1, 1) == 1 && w.effects(3, 1) == 0, "3 does not know of its exclusion")?;
+    w.verdict()?;
+    let before = w.log(3).lease_deadline(w.now);
+    w.receive(ring, NodeId(3), at);
+    w.visit(ring, 0);
+    w.visit(ring, 0);
+    w.visit(ring, 0);
+    ensure(before.is_some() && w.log(3).lease_deadline(w.now).is_none(), "the exclusion ends the lease")?;
     w.verdict()
 }

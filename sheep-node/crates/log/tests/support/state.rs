@@ -105,7 +105,9 @@ impl Truth {
     ) -> Result<(), String> {
         for (index, at, up) in &self.up_since {
             if *index > applied.0 && !up.contains(&node) && deadline > *at + lease {
-                return Err(format!("lease of {node:?} until {deadline:?}, excluded at {index} since {at:?}"));
+                return Err(format!(
+                    "lease of {node:?} until {deadline:?}, excluded at {index} since {at:?}"
+                ));
             }
         }
         Ok(())

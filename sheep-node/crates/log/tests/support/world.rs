@@ -373,6 +373,13 @@ impl World {
         result
     }
 
+    /// Forms a configuration in which the promise of one node is durable and does not get through.
+    pub fn start_mute(&mut self, mute: u64, members: &[u64]) {
+        self.node(mute).mute = true;
+        self.form(members);
+        self.settle();
+    }
+
     /// The configuration a node is in.
     pub fn ring_of(&self, id: u64) -> usize {
         self.nodes[&id].ring.unwrap()
@@ -405,7 +412,8 @@ impl World {
             let live = self.live();
             for ring in 0..self.rings.len() {
                 for _ in 0..self.rings[ring].active.len() {
-                    self.visit(ring, 64);
+                    let mute = self.nodes[&self.holder(ring).0].mute;
+                    self.visit(ring, if mute { 0 } else { 64 });
                     for node in self.rings[ring].active.clone() {
                         self.missing(ring, node).into_iter().for_each(|at| self.receive(ring, node, at));
                     }

@@ -141,6 +141,19 @@ pub struct Replica {
     outputs: VecDeque<ReplicaOutput>,
     /// Objects whose waiting requests may have become possible.
     woken: BTreeSet<ObjectId>,
+    /// What has come in and is not looked at yet.
+    inbox: VecDeque<Input>,
+    /// Changes that the store has taken but not executed: it waits for space, or for room in its log. Until
+    /// they are, headers are not what they will be, and nothing is answered or begun on their ground.
+    stalled: BTreeSet<u64>,
+}
+
+/// Something that has come in.
+#[derive(Debug)]
+enum Input {
+    Request(Header, Request),
+    Reply(Header, Reply),
+    Timer(Timer),
 }
 
 impl Replica {
@@ -171,6 +184,8 @@ impl Replica {
             timers: Timers::default(),
             outputs: VecDeque::new(),
             woken: BTreeSet::new(),
+            inbox: VecDeque::new(),
+            stalled: BTreeSet::new(),
         };
         replica.pump(now);
         replica
@@ -187,25 +202,29 @@ impl Replica {
             self.begin_epoch(now);
             self.woken.extend(self.waiting.objects());
         }
-        for (header, request) in self.waiting.take_for_view() {
-            self.handle_request(now, header, request);
-        }
+        self.readmit();
         self.pump(now);
+    }
+
+    /// Requests that waited for a view or the store are looked at again.
+    fn readmit(&mut self) {
+        let waited = self.waiting.take_for_view();
+        self.inbox.extend(waited.into_iter().map(|(header, request)| Input::Request(header, request)));
     }
 
     /// A request of a node, possibly this one.
     pub fn handle_request(&mut self, now: Time, header: Header, request: Request) {
-        self.serve(now, header, request, None);
+        if self.inbox.len() >= self.config.waiting_requests {
+            self.busy += 1;
+            return self.refuse(&header, Refusal::Busy);
+        }
+        self.inbox.push_back(Input::Request(header, request));
         self.pump(now);
     }
 
     /// A reply to a request of this replica (odd numbers).
     pub fn handle_reply(&mut self, now: Time, header: Header, reply: Reply) {
-        if header.cluster != self.cluster {
-            self.foreign += 1;
-            return;
-        }
-        self.take_reply(now, header, reply);
+        self.inbox.push_back(Input::Reply(header, reply));
         self.pump(now);
     }
 
@@ -218,19 +237,7 @@ impl Replica {
     /// Time has come to what [`Replica::poll_timeout`] said.
     pub fn handle_timeout(&mut self, now: Time) {
         while let Some(timer) = self.timers.pop(now) {
-            match timer {
-                Timer::View => {
-                    for (header, _) in self.waiting.expired_for_view(now) {
-                        self.refuse(&header, Refusal::Busy);
-                    }
-                }
-                Timer::Object(object) => {
-                    for (header, reply) in self.waiting.expired(now, object) {
-                        self.answer(&header, reply);
-                    }
-                }
-                Timer::Recovery(timer) => self.recovery_timer(now, timer),
-            }
+            self.inbox.push_back(Input::Timer(timer));
         }
         self.pump(now);
     }
@@ -274,11 +281,34 @@ impl Replica {
         loop {
             if let Some(event) = self.store.poll_event() {
                 self.take_event(now, event);
+            } else if !self.stalled.is_empty() {
+                return;
             } else if let Some(object) = self.woken.pop_first() {
                 self.retry_waiting(now, object);
+            } else if let Some(input) = self.inbox.pop_front() {
+                self.take_input(now, input);
             } else if !self.recovery_step(now) {
                 return;
             }
+        }
+    }
+
+    fn take_input(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Request(header, request) => self.serve(now, header, request, None),
+            Input::Reply(header, _) if header.cluster != self.cluster => self.foreign += 1,
+            Input::Reply(header, reply) => self.take_reply(now, header, reply),
+            Input::Timer(Timer::View) => {
+                for (header, reply) in self.waiting.expired_for_view(now) {
+                    self.answer(&header, reply);
+                }
+            }
+            Input::Timer(Timer::Object(object)) => {
+                for (header, reply) in self.waiting.expired(now, object) {
+                    self.answer(&header, reply);
+                }
+            }
+            Input::Timer(Timer::Recovery(timer)) => self.recovery_timer(now, timer),
         }
     }
 
@@ -291,17 +321,17 @@ impl Replica {
                     self.drop_gone();
                     self.begin_epoch(now);
                 }
-                for (header, request) in self.waiting.take_for_view() {
-                    self.serve(now, header, request, None);
-                }
+                self.readmit();
             }
             Event::Done { token, result } => {
+                self.stalled.remove(&token);
                 if let Some(job) = self.jobs.remove(&token) {
                     self.finish(now, job, result);
                 }
             }
             Event::Failed(_) => {
                 self.failed = true;
+                self.stalled.clear();
                 self.outputs.push_back(ReplicaOutput::StoreFailed);
                 for (header, _) in self.waiting.take_all() {
                     self.refuse(&header, Refusal::StoreFailed);
@@ -382,10 +412,22 @@ impl Replica {
                 self.pending.remove(&object);
             }
         }
+        let expected = match &op {
+            Op::Write { header, .. } | Op::Replace { header, .. } | Op::SetHeader { header } => {
+                Some((header.id, Some(*header)))
+            }
+            Op::Delete { object } => Some((*object, None)),
+            _ => None,
+        };
         let token = self.next_token;
         self.next_token += 1;
         self.jobs.insert(token, job);
         self.store.submit(token, op);
+        if let Some((object, header)) = expected
+            && self.store.header(object) != header.as_ref()
+        {
+            self.stalled.insert(token);
+        }
     }
 
     /// Deletes a copy and what is noted about it.

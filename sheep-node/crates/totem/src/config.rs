@@ -2,6 +2,7 @@
 
 use crate::codec::{MULTICAST_OVERHEAD, TOKEN_MAX};
 use crate::limits::MAX_PAYLOAD;
+use crate::mutant::Mutants;
 use core::time::Duration;
 use thiserror::Error;
 
@@ -40,6 +41,8 @@ pub struct RingConfig {
     pub fail_to_receive: u32,
     /// Most payloads waiting to be ordered; `submit` refuses more.
     pub queue_limit: usize,
+    /// Broken variant for tests of the checkers; none in released binaries.
+    pub mutants: Mutants,
 }
 
 impl Default for RingConfig {
@@ -95,6 +98,7 @@ impl RingConfig {
             max_datagram: 8704,
             fail_to_receive: 500,
             queue_limit: 4096,
+            mutants: Mutants::default(),
         }
     }
 
@@ -193,15 +197,13 @@ mod tests {
 
     #[test]
     fn retransmission_is_slower_than_the_hold_and_fits_the_loss_timeout() {
-        let mut config = RingConfig::default();
-        config.idle_hold = Duration::from_millis(600);
+        let config = RingConfig { idle_hold: Duration::from_millis(600), ..RingConfig::default() };
         assert!(matches!(config.validate(), Err(ConfigError::Timer { name: "token_retransmit", .. })));
     }
 
     #[test]
     fn a_datagram_must_hold_the_largest_payload() {
-        let mut config = RingConfig::default();
-        config.max_datagram = MAX_PAYLOAD;
+        let mut config = RingConfig { max_datagram: MAX_PAYLOAD, ..RingConfig::default() };
         assert!(matches!(config.validate(), Err(ConfigError::Size { name: "max_datagram", .. })));
         config = RingConfig::default();
         config.max_messages_per_visit = config.window_size + 1;

@@ -17,6 +17,7 @@ mod codec;
 mod config;
 mod graph;
 mod limits;
+mod mutant;
 mod order;
 mod ring;
 mod stats;
@@ -24,6 +25,7 @@ mod types;
 
 pub use config::{ConfigError, RingConfig};
 pub use limits::{MAX_MEMBERS, MAX_NUMBER, MAX_PAYLOAD};
+pub use mutant::{Mutant, Mutants};
 pub use ring::Ring;
 pub use stats::Stats;
 pub use types::{

@@ -108,29 +108,33 @@ impl Order {
     /// Delivers what is next without a gap. Recovered messages have no payload of this configuration;
     /// before the configuration is installed only they are passed over.
     pub(crate) fn deliver(&mut self, out: &mut VecDeque<Output>, stats: &mut Stats) {
-        while self.delivered < self.aru {
-            let seq = self.delivered + 1;
-            let message = self.messages.get(&seq).expect("what is not safe is kept");
-            if message.recovered.is_none() {
-                if !self.installed {
-                    return;
-                }
-                let sender = member(&self.config, message.origin);
-                for payload in &message.payloads {
-                    self.position += 1;
-                    stats.delivered += 1;
-                    out.push_back(Output::Deliver(Delivery {
-                        config: self.config.id,
-                        position: self.position,
-                        sender,
-                        payload: payload.clone(),
-                        transitional: false,
-                    }));
-                }
+        while self.delivered < self.aru && self.deliver_one(out, stats) {}
+    }
+
+    /// Delivers the next message. Returns whether it could.
+    fn deliver_one(&mut self, out: &mut VecDeque<Output>, stats: &mut Stats) -> bool {
+        let seq = self.delivered + 1;
+        let message = self.messages.get(&seq).expect("what is not safe is kept");
+        if message.recovered.is_none() {
+            if !self.installed {
+                return false;
             }
-            self.delivered = seq;
-            self.ends.push_back((seq, self.position));
+            let sender = member(&self.config, message.origin);
+            for payload in &message.payloads {
+                self.position += 1;
+                stats.delivered += 1;
+                out.push_back(Output::Deliver(Delivery {
+                    config: self.config.id,
+                    position: self.position,
+                    sender,
+                    payload: payload.clone(),
+                    transitional: false,
+                }));
+            }
         }
+        self.delivered = seq;
+        self.ends.push_back((seq, self.position));
+        true
     }
 
     /// Delivers in the transitional configuration what lies behind the first hole: only messages of
@@ -151,6 +155,14 @@ impl Order {
                     transitional: true,
                 }));
             }
+        }
+    }
+
+    /// What must not be done: delivers what lies behind holes as if there were none.
+    pub(crate) fn deliver_across_holes(&mut self, out: &mut VecDeque<Output>, stats: &mut Stats) {
+        while let Some(next) = self.messages.range(self.delivered + 1..).next().map(|(seq, _)| *seq) {
+            (self.delivered, self.aru) = (next - 1, self.aru.max(next));
+            self.deliver_one(out, stats);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Garbage, and packets that were true once: nothing panics, nothing grows, the ring goes on.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use bytes::Bytes;
@@ -25,26 +27,14 @@ fn garbage_and_replay_do_not_disturb_a_ring() {
     assert!(recorded.len() > 100);
     let mut random = Random(5);
     for _ in 0..20_000 {
-        let packet = &recorded[random.range(0, recorded.len() as u64) as usize];
-        let mut bytes = packet.to_vec();
-        match random.range(0, 4) {
+        let mut bytes = recorded[random.range(0, recorded.len() as u64) as usize].to_vec();
+        match random.range(0, 3) {
             // Replay as it was: authentication does not stop that.
             0 => {}
-            // Truncation, and bits flipped where there is no authentication.
-            1 => bytes.truncate(random.range(0, bytes.len() as u64 + 1) as usize),
-            2 => bytes[40.min(packet.len() - 1)..].iter_mut().for_each(|b| {
-                if random.chance(2) {
-                    *b ^= 1 << random.range(0, 8);
-                }
-            }),
+            1 => bytes.truncate(random.range(0, bytes.len() as u64) as usize),
             _ => bytes.iter_mut().for_each(|b| *b = random.next() as u8),
         }
-        let before = bytes.len();
-        // On a copy of the state: flipped bits may well say something that is true for the ring.
-        let replay = before == packet.len() && bytes == packet.to_vec();
-        if replay {
-            net.with(3, |ring, now| ring.handle_packet(now, &bytes));
-        }
+        net.with(3, |ring, now| ring.handle_packet(now, &bytes));
     }
     net.run(ms(3000));
     assert_eq!(net.together(&[1, 2, 3]), id, "{}", net.describe());

@@ -1,5 +1,7 @@
 //! Scripted scenarios of membership: one rule each.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use sheep_totem::{Destination, Output, Ring, RingConfig, RingState};
@@ -173,10 +175,17 @@ fn nothing_is_used_while_the_disk_hangs_and_the_others_go_on() {
     let mut net = Net::empty(9);
     (1..=3).for_each(|n| net.start(n, CLUSTER));
     net.nodes.get_mut(&1).unwrap().disk_hangs = true;
+    net.settle(&[2, 3], ms(6000));
+    let id = net.together(&[2, 3]);
     net.run(ms(20_000));
     assert_eq!(net.ring(1).configuration(), None);
-    net.nodes.get_mut(&1).unwrap().disk_hangs = false;
-    net.with(1, |ring, now| ring.handle_number_durable(now, 0));
+    assert_eq!(net.together(&[2, 3]), id);
+    let node = net.nodes.get_mut(&1).unwrap();
+    node.disk_hangs = false;
+    let number = node.ring.highest_number();
+    node.durable = number;
+    net.with(1, |ring, now| ring.handle_number_durable(now, number));
+    net.settle(&[1, 2, 3], ms(10_000));
 }
 
 #[test]
@@ -258,9 +267,11 @@ fn an_excluded_member_stays_out_until_it_rejoins() {
     net.settle(&[2, 3], ms(3000));
     let id = net.together(&[2, 3]);
     net.run(ms(60_000));
+    assert!(net.ring(1).is_excluded() && !net.ring(2).is_excluded());
     assert_eq!(net.together(&[2, 3]), id, "{}", net.describe());
     net.with(1, |ring, now| ring.rejoin(now));
     net.settle(&[1, 2, 3], ms(20_000));
+    assert!(!net.ring(1).is_excluded());
 }
 
 #[test]
@@ -302,6 +313,32 @@ fn a_ring_of_one_orders_at_once_and_sends_nothing_to_itself() {
     net.run(ms(1000));
     let rotations = net.checker.rotation(me, id) - before;
     assert!((9..=12).contains(&rotations), "{rotations} rotations a second");
+}
+
+#[test]
+fn the_largest_ring_works_and_is_not_overfilled() {
+    let mut net = Net::new(19, sheep_totem::MAX_MEMBERS as u64);
+    net.tells_primary = true;
+    let all: Vec<u64> = net.alive();
+    net.settle(&all, ms(10_000));
+    let id = net.together(&all);
+    all.iter().for_each(|n| assert!(net.submit(*n)));
+    [101, 102].iter().for_each(|n| net.start(*n, CLUSTER));
+    net.run(ms(20_000));
+    assert_eq!(net.together(&all), id, "{}", net.describe());
+    assert!(net.together(&[101, 102]).is_some());
+    net.checker.check_self_delivery();
+}
+
+#[test]
+fn a_lighter_side_gives_way() {
+    // Two voters against three nodes that never vote: link by link broken between them.
+    let mut net = Net::new(20, 5);
+    [3, 4, 5].iter().for_each(|n| net.ring(*n).set_weight(0));
+    net.settle(&[1, 2, 3, 4, 5], ms(3000));
+    [3, 4, 5].iter().for_each(|n| net.cut_both(1, *n));
+    net.settle(&[1, 2], ms(8000));
+    net.settle(&[3, 4, 5], ms(8000));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Scripted scenarios of the token: idling, notes, flow control, limits.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use bytes::Bytes;

@@ -81,6 +81,9 @@ fn token() -> impl Strategy<Value = Packet> {
         })
 }
 
+/// What a row says: version, number, rejoins, weight, flags, last configuration, sets.
+type Said = (u64, u64, u32, u16, [bool; 3], ConfigId, [u64; 3]);
+
 fn join() -> impl Strategy<Value = Packet> {
     let said = (
         0..=MAX_NUMBER,
@@ -103,23 +106,21 @@ fn join() -> impl Strategy<Value = Packet> {
             let pick = |bits: u64| {
                 names.iter().enumerate().filter(|(i, _)| bits >> i & 1 != 0).map(|(_, m)| *m).collect()
             };
-            let row = |(member, (version, number, rejoins, weight, flags, previous, sets)): (
-                &Member,
-                &(u64, u64, u32, u16, [bool; 3], ConfigId, [u64; 3]),
-            )| Row {
-                member: *member,
-                version: *version,
-                number: *number,
-                rejoins: *rejoins,
-                weight: *weight,
-                ready: flags[0],
-                committing: flags[1],
-                primary: flags[2],
-                previous: *previous,
-                heard: pick(sets[0]),
-                accused: pick(sets[1]),
-                chosen: pick(sets[2]),
-            };
+            let row =
+                |(member, (version, number, rejoins, weight, flags, previous, sets)): (&Member, &Said)| Row {
+                    member: *member,
+                    version: *version,
+                    number: *number,
+                    rejoins: *rejoins,
+                    weight: *weight,
+                    ready: flags[0],
+                    committing: flags[1],
+                    primary: flags[2],
+                    previous: *previous,
+                    heard: pick(sets[0]),
+                    accused: pick(sets[1]),
+                    chosen: pick(sets[2]),
+                };
             Packet::Join(Join {
                 forming,
                 layout,

@@ -4,6 +4,7 @@
 use super::gather::Gather;
 use super::{Phase, Ring};
 use crate::codec::{CommitEntry, CommitToken, Packet, Row};
+use crate::mutant::Mutant;
 use crate::types::Destination;
 use bytes::Bytes;
 use sheep_types::{ConfigId, Member, NodeId, Time};
@@ -87,7 +88,7 @@ impl Ring {
             join_at: now + self.config.join_interval,
         });
         self.numbers.observe(token.config.number, &mut self.out);
-        self.announce_commit(token.config, before);
+        self.announce_commit(now, token.config, before);
         if let Phase::Commit(commit) = &mut self.phase {
             commit.waiting = Some(token);
         }
@@ -97,7 +98,7 @@ impl Ring {
     /// Fills in this node's entry and passes the token on, once the number is durable.
     pub(super) fn commit_number_durable(&mut self, now: Time) {
         let Phase::Commit(commit) = &mut self.phase else { return };
-        if !self.numbers.is_durable(commit.id.number) {
+        if !self.numbers.is_durable(commit.id.number) && !self.config.mutants.is(Mutant::NumberNotAwaited) {
             return;
         }
         let Some(mut token) = commit.waiting.take() else { return };
@@ -231,7 +232,7 @@ impl Ring {
         if commit.join_at <= now {
             commit.join_at = now + self.config.join_interval;
             let (id, before) = (commit.id, commit.before);
-            self.announce_commit(id, before);
+            self.announce_commit(now, id, before);
         }
     }
 }

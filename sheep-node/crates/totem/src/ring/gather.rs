@@ -4,6 +4,7 @@ use super::{Phase, Ring};
 use crate::codec::{Join, Packet, RingSize, Row};
 use crate::graph;
 use crate::limits::MAX_KNOWN;
+use crate::mutant::Mutant;
 use crate::types::Destination;
 use sheep_types::{ConfigId, Member, NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -220,12 +221,12 @@ impl Ring {
             gather.announced.push(gather.chosen.clone());
         }
         let packet = join_packet(gather, own, self.ring_size, ConfigId::default());
-        self.send(Destination::Everyone, &packet);
+        self.send_join(now, &packet);
     }
 
     /// Sends a join in state Commit, for members that have not yet seen the agreement. It names the number
     /// as it was before: the new one does not speak against the configuration that it is for.
-    pub(super) fn announce_commit(&mut self, forming: ConfigId, number: u64) {
+    pub(super) fn announce_commit(&mut self, now: Time, forming: ConfigId, number: u64) {
         self.join += 1;
         let mut own = self.own_row(number);
         let Phase::Commit(commit) = &self.phase else { return };
@@ -234,7 +235,14 @@ impl Ring {
         own.ready = true;
         own.committing = true;
         let packet = join_packet(commit.gather(), own, self.ring_size, forming);
-        self.send(Destination::Everyone, &packet);
+        self.send_join(now, &packet);
+    }
+
+    /// A node that cannot make a number durable keeps quiet: the others would wait for it in vain.
+    fn send_join(&mut self, now: Time, packet: &Packet) {
+        if self.numbers.waits(now) < self.config.token_loss {
+            self.send(Destination::Everyone, packet);
+        }
     }
 
     pub(super) fn on_join(&mut self, now: Time, sender: Member, join: Join) {
@@ -285,12 +293,14 @@ impl Ring {
         // A primary takes in whom it can. Between others a node moves only to what becomes larger than what
         // it leaves: so every move grows the larger ring, and with links as they are the moves come to an end.
         let better = row.primary || join.ring.with(self.weight) > self.ring_size;
-        let welcome = names_me
+        let anyone = self.config.mutants.is(Mutant::AnyoneDisturbs);
+        let named = names_me
             && better
             && !self.primary
             && matches!(self.phase, Phase::Operational)
             && !self.admission.blocks(row.member.node, now)
             && !self.accuses(row.member, row.rejoins, now);
+        let welcome = named || anyone;
         if welcome {
             self.gather(now, &[row.member]);
             self.merge_join(now, join);

@@ -13,6 +13,7 @@ mod token;
 use crate::codec::{self, Header, Packet, RingSize, Row};
 use crate::config::{ConfigError, RingConfig};
 use crate::limits::{MAX_MEMBERS, MAX_PAYLOAD, MAX_PEERS};
+use crate::mutant::Mutant;
 use crate::order::Order;
 use crate::stats::Stats;
 use crate::types::{Configuration, Destination, Note, Output, RingState, SubmitError};
@@ -95,6 +96,7 @@ impl Ring {
         if me.node == NodeId(0) {
             return Err(ConfigError::NoNodeId);
         }
+        let durable_number = if config.mutants.is(Mutant::NumberForgotten) { 0 } else { durable_number };
         let mut ring = Self {
             config,
             me,

@@ -2,6 +2,8 @@
 
 use crate::limits::MAX_NUMBER;
 use crate::types::Output;
+use core::time::Duration;
+use sheep_types::Time;
 use std::collections::VecDeque;
 
 /// What was seen, and what of it survives a restart. At most one write is under way.
@@ -12,12 +14,14 @@ pub(crate) struct Numbers {
     /// Written ahead of need; not yet seen in a configuration.
     ahead: u64,
     asked: Option<u64>,
+    /// When the write under way was first seen to be so.
+    asked_at: Option<Time>,
 }
 
 impl Numbers {
     pub(crate) fn new(durable: u64) -> Self {
         let durable = durable.min(MAX_NUMBER);
-        Self { highest: durable, durable, ahead: 0, asked: None }
+        Self { highest: durable, durable, ahead: 0, asked: None, asked_at: None }
     }
 
     /// Highest number seen.
@@ -47,8 +51,17 @@ impl Numbers {
         self.durable = self.durable.max(number.min(MAX_NUMBER));
         if self.asked.is_some_and(|asked| asked <= self.durable) {
             self.asked = None;
+            self.asked_at = None;
         }
         self.ask(out);
+    }
+
+    /// How long the write under way has taken, as far as is known.
+    pub(crate) fn waits(&mut self, now: Time) -> Duration {
+        match self.asked {
+            Some(_) => now.since(*self.asked_at.get_or_insert(now)),
+            None => Duration::ZERO,
+        }
     }
 
     fn ask(&mut self, out: &mut VecDeque<Output>) {

@@ -4,6 +4,7 @@
 use super::token::Run;
 use super::{Phase, Ring};
 use crate::codec::{CommitEntry, CommitToken, Multicast, Recovered, RingSize, Token};
+use crate::mutant::Mutant;
 use crate::order::{Order, Stored};
 use crate::types::{Configuration, ConfigurationKind, Output};
 use sheep_types::{ConfigId, Member, Time};
@@ -47,7 +48,11 @@ impl Ring {
         // What somebody has without a gap is sent by the first that has it; the rest by whoever has it.
         let mine = |seq: &u64| *seq > complete || first_with(*seq) == Some(self.me);
         let kept = self.order.as_ref().map(|o| o.kept(low, high)).unwrap_or_default();
-        let to_send = if group.len() > 1 { kept.into_iter().filter(mine).collect() } else { VecDeque::new() };
+        let to_send = if group.len() > 1 && !self.config.mutants.is(Mutant::NoExchange) {
+            kept.into_iter().filter(mine).collect()
+        } else {
+            VecDeque::new()
+        };
         let moving = group.iter().map(|e| e.member).collect();
         let config = Configuration {
             id: token.config,
@@ -135,6 +140,9 @@ impl Ring {
         let before = previous.as_ref().map(|o| o.config.members.clone()).unwrap_or_default();
         if let Some(mut old) = previous {
             old.deliver(&mut self.out, &mut self.stats);
+            if self.config.mutants.is(Mutant::OrderAcrossHole) {
+                old.deliver_across_holes(&mut self.out, &mut self.stats);
+            }
             self.out.push_back(Output::Configuration(Configuration {
                 id: order.config.id,
                 kind: ConfigurationKind::Transitional,
@@ -149,7 +157,7 @@ impl Ring {
         self.stats.admissions_refused +=
             self.admission.installed(&before, &order.config.members, self.me, now, &self.config);
         self.primary = false;
-        self.accused_by_others = false;
+        self.accused_by_others &= order.config.members.len() == 1;
         self.probe_at = now;
         order.deliver(&mut self.out, &mut self.stats);
         self.order = Some(order);

@@ -4,6 +4,7 @@ use super::commit::successor;
 use super::{Phase, Ring};
 use crate::codec::{Multicast, Packet, Slot, Token};
 use crate::limits::MAX_REQUESTS;
+use crate::mutant::Mutant;
 use crate::order::{Order, Stored};
 use crate::types::{Destination, Note, Output};
 use bytes::Bytes;
@@ -160,7 +161,8 @@ impl Ring {
         let index = run.index;
         let Some(order) = running(&mut self.order, &mut self.phase) else { return };
         run.mark_received(&mut token, order.aru, self.me.node);
-        let safe = run.last_aru.min(token.aru);
+        let twice = !self.config.mutants.is(Mutant::SafeAtOnce);
+        let safe = if twice { run.last_aru.min(token.aru) } else { token.aru };
         order.deliver(&mut self.out, &mut self.stats);
         order.advance_safe(safe, &mut self.out);
         if self.is_recovered(&token, safe) {
@@ -173,7 +175,7 @@ impl Ring {
             if self.found_stuck(now, &token) || self.admit_agreed(now, &token) {
                 return;
             }
-            self.report_visit(&token);
+            self.report_visit(now, &token);
         }
         if self.may_hold(&token)
             && let Some(run) = &mut self.run
@@ -184,14 +186,15 @@ impl Ring {
         self.pass(now, token);
     }
 
-    fn report_visit(&mut self, token: &Token) {
+    fn report_visit(&mut self, now: Time, token: &Token) {
         let (Some(run), Some(order)) = (&self.run, &self.order) else { return };
+        let receipt = self.config.mutants.is(Mutant::LeaseFromReceipt);
         let notes =
             order.config.members.iter().copied().zip(token.slots.iter().map(|slot| slot.note)).collect();
         self.out.push_back(Output::Token(crate::types::TokenSeen {
             config: run.id,
             rotation: token.rotation,
-            passed_previous: run.passed_at,
+            passed_previous: if receipt { Some(now) } else { run.passed_at },
             notes,
         }));
     }

@@ -1,9 +1,10 @@
 //! A network of rings in virtual time, driven by a seed, with checkers of extended virtual synchrony.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 pub mod checker;
 pub mod net;
+pub mod scenario;
 
 pub use checker::Checker;
 pub use net::Net;

@@ -3,7 +3,7 @@
 # file system all live on one raw disk (MBR, GRUB, ext4), so that a machine can start from a volume alone.
 #
 # Usage: build.sh            prints the path of the image on stdout, everything else on stderr
-# Environment: SHEEP_CACHE   where the image is kept (default ~/.cache/sheepdog)
+# Environment: E2E_CACHE   where the image is kept (default ~/.cache/sheepdog)
 #              DEBIAN_MIRROR (default http://deb.debian.org/debian)
 #
 # Nothing is mounted outside a private mount namespace and no loop device is used: the file system is filled by
@@ -17,7 +17,7 @@ export SOURCE_DATE_EPOCH=1700000000 E2FSPROGS_FAKE_TIME=1700000000 LC_ALL=C
 export PATH="$PATH:/usr/sbin:/sbin"
 
 here="$(cd "$(dirname "$0")" && pwd)"
-cache="${SHEEP_CACHE:-${HOME:-/root}/.cache/sheepdog}"
+cache="${E2E_CACHE:-${HOME:-/root}/.cache/sheepdog}"
 mirror="${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
 say() { printf 'image: %s\n' "$*" >&2; }
 

@@ -270,12 +270,12 @@ pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
     Spec::new(name, program).args(args).output()
 }
 
-/// Where the binary `name` of this workspace is: `SHEEP_BIN_DIR`, or beside the running test.
+/// Where the binary `name` of this workspace is: `E2E_BIN_DIR`, or beside the running test.
 ///
 /// # Errors
 /// It has not been built.
 pub fn workspace_binary(name: &str) -> Result<PathBuf> {
-    let path = if let Some(dir) = std::env::var_os("SHEEP_BIN_DIR") {
+    let path = if let Some(dir) = std::env::var_os("E2E_BIN_DIR") {
         Path::new(&dir).join(name)
     } else {
         let own = std::env::current_exe().context("own path")?;
@@ -286,7 +286,7 @@ pub fn workspace_binary(name: &str) -> Result<PathBuf> {
         dir.join(name)
     };
     if !path.is_file() {
-        bail!("{} is not built; run `make build` (or set SHEEP_BIN_DIR)", path.display());
+        bail!("{} is not built; run `make build` (or set E2E_BIN_DIR)", path.display());
     }
     Ok(path)
 }

@@ -17,12 +17,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes a fresh directory below `SHEEP_E2E_DIR`, or the directory for temporary files.
+    /// Makes a fresh directory below `E2E_DIR`, or the directory for temporary files.
     ///
     /// # Errors
     /// The directory cannot be made.
     pub fn new(name: &str) -> Result<Scratch> {
-        let base = std::env::var_os("SHEEP_E2E_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let base = std::env::var_os("E2E_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         sweep(&base);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("sheep-{name}-{}-{serial}", std::process::id()));

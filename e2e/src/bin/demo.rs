@@ -1,6 +1,7 @@
 //! `make demo`: three sheep serve the disk of a virtual machine, and first one of them dies, then the one that serves.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -34,7 +35,19 @@ struct Demo {
     socket: PathBuf,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match demonstrate() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything turned out as it must; what did not has been said.
+fn demonstrate() -> Result<bool> {
     let keep = std::env::var("KEEP").is_ok_and(|value| !value.is_empty() && value != "0");
     let check = LeakCheck::start();
     let mut cluster = Cluster::plan(3)?;
@@ -47,9 +60,12 @@ fn main() -> Result<()> {
         demo.show_logs();
     }
     if keep {
+        if result.is_ok() {
+            closing_page(&demo.page, &demo.facts);
+        }
         demo.leave_running()?;
         leaks::forget_all();
-        return result;
+        return Ok(result.is_ok());
     }
     let Demo { page, cluster, facts, .. } = demo;
     drop(cluster);
@@ -57,7 +73,7 @@ fn main() -> Result<()> {
     if result.is_ok() {
         closing_page(&page, &facts);
     }
-    result
+    Ok(result.is_ok())
 }
 
 impl Demo {
@@ -325,7 +341,6 @@ impl Demo {
             dir.display()
         );
         std::fs::write(&stop, script).context("stop.sh")?;
-        closing_page(&self.page, &self.facts);
         self.page.title("It is still running. Try");
         let dog = format!("dog -s {}", short_path(&dir.join("n2")));
         for line in [

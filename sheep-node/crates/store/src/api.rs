@@ -27,6 +27,8 @@ pub struct StoreConfig {
     pub delta_limit: u64,
     /// Checksums of one object outside its page above which a checkpoint writes a new page for it.
     pub fold_above: usize,
+    /// Pieces of one object above which its map gets a page too.
+    pub inline_runs: usize,
     /// Checksum pages (4 KiB each) kept in memory for reads.
     pub page_cache: usize,
     /// Which rule to break on purpose, for tests of the checkers.
@@ -45,6 +47,7 @@ impl StoreConfig {
             inflight_bytes: 32 << 20,
             delta_limit: 8 << 20,
             fold_above: 32,
+            inline_runs: 64,
             page_cache: 16 << 10,
             mutant: Mutant::None,
         }
@@ -64,6 +67,7 @@ impl StoreConfig {
             inflight_bytes: 1 << 20,
             delta_limit: 1 << 12,
             fold_above: 4,
+            inline_runs: 4,
             page_cache: 64,
             ..Self::new(geometry, capacity)
         }
@@ -365,7 +369,7 @@ pub enum Event {
     /// is on the disk. The disk's incarnation ends. Every operation, waiting or to come, is answered with
     /// [`StoreError::Failed`]. Said once.
     Failed(StoreError),
-    /// Less than a sixteenth of the capacity is left. Said once until there is more again.
+    /// Less than a sixteenth of the capacity is left for data. Said again only after an eighth was.
     SpaceLow,
 }
 

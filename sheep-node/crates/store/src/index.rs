@@ -2,7 +2,7 @@
 
 use crate::Header;
 use crate::map::{BlockMap, Run};
-use crate::record::{OBJECT_FIXED, OBJECT_RUN_LEN, OBJECT_SUM_LEN, Record};
+use crate::record::{OBJECT_CHANGE_LEN, OBJECT_FIXED, OBJECT_RUN_LEN, Record};
 use crate::sums::{PageRef, Sums};
 use sheep_types::ObjectId;
 use std::collections::BTreeMap;
@@ -15,25 +15,43 @@ pub(crate) struct Object {
     pub(crate) sums: Sums,
 }
 
+impl Object {
+    /// What it adds to the totals.
+    fn weight(&self) -> Weight {
+        let paged = self.sums.map.is_some();
+        let runs = if paged { 0 } else { self.map.runs().len() as u64 };
+        Weight { runs, paged: u64::from(paged), delta: self.sums.delta().len() as u64 }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Weight {
+    runs: u64,
+    paged: u64,
+    delta: u64,
+}
+
 /// What a record did to the use of blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// Data runs with one user less.
     pub(crate) dropped: Vec<Run>,
-    /// A page with one user less.
-    pub(crate) dropped_page: Option<PageRef>,
+    /// Pages with one user less.
+    pub(crate) dropped_pages: Vec<PageRef>,
     /// Data runs with one user more.
     pub(crate) shared: Vec<Run>,
-    /// A page with one user more.
-    pub(crate) shared_page: Option<PageRef>,
+    /// Pages with one user more.
+    pub(crate) shared_pages: Vec<PageRef>,
 }
 
 /// All objects.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     objects: BTreeMap<ObjectId, Object>,
-    /// Runs of all maps.
+    /// Runs of all maps that are in no page.
     runs: u64,
+    /// Objects with a map page.
+    paged: u64,
     /// Entries of all deltas.
     delta: u64,
 }
@@ -61,12 +79,14 @@ impl Index {
     pub(crate) fn checkpoint_bytes(&self) -> u64 {
         self.objects.len() as u64 * OBJECT_FIXED as u64
             + self.runs * OBJECT_RUN_LEN as u64
-            + self.delta * OBJECT_SUM_LEN as u64
+            + self.delta * OBJECT_CHANGE_LEN as u64
     }
 
-    /// Most pages that a checkpoint can have to write now.
-    pub(crate) fn pages_to_fold(&self, above: usize) -> u64 {
-        (self.objects.len() as u64).min(self.delta / (above as u64 + 1))
+    /// Most pages that a checkpoint can have to write now, if deltas longer than `fold_above` are folded and maps
+    /// of more than `inline_runs` runs get a page.
+    pub(crate) fn pages_to_fold(&self, fold_above: usize, inline_runs: usize) -> u64 {
+        let folds = (self.objects.len() as u64).min(self.delta / (fold_above as u64 + 1));
+        folds + folds.min(self.paged + self.runs / (inline_runs as u64 + 1))
     }
 
     /// Objects whose delta is longer than `above`.
@@ -77,26 +97,38 @@ impl Index {
     /// Changes an object in place, keeping the totals right.
     pub(crate) fn change<T>(&mut self, id: ObjectId, f: impl FnOnce(&mut Object) -> T) -> Option<T> {
         let object = self.objects.get_mut(&id)?;
-        let (runs, delta) = (object.map.runs().len() as u64, object.sums.delta().len() as u64);
+        let before = object.weight();
         let result = f(object);
-        self.runs = self.runs - runs + object.map.runs().len() as u64;
-        self.delta = self.delta - delta + object.sums.delta().len() as u64;
+        let after = object.weight();
+        self.subtract(before);
+        self.add(after);
         Some(result)
     }
 
     /// Puts an object in, from a checkpoint; `false` if there is one of that name.
     pub(crate) fn insert(&mut self, header: Header, map: BlockMap, sums: Sums) -> bool {
-        self.runs += map.runs().len() as u64;
-        self.delta += sums.delta().len() as u64;
-        self.objects.insert(header.id, Object { header, map, sums }).is_none()
+        let object = Object { header, map, sums };
+        self.add(object.weight());
+        self.objects.insert(header.id, object).is_none()
+    }
+
+    fn add(&mut self, weight: Weight) {
+        self.runs += weight.runs;
+        self.paged += weight.paged;
+        self.delta += weight.delta;
+    }
+
+    fn subtract(&mut self, weight: Weight) {
+        self.runs -= weight.runs;
+        self.paged -= weight.paged;
+        self.delta -= weight.delta;
     }
 
     fn remove(&mut self, id: ObjectId, effects: &mut Effects) {
         if let Some(object) = self.objects.remove(&id) {
-            self.runs -= object.map.runs().len() as u64;
-            self.delta -= object.sums.delta().len() as u64;
+            self.subtract(object.weight());
             effects.dropped.extend(object.map.data());
-            effects.dropped_page = object.sums.base;
+            effects.dropped_pages.extend(object.sums.pages());
         }
     }
 
@@ -126,7 +158,7 @@ impl Index {
                     return Some(effects);
                 }
                 effects.shared.extend(copy.map.data());
-                effects.shared_page = copy.sums.base;
+                effects.shared_pages.extend(copy.sums.pages());
                 self.remove(header.id, &mut effects);
                 copy.header = *header;
                 self.insert(*header, copy.map, copy.sums);

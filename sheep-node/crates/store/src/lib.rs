@@ -25,6 +25,7 @@ mod disk;
 mod index;
 mod map;
 mod mutant;
+mod ranges;
 mod record;
 mod shares;
 mod space;

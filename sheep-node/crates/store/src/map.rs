@@ -65,7 +65,7 @@ impl MapRun {
     }
 
     /// True if `next` goes on where this ends, in the object and on disk.
-    fn joins(self, next: Self) -> bool {
+    pub(crate) fn joins(self, next: Self) -> bool {
         self.end() == next.first()
             && if self.is_zero() {
                 next.is_zero()
@@ -104,8 +104,7 @@ impl BlockMap {
     }
 
     /// Place of a block: `None` if absent, [`ZERO_PLACE`] if zero.
-    #[cfg(test)]
-    pub(crate) fn get(&self, block: u32) -> Option<u32> {
+    pub(crate) fn place(&self, block: u32) -> Option<u32> {
         self.range(block, block + 1).next().map(|r| r.place)
     }
 
@@ -182,7 +181,7 @@ mod tests {
                 next += 30;
             }
             for (b, want) in model.iter().enumerate() {
-                prop_assert_eq!(map.get(b as u32), *want);
+                prop_assert_eq!(map.place(b as u32), *want);
             }
             prop_assert!(map.runs().windows(2).all(|w| w[0].end() <= w[1].first() && !w[0].joins(w[1])));
             prop_assert!(BlockMap::from_runs(map.runs().to_vec(), 80).is_some());

@@ -1,9 +1,9 @@
 //! Records of the metadata log and the batches they travel in, and object records of checkpoints.
-#![deny(clippy::indexing_slicing)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use crate::Header;
 use crate::codec::{Put, Reader, check_seal, seal};
-use crate::map::{BlockMap, MapRun};
+use crate::map::{BlockMap, MapRun, ZERO_PLACE};
 use crate::sums::{PageRef, Sums};
 use crate::superblock::BLOCK;
 use sheep_types::{Birth, Epoch, Generation, ObjectId, Version};
@@ -224,47 +224,69 @@ impl Batch {
     }
 }
 
-/// Bytes of an object record in a checkpoint without its runs and checksums.
-pub(crate) const OBJECT_FIXED: usize = HEADER_LEN + 2 + 2 + 4 + 4;
+/// Bytes of an object record in a checkpoint without its runs and changes.
+pub(crate) const OBJECT_FIXED: usize = HEADER_LEN + 2 + 2 + 4 + 4 + 4 + 4;
 /// Bytes of a run in an object record.
 pub(crate) const OBJECT_RUN_LEN: usize = RUN_LEN;
-/// Bytes of a checksum in an object record, with its block number.
-pub(crate) const OBJECT_SUM_LEN: usize = 2 + CRC_LEN;
+/// Bytes of a change in an object record: block, place, checksum.
+pub(crate) const OBJECT_CHANGE_LEN: usize = 2 + 4 + CRC_LEN;
 
 /// Appends the record of an object in a checkpoint.
 pub(crate) fn put_object(out: &mut Vec<u8>, header: &Header, map: &BlockMap, sums: &Sums) {
+    let runs = if sums.map.is_some() { &[] } else { map.runs() };
     put_header(out, header);
-    out.put_u16(map.runs().len() as u16);
+    out.put_u16(runs.len() as u16);
     out.put_u16(sums.delta().len() as u16);
-    let base = sums.base.unwrap_or(PageRef { place: 0, crc: 0 });
-    out.put_u32(base.place);
-    out.put_u32(base.crc);
-    map.runs().iter().for_each(|run| put_run(out, run));
-    for (block, crc) in sums.delta() {
-        out.put_u16(*block);
-        out.put_u32(*crc);
+    for page in [sums.base, sums.map] {
+        let page = page.unwrap_or(PageRef { place: 0, crc: 0 });
+        out.put_u32(page.place);
+        out.put_u32(page.crc);
+    }
+    runs.iter().for_each(|run| put_run(out, run));
+    for &(block, crc) in sums.delta() {
+        out.put_u16(block);
+        // Only needed where the map is in a page; a block of the delta is never absent.
+        out.put_u32(map.place(block.into()).unwrap_or(ZERO_PLACE));
+        out.put_u32(crc);
     }
 }
 
+/// An object as a checkpoint records it.
+#[derive(Debug)]
+pub(crate) struct ObjectRecord {
+    pub(crate) header: Header,
+    /// The whole map, unless `sums.map` has it.
+    pub(crate) map: BlockMap,
+    pub(crate) sums: Sums,
+    /// Blocks whose places differ from those in the map page.
+    pub(crate) moved: Vec<MapRun>,
+}
+
 /// Reads the record of an object in a checkpoint.
-pub(crate) fn object(r: &mut Reader<'_>, blocks: u32) -> Option<(Header, BlockMap, Sums)> {
+pub(crate) fn object(r: &mut Reader<'_>, blocks: u32) -> Option<ObjectRecord> {
     let header = header(r)?;
     let (n, m) = (r.u16()?, r.u16()?);
-    let (place, crc) = (r.u32()?, r.u32()?);
+    let mut page = || {
+        let page = PageRef { place: r.u32()?, crc: r.u32()? };
+        Some((page.place != 0).then_some(page))
+    };
+    let (base, map_page) = (page()?, page()?);
     let map = BlockMap::from_runs(runs(r, n, blocks)?, blocks)?;
-    if r.remaining() < usize::from(m) * OBJECT_SUM_LEN {
+    if r.remaining() < usize::from(m) * OBJECT_CHANGE_LEN || (map_page.is_some() && n > 0) {
         return None;
     }
-    let mut delta = Vec::with_capacity(usize::from(m));
+    let (mut delta, mut moved) = (Vec::with_capacity(usize::from(m)), Vec::new());
     for _ in 0..m {
-        let sum = (r.u16()?, r.u32()?);
-        if u32::from(sum.0) >= blocks {
+        let (block, place, crc) = (r.u16()?, r.u32()?, r.u32()?);
+        if u32::from(block) >= blocks {
             return None;
         }
-        delta.push(sum);
+        delta.push((block, crc));
+        if map_page.is_some() {
+            moved.push(MapRun { start: block, len: 1, place });
+        }
     }
-    let base = (place != 0).then_some(PageRef { place, crc });
-    Some((header, map, Sums::from_parts(base, delta)?))
+    Some(ObjectRecord { header, map, sums: Sums::from_parts(base, map_page, delta)?, moved })
 }
 
 // Offsets in the header of a checkpoint's chunk.

@@ -1,10 +1,14 @@
-//! Checksums of an object's blocks.
+//! What of an object is kept in pages on disk, and what has changed since.
 //!
-//! Four bytes for each block would be a gigabyte per terabyte, so they are not kept in memory. Those of an
-//! object lie in one block of the disk, its *page*, which is never changed but written anew elsewhere. What
-//! was written since then is the *delta*: in memory, and on disk in the log and the checkpoint. A checkpoint
-//! folds a delta that has become long into a new page.
+//! Checksums of four bytes for each block would be a gigabyte per terabyte, so they are not kept in memory.
+//! Those of an object lie in one block of the disk, its *sums page*, which is never changed but written anew
+//! elsewhere. What was written since then is the *delta*: in memory, and on disk in the log and the checkpoint.
+//! A checkpoint folds a delta that has become long into a new page.
+//!
+//! The places of an object that lies in many pieces are too many to be written with every checkpoint. They are
+//! folded into a *map page* of their own at the same time, and the delta says which of them have changed too.
 
+use crate::map::{BlockMap, MapRun, ZERO_PLACE};
 use bytes::Bytes;
 use sheep_types::BLOCK_SIZE;
 use std::collections::BTreeMap;
@@ -36,22 +40,83 @@ pub(crate) fn in_page(page: &[u8], block: u32) -> Option<u32> {
     Some(u32::from_le_bytes(*field))
 }
 
-/// Checksums of one object. Those of blocks that hold no data mean nothing.
+/// New pages of an object, as of some instant.
+#[derive(Debug, Default)]
+pub(crate) struct Folded {
+    pub(crate) sums_place: u32,
+    pub(crate) sums: Bytes,
+    pub(crate) map_place: u32,
+    /// Only if the object lies in many pieces.
+    pub(crate) map: Option<Bytes>,
+}
+
+/// Place in a map page of a block that is absent.
+const ABSENT_PLACE: u32 = u32::MAX;
+
+/// The map page of an object with this map.
+pub(crate) fn map_page(map: &BlockMap) -> Vec<u8> {
+    let mut page = vec![0xff; BLOCK_SIZE as usize];
+    for run in map.runs() {
+        for i in 0..run.count() {
+            let place = if run.is_zero() { ZERO_PLACE } else { run.place + i };
+            put_field(&mut page, run.first() + i, place);
+        }
+    }
+    page
+}
+
+/// The map that a map page of an object of `blocks` blocks holds.
+pub(crate) fn map_from_page(page: &[u8], blocks: u32) -> Option<BlockMap> {
+    let mut runs: Vec<MapRun> = Vec::new();
+    for block in 0..blocks {
+        let place = in_page(page, block)?;
+        if place == ABSENT_PLACE {
+            continue;
+        }
+        let run = MapRun { start: block as u16, len: 1, place };
+        match runs.last_mut() {
+            Some(last) if last.joins(run) => last.len += 1,
+            _ => runs.push(run),
+        }
+    }
+    BlockMap::from_runs(runs, blocks)
+}
+
+/// Puts a number into a page.
+fn put_field(page: &mut [u8], block: u32, value: u32) {
+    if let Some(field) = page.get_mut(block as usize * 4..).and_then(<[u8]>::first_chunk_mut) {
+        *field = value.to_le_bytes();
+    }
+}
+
+/// The pages of one object, and what has changed since they were written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
-    /// The page, if there is one.
+    /// Its sums page, if there is one. What it says of blocks that hold no data means nothing.
     pub(crate) base: Option<PageRef>,
-    /// Blocks written since, in order: (block, checksum).
+    /// Its map page, if it lay in many pieces when the delta was last folded.
+    pub(crate) map: Option<PageRef>,
+    /// Checksums of blocks written since, in order: (block, checksum). With a map page, blocks that became zero
+    /// are here too, with any checksum.
     delta: Vec<(u16, u32)>,
 }
 
 impl Sums {
-    pub(crate) fn from_parts(base: Option<PageRef>, delta: Vec<(u16, u32)>) -> Option<Self> {
+    pub(crate) fn from_parts(
+        base: Option<PageRef>,
+        map: Option<PageRef>,
+        delta: Vec<(u16, u32)>,
+    ) -> Option<Self> {
         let sorted = delta.is_sorted_by(|a, b| a.0 < b.0);
-        sorted.then_some(Self { base, delta })
+        sorted.then_some(Self { base, map, delta })
     }
 
-    /// What is not in the page.
+    /// All its pages.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = PageRef> + use<> {
+        [self.base, self.map].into_iter().flatten()
+    }
+
+    /// What is not in the pages.
     pub(crate) fn delta(&self) -> &[(u16, u32)] {
         &self.delta
     }
@@ -69,8 +134,13 @@ impl Sums {
         self.delta.splice(range, new);
     }
 
-    /// Forgets the delta's checksums of blocks that hold no data any more.
+    /// Blocks became zero.
     pub(crate) fn clear(&mut self, from: u32, to: u32) {
+        if self.map.is_some() {
+            // The map page has their old places.
+            self.set(from, &vec![0; (to - from) as usize]);
+            return;
+        }
         let range = self.range(from, to);
         self.delta.drain(range);
     }
@@ -84,25 +154,36 @@ impl Sums {
     pub(crate) fn folded(&self, old: Option<&[u8]>) -> Vec<u8> {
         let mut page = old.map_or_else(|| vec![0; BLOCK_SIZE as usize], <[u8]>::to_vec);
         for &(block, crc) in &self.delta {
-            if let Some(field) = page.get_mut(usize::from(block) * 4..).and_then(<[u8]>::first_chunk_mut) {
-                *field = crc.to_le_bytes();
-            }
+            put_field(&mut page, u32::from(block), crc);
         }
         page
     }
 
-    /// Takes a page made from `folded` when the delta was `then`: what has not changed since is in the page.
-    pub(crate) fn rebase(&mut self, base: PageRef, then: &[(u16, u32)]) {
-        self.base = Some(base);
-        self.delta
-            .retain(|d| then.binary_search_by_key(&d.0, |t| t.0).ok().and_then(|i| then.get(i)) != Some(d));
-    }
-
-    /// Gives unused memory back.
-    pub(crate) fn shrink(&mut self) {
-        if self.delta.capacity() > 2 * self.delta.len() {
-            self.delta.shrink_to_fit();
+    /// Takes new pages over: what has changed since they were made becomes the delta.
+    pub(crate) fn rebase(&mut self, new: &Folded, now: &BlockMap) {
+        let mut delta: Vec<(u16, u32)> = self
+            .delta
+            .iter()
+            .copied()
+            .filter(|&(b, crc)| in_page(&new.sums, b.into()) != Some(crc))
+            .collect();
+        if let Some(map) = &new.map {
+            for run in now.runs() {
+                for i in 0..run.count() {
+                    let place = if run.is_zero() { ZERO_PLACE } else { run.place + i };
+                    let block = run.first() + i;
+                    if in_page(map, block) != Some(place) {
+                        delta.push((block as u16, self.in_delta(block).unwrap_or_default()));
+                    }
+                }
+            }
+            delta.sort_unstable();
+            delta.dedup();
         }
+        let page = |place: u32, bytes: &[u8]| PageRef { place, crc: crc32c::crc32c(bytes) };
+        self.base = Some(page(new.sums_place, &new.sums));
+        self.map = new.map.as_ref().map(|map| page(new.map_place, map));
+        self.delta = delta;
     }
 }
 
@@ -152,24 +233,45 @@ impl PageCache {
 mod tests {
     use super::*;
 
+    fn write(map: &mut BlockMap, sums: &mut Sums, block: u32, place: u32, crc: u32) {
+        map.replace(&[MapRun { start: block as u16, len: 1, place }]);
+        if place == ZERO_PLACE {
+            sums.clear(block, block + 1);
+        } else {
+            sums.set(block, &[crc]);
+        }
+    }
+
     #[test]
-    fn delta_hides_page_and_folds_into_it() {
-        let mut sums = Sums::default();
-        sums.set(5, &[50, 60, 70]);
-        sums.set(6, &[61]);
-        let page = sums.folded(None);
-        let then = sums.delta().to_vec();
-        sums.set(7, &[71]);
-        sums.set(9, &[90]);
-        let base = PageRef { place: 100, crc: crc32c::crc32c(&page) };
-        sums.rebase(base, &then);
-        assert!(base.check(&page));
-        // Block 7 changed while the page was on its way, so it stays in the delta; 5 and 6 went.
-        assert_eq!(sums.delta(), [(7, 71), (9, 90)]);
-        let sum = |b| sums.in_delta(b).or_else(|| in_page(&page, b)).unwrap();
-        assert_eq!([sum(5), sum(6), sum(7), sum(9)], [50, 61, 71, 90]);
-        let again = sums.folded(Some(&page));
-        assert_eq!([5, 6, 7, 9].map(|b| in_page(&again, b).unwrap()), [50, 61, 71, 90]);
+    fn delta_hides_pages_and_folds_into_them() {
+        let (mut map, mut sums) = (BlockMap::default(), Sums::default());
+        for (block, place, crc) in [(5, 105, 50), (6, 106, 60), (7, 207, 70), (8, 108, 80), (6, 116, 61)] {
+            write(&mut map, &mut sums, block, place, crc);
+        }
+        let new = Folded {
+            sums_place: 900,
+            sums: sums.folded(None).into(),
+            map_place: 901,
+            map: Some(map_page(&map).into()),
+        };
+        // While the pages are on their way: a new checksum, a new place with the same checksum, a zero.
+        write(&mut map, &mut sums, 7, 307, 71);
+        write(&mut map, &mut sums, 8, 308, 80);
+        write(&mut map, &mut sums, 5, ZERO_PLACE, 0);
+        sums.rebase(&new, &map);
+        assert!(sums.base.unwrap().check(&new.sums) && sums.map.unwrap().check(new.map.as_ref().unwrap()));
+        assert_eq!(sums.delta(), [(5, 0), (7, 71), (8, 80)]);
+        // Pages and delta together are what there is.
+        let mut again = map_from_page(new.map.as_ref().unwrap(), 1024).unwrap();
+        for &(block, _) in sums.delta() {
+            let place = map.place(block.into()).unwrap();
+            again.replace(&[MapRun { start: block, len: 1, place }]);
+        }
+        assert_eq!(again, map);
+        let sum = |b| sums.in_delta(b).or_else(|| in_page(&new.sums, b)).unwrap();
+        assert_eq!([sum(6), sum(7), sum(8)], [61, 71, 80]);
+        write(&mut map, &mut sums, 6, ZERO_PLACE, 0);
+        assert_eq!(sums.delta()[1].0, 6);
     }
 
     #[test]

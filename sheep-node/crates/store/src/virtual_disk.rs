@@ -7,6 +7,7 @@
 //! done; between the two it may or may not have happened. Whoever drives the disk decides when and in which
 //! order operations finish: that is how it is made slow, hung or unfair.
 
+use crate::ranges::Ranges;
 use crate::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId};
 use bytes::{Bytes, BytesMut};
 use sheep_types::{BLOCK_SIZE, SECTOR_SIZE};
@@ -54,60 +55,6 @@ struct Unsynced {
     by: DiskOpId,
     /// When it was done; `None` while it is under way.
     finished: Option<u64>,
-}
-
-/// Sorted, not overlapping, not touching ranges of blocks.
-#[derive(Clone, Debug, Default)]
-struct Ranges {
-    by_start: BTreeMap<u64, u64>,
-    total: u64,
-}
-
-impl Ranges {
-    fn missing(&self, range: &Range<u64>) -> u64 {
-        let before = self.by_start.range(..range.start).next_back().map(|(&s, &e)| (s, e));
-        let inside = self.by_start.range(range.clone()).map(|(&s, &e)| (s, e));
-        let covered: u64 = before
-            .into_iter()
-            .chain(inside)
-            .map(|(s, e)| e.min(range.end).saturating_sub(s.max(range.start)))
-            .sum();
-        range.end - range.start - covered
-    }
-
-    fn remove(&mut self, range: &Range<u64>) {
-        let before = self.by_start.range(..range.start).next_back().map(|(&s, &e)| (s, e));
-        let inside: Vec<_> = self.by_start.range(range.clone()).map(|(&s, &e)| (s, e)).collect();
-        for (start, end) in before.into_iter().chain(inside) {
-            if end <= range.start {
-                continue;
-            }
-            self.by_start.remove(&start);
-            self.total -= end - start;
-            for part in [start..range.start, range.end..end] {
-                if part.start < part.end {
-                    self.total += part.end - part.start;
-                    self.by_start.insert(part.start, part.end);
-                }
-            }
-        }
-    }
-
-    fn add(&mut self, range: Range<u64>) {
-        self.remove(&range);
-        let (mut start, mut end) = (range.start, range.end);
-        self.total += end - start;
-        if let Some((&s, &e)) = self.by_start.range(..start).next_back()
-            && e == start
-        {
-            self.by_start.remove(&s);
-            start = s;
-        }
-        if let Some(e) = self.by_start.remove(&end) {
-            end = e;
-        }
-        self.by_start.insert(start, end);
-    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -296,7 +243,7 @@ impl VirtualDisk {
 
     /// Bytes taken, reserved space included.
     pub fn used(&self) -> u64 {
-        self.files.values().map(|f| f.reserved.total).sum::<u64>() * u64::from(BLOCK_SIZE)
+        self.files.values().map(|f| f.reserved.total()).sum::<u64>() * u64::from(BLOCK_SIZE)
     }
 
     /// Writes, blocks written and syncs so far.
@@ -382,7 +329,7 @@ impl VirtualDisk {
     }
 
     fn reserve(&mut self, id: FileId, range: Range<u64>) -> Result<(), DiskError> {
-        let used: u64 = self.files.values().map(|f| f.reserved.total).sum();
+        let used: u64 = self.files.values().map(|f| f.reserved.total()).sum();
         let capacity = self.capacity;
         let file = self.file(id)?;
         if used + file.reserved.missing(&range) > capacity {

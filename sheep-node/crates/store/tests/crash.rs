@@ -104,6 +104,33 @@ fn many_lives_on_one_disk() {
 }
 
 #[test]
+fn many_lives_with_random_limits() {
+    for seed in 0..60 {
+        lives(seed, &swarm(seed), 8, 600).unwrap();
+    }
+}
+
+#[test]
+fn many_lives_on_a_full_disk() {
+    let refused: u64 = (0..30).map(|seed| full_lives(seed, 8).unwrap()).sum();
+    assert!(refused > 500, "{refused}");
+}
+
+/// For long runs: `SHEEP_STORE_SEEDS=FROM..TO cargo test ... -- --ignored`.
+#[test]
+#[ignore = "as long as one likes"]
+fn soak() {
+    let seeds = std::env::var("SHEEP_STORE_SEEDS").unwrap();
+    let (from, to) = seeds.split_once("..").unwrap();
+    for seed in from.parse().unwrap()..to.parse().unwrap() {
+        lives(seed, &config(), 12, 800).unwrap();
+        lives(seed, &swarm(seed), 12, 800).unwrap();
+        full_lives(seed, 8).unwrap();
+        enumerate(&swarm(seed), seed, 60, 2).unwrap();
+    }
+}
+
+#[test]
 fn the_same_seed_does_the_same() {
     let run = || {
         let mut rng = Rng(5);

@@ -12,7 +12,7 @@ use crate::DiskResult;
 use crate::index::Object;
 use crate::map::Run;
 use crate::record::{CHUNK_HEADER_LEN, ChunkHeader, Record, encode_chunk, put_object};
-use crate::sums::PageRef;
+use crate::sums::{Folded, PageRef, map_page};
 use crate::superblock::{BLOCK, CheckpointRoot, SLOT_BLOCKS, Superblock};
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, ObjectId};
@@ -54,12 +54,13 @@ enum Stage {
     Switch,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Fold {
-    then: Vec<(u16, u32)>,
+    /// The old sums page.
     base: Option<PageRef>,
-    page: Bytes,
-    place: Option<u32>,
+    new: Folded,
+    /// Writes under way.
+    waits: usize,
     /// The object was replaced or deleted meanwhile.
     cancelled: bool,
 }
@@ -70,7 +71,7 @@ pub(super) struct Checkpoint {
     stage: Stage,
     to_fold: VecDeque<ObjectId>,
     folds: BTreeMap<ObjectId, Fold>,
-    /// Pages that folding put out of use; the old checkpoint still names them.
+    /// Pages that were out of use at the freeze.
     retired: Vec<Run>,
     /// Last batch it holds.
     frozen: u64,
@@ -164,7 +165,7 @@ impl Store {
             let long = |o: &&Object| o.sums.delta().len() > self.config.fold_above;
             let Some(object) = self.index.get(id).filter(long) else { continue };
             let base = object.sums.base;
-            let fold = Fold { then: Vec::new(), base, page: Bytes::new(), place: None, cancelled: false };
+            let fold = Fold { base, ..Fold::default() };
             cp.folds.insert(id, fold);
             let old = base.map(|base| (base, self.pages.get(base.place)));
             match old {
@@ -181,37 +182,59 @@ impl Store {
         }
     }
 
-    /// Writes the new page of an object.
+    /// Writes the new pages of an object.
     fn fold_write(&mut self, cp: &mut Checkpoint, id: ObjectId, old: Option<&[u8]>) {
         let (Some(fold), Some(object)) = (cp.folds.get_mut(&id), self.index.get(id)) else { return };
-        let place = (!fold.cancelled).then(|| self.space.take_one(1)).flatten();
-        let Some(Run { place, .. }) = place else {
-            // Without a page the delta just stays long.
+        let many = object.map.runs().len() > self.config.inline_runs;
+        let mut places = Vec::new();
+        while places.len() < 1 + usize::from(many)
+            && !fold.cancelled
+            && let Some(run) = self.space.take_one(1)
+        {
+            places.push(run);
+        }
+        if places.len() < 1 + usize::from(many) {
+            // Without pages the delta just stays long.
+            places.into_iter().for_each(|run| self.space.give(run));
             cp.folds.remove(&id);
             return;
-        };
-        fold.then = object.sums.delta().to_vec();
-        fold.page = Bytes::from(object.sums.folded(old));
-        fold.place = Some(place);
-        let page = fold.page.clone();
-        self.issue_write(Pending::Checkpoint(Io::FoldWrite(id)), place, page);
+        }
+        fold.new.sums = Bytes::from(object.sums.folded(old));
+        fold.new.map = many.then(|| Bytes::from(map_page(&object.map)));
+        let pages = [Some(fold.new.sums.clone()), fold.new.map.clone()].into_iter().flatten();
+        fold.new.sums_place = places.first().map_or(0, |run| run.place);
+        fold.new.map_place = places.get(1).map_or(0, |run| run.place);
+        fold.waits = places.len();
+        for (run, page) in places.into_iter().zip(pages) {
+            self.issue_write(Pending::Checkpoint(Io::FoldWrite(id)), run.place, page);
+        }
     }
 
-    /// A page is written: the object uses it from now on.
+    /// A page is written. Once all are, the object uses them.
     fn folded(&mut self, cp: &mut Checkpoint, id: ObjectId) {
-        let Some(fold) = cp.folds.remove(&id) else { return };
-        let Some(place) = fold.place else { return };
-        let page = PageRef { place, crc: crc32c::crc32c(&fold.page) };
-        let used = !fold.cancelled && self.index.change(id, |o| o.sums.rebase(page, &fold.then)).is_some();
-        if !used {
-            self.space.give(Run { place, len: 1 });
+        if let Some(fold) = cp.folds.get_mut(&id)
+            && fold.waits > 1
+        {
+            fold.waits -= 1;
             return;
         }
-        self.index.change(id, |o| o.sums.shrink());
-        self.pages.insert(place, fold.page);
-        self.stats.pages += 1;
-        if let Some(base) = fold.base {
-            cp.retired.extend(self.shares.sub(Run { place: base.place, len: 1 }));
+        let Some(Fold { new, cancelled, .. }) = cp.folds.remove(&id) else { return };
+        let old = (!cancelled).then(|| {
+            self.index.change(id, |object| {
+                let old: Vec<PageRef> = object.sums.pages().collect();
+                object.sums.rebase(&new, &object.map);
+                old
+            })
+        });
+        let Some(old) = old.flatten() else {
+            let places = [Some(new.sums_place), new.map.map(|_| new.map_place)];
+            places.into_iter().flatten().for_each(|place| self.space.give(Run { place, len: 1 }));
+            return;
+        };
+        self.stats.pages += 1 + u64::from(new.map.is_some());
+        self.pages.insert(new.sums_place, new.sums);
+        for page in old {
+            self.retired.extend(self.shares.sub(Run { place: page.place, len: 1 }));
         }
     }
 
@@ -219,6 +242,7 @@ impl Store {
     fn freeze(&mut self, cp: &mut Checkpoint, sequence: u64) {
         debug_assert!(self.batch.is_empty(), "frozen within a batch");
         cp.frozen = sequence;
+        cp.retired = std::mem::take(&mut self.retired);
         cp.log_position = self.log.head;
         cp.superblock.sequence += 1;
         cp.superblock.log_position = (self.log.head % u64::from(self.superblock.log_blocks)) as u32;
@@ -253,10 +277,12 @@ impl Store {
         if replaced && let Some(fold) = cp.folds.get_mut(&id) {
             fold.cancelled = true;
         }
-        if cp.stage == Stage::Walk && cp.cursor.is_some_and(|at| id >= at) && cp.passed.insert(id) {
-            if let Some(object) = self.index.get(id) {
-                cp.add(object);
-            }
+        if cp.stage == Stage::Walk
+            && cp.cursor.is_some_and(|at| id >= at)
+            && cp.passed.insert(id)
+            && let Some(object) = self.index.get(id)
+        {
+            cp.add(object);
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod commit;
+mod load;
 mod read;
 mod startup;
 mod verify;
@@ -43,6 +44,8 @@ enum Pending {
     Punch(Run),
     /// Part of start-up.
     Startup,
+    /// A map page read by start-up.
+    StartupMap(Box<load::MapLoad>),
 }
 
 #[derive(Debug)]
@@ -89,6 +92,8 @@ pub struct Store {
     /// A commit is wanted although nobody flushes: for space, or for a checkpoint.
     commit_wanted: bool,
     checkpoint: Option<Box<checkpoint::Checkpoint>>,
+    /// Pages out of use that only the checkpoint on disk still names; free once the next one is there.
+    retired: Vec<Run>,
 
     /// Operations that wait for space or for room in the log, and all that came after them.
     waiting: VecDeque<(u64, Op)>,
@@ -129,6 +134,7 @@ impl Store {
             commit: None,
             commit_wanted: false,
             checkpoint: None,
+            retired: Vec::new(),
             waiting: VecDeque::new(),
             held: VecDeque::new(),
             reads: BTreeMap::new(),
@@ -176,6 +182,7 @@ impl Store {
                 self.punching = false;
             }
             Pending::Startup => self.startup_io(result),
+            Pending::StartupMap(load) => self.map_loaded(&load, result),
         }
         self.advance();
     }
@@ -315,7 +322,7 @@ impl Store {
     /// Blocks that must stay free for checkpoints.
     fn reserve(&self) -> u64 {
         checkpoint::blocks_for(self.index.checkpoint_bytes())
-            + self.index.pages_to_fold(self.config.fold_above)
+            + self.index.pages_to_fold(self.config.fold_above, self.config.inline_runs)
     }
 
     /// Reserves space before it is needed.
@@ -324,11 +331,13 @@ impl Store {
         if self.space.free() < low && !self.disk_full {
             self.grow();
         }
-        let low = self.space.potential() < self.reserve() + self.space.limit() / 16;
-        if low && !self.space_low {
+        let left = self.space.potential().saturating_sub(self.reserve());
+        if left < self.space.limit() / 16 && !self.space_low {
+            self.space_low = true;
             self.events.push_back(Event::SpaceLow);
+        } else if left > self.space.limit() / 8 {
+            self.space_low = false;
         }
-        self.space_low = low;
     }
 
     /// Reserves more space; `false` if there is none to reserve, or a reservation is under way already.

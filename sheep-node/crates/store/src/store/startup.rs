@@ -1,10 +1,11 @@
 //! Start-up: superblock, checkpoint, log, and the first batch of this opening.
 
 use super::{Pending, Phase, Store, byte, bytes_read};
-use crate::codec::Reader;
 use crate::map::Run;
-use crate::record::{self, BATCH_HEADER_LEN, decode_chunk, record_len_max};
+use crate::record::{BATCH_HEADER_LEN, record_len_max};
+use crate::shares::Shares;
 use crate::space::{GROUP_BLOCKS, Space};
+use crate::store::load::Load;
 use crate::store::verify::Replay;
 use crate::superblock::{BLOCK, CheckpointRoot, LOG_START, MAGIC, SLOT_BLOCKS, Superblock};
 use crate::{DiskError, DiskOpKind, DiskResult, FileId, StoreConfig, StoreError, StoreIdentity};
@@ -21,11 +22,13 @@ pub(super) enum Step {
     },
     /// Making a store: what is left to be done, the next at the end.
     Format(Vec<DiskOpKind>),
+    /// Reads the checkpoint's chunks.
     Chunk {
         at: Run,
-        index: u32,
-        stream: Vec<u8>,
+        load: Box<Load>,
     },
+    /// Reads map pages.
+    Maps(Box<Load>),
     Log(Box<Replay>),
     Sync(Box<Replay>),
 }
@@ -33,7 +36,7 @@ pub(super) enum Step {
 /// How far a start-up is.
 #[derive(Debug)]
 pub(super) struct Startup {
-    format_new: bool,
+    pub(super) format_new: bool,
     pub(super) step: Step,
 }
 
@@ -103,10 +106,9 @@ impl Store {
                 result?;
                 self.format_step(rest)
             }
-            Step::Chunk { at, index, stream } => {
-                let bytes = bytes_read(result, at.len as usize * BLOCK)?;
-                self.chunk_read(at, index, stream, &bytes)?
-            }
+            Step::Chunk { at, load } => self.chunk_read(at, *load, result)?,
+            // Their reads come back to `map_loaded`.
+            Step::Maps(load) => Step::Maps(load),
             Step::Log(replay) => self.replay_step(*replay, result)?,
             Step::Sync(replay) => {
                 result?;
@@ -181,59 +183,6 @@ impl Store {
         }
     }
 
-    fn load_checkpoint(&mut self) -> Step {
-        let root = self.superblock.checkpoint;
-        let at = Run { place: root.place, len: root.blocks };
-        if at.place == 0 {
-            return self.start_replay();
-        }
-        self.read_chunk(at, 0, Vec::new())
-    }
-
-    fn read_chunk(&mut self, at: Run, index: u32, stream: Vec<u8>) -> Step {
-        self.startup_read(at);
-        Step::Chunk { at, index, stream }
-    }
-
-    fn chunk_read(
-        &mut self,
-        at: Run,
-        index: u32,
-        mut stream: Vec<u8>,
-        bytes: &[u8],
-    ) -> Result<Step, StoreError> {
-        const CORRUPT: StoreError = StoreError::CheckpointCorrupt;
-        let sb = self.superblock;
-        let (header, payload) = decode_chunk(bytes).ok_or(CORRUPT)?;
-        if (header.store, header.sequence, header.index) != (sb.identity.store, sb.sequence, index) {
-            return Err(CORRUPT);
-        }
-        self.log.chunks.push(at);
-        stream.extend_from_slice(payload);
-        let mut r = Reader::new(&stream);
-        let mut rest = r;
-        while let Some((header, map, sums)) = record::object(&mut r, self.blocks) {
-            if !self.index.insert(header, map, sums) {
-                return Err(CORRUPT);
-            }
-            rest = r;
-        }
-        let rest = stream.len() - rest.remaining();
-        stream.drain(..rest);
-        let next = Run { place: header.next_place, len: header.next_blocks };
-        if next.place != 0 {
-            if next.len == 0 || next.len > GROUP_BLOCKS {
-                return Err(CORRUPT);
-            }
-            return Ok(self.read_chunk(next, index + 1, stream));
-        }
-        if !stream.is_empty() || self.index.len() as u64 != sb.checkpoint.objects {
-            return Err(CORRUPT);
-        }
-        self.log.delta_then = self.index.delta();
-        Ok(self.start_replay())
-    }
-
     /// Everything is read: finds out which blocks are used, and sends the first batch off.
     fn finish_startup(&mut self, replay: &Replay) -> Result<(), StoreError> {
         self.mark_space()?;
@@ -251,26 +200,29 @@ impl Store {
         Ok(())
     }
 
+    /// Everything that uses blocks, shared ones as often as they are used.
+    fn users(&self) -> impl Iterator<Item = Run> {
+        let objects = self.index.from(sheep_types::ObjectId(0)).flat_map(|object| {
+            let pages = object.sums.pages().map(|page| Run { place: page.place, len: 1 });
+            object.map.data().chain(pages)
+        });
+        self.log.chunks.iter().copied().chain(objects)
+    }
+
     fn mark_space(&mut self) -> Result<(), StoreError> {
         let start = fixed_blocks(&self.superblock);
         let most = u64::from(u32::MAX - start - GROUP_BLOCKS);
         let limit = self.config.capacity_limit.map_or(most, |bytes| bytes / u64::from(BLOCK_SIZE));
         let limit = limit.saturating_sub(u64::from(start)).min(most);
-        let mut users: Vec<Run> = self.log.chunks.clone();
-        for object in self.index.from(sheep_types::ObjectId(0)) {
-            users.extend(object.map.data());
-            users.extend(object.sums.base.map(|page| Run { place: page.place, len: 1 }));
-        }
         // A limit that was lowered does not make what is there unreachable.
-        let end = users.iter().map(|r| u64::from(r.place) + u64::from(r.len)).max().unwrap_or(0);
+        let end = self.users().map(|r| u64::from(r.place) + u64::from(r.len)).max().unwrap_or(0);
         let limit = limit.max(end.saturating_sub(u64::from(start)));
         if limit > most {
             return Err(StoreError::CheckpointCorrupt);
         }
-        self.space = Space::new(start, limit);
-        let shares = &mut self.shares;
-        for run in users {
-            let marked = self.space.mark(run, |part, used_already| {
+        let (mut space, mut shares) = (Space::new(start, limit), Shares::default());
+        for run in self.users() {
+            let marked = space.mark(run, |part, used_already| {
                 if used_already {
                     shares.add(part);
                 }
@@ -279,6 +231,17 @@ impl Store {
                 return Err(StoreError::CheckpointCorrupt);
             }
         }
+        // Of the pages that the checkpoint names, those that nothing uses any more must stay until the next one.
+        let named = std::mem::take(&mut self.retired);
+        for page in named {
+            let retired = &mut self.retired;
+            space.mark(page, |part, used_already| {
+                if !used_already {
+                    retired.push(part);
+                }
+            });
+        }
+        (self.space, self.shares) = (space, shares);
         self.space.marked();
         // Steps of a sixteenth, at most 64 MiB.
         self.grow_groups = (limit / u64::from(GROUP_BLOCKS) / 16).clamp(1, 16) as u32;

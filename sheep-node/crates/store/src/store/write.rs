@@ -86,16 +86,16 @@ impl Store {
             effects.dropped.retain(|old| !overwritten(old));
         }
         effects.shared.iter().for_each(|run| self.shares.add(*run));
-        if let Some(page) = effects.shared_page {
+        for page in effects.shared_pages {
             self.shares.add(Run { place: page.place, len: 1 });
         }
         let mut free = Vec::new();
         for run in effects.dropped {
             free.extend(self.shares.sub(run));
         }
-        // Start-up reads pages only after the whole log, so one that a record drops is freed like data.
-        if let Some(page) = effects.dropped_page {
-            free.extend(self.shares.sub(Run { place: page.place, len: 1 }));
+        // The checkpoint on disk names the pages, and start-up reads them before it reads the log.
+        for page in effects.dropped_pages {
+            self.retired.extend(self.shares.sub(Run { place: page.place, len: 1 }));
         }
         self.space.free_later(self.batch.sequence, free);
         self.batch.push(record);

@@ -61,7 +61,7 @@ pub fn open_and_read(disk: VirtualDisk, config: &StoreConfig) -> Result<(Bench, 
     let mut bench = Bench::open(disk, config.clone(), false);
     bench.settle();
     match std::mem::take(&mut bench.events).as_slice() {
-        [Event::Ready] => {}
+        [Event::Ready, rest @ ..] if rest.iter().all(|e| *e == Event::SpaceLow) => {}
         other => return Err(format!("open: {other:?}")),
     }
     let contents = bench.contents().map_err(|e| format!("reading after the crash: {e}"))?;
@@ -140,4 +140,62 @@ pub fn lives(seed: u64, config: &StoreConfig, lives: u64, steps: u64) -> Result<
     }
     counts.changes = sequence;
     Ok(counts)
+}
+
+/// Settings drawn from a seed, so that limits are hit in all combinations.
+pub fn swarm(seed: u64) -> StoreConfig {
+    let mut rng = Rng(seed ^ 0x5eed);
+    let mut pick = |choices: &[u64]| choices[rng.below(choices.len() as u64) as usize];
+    StoreConfig {
+        log_bytes: BLOCK as u64 * pick(&[24, 32, 100, 400, 1000]),
+        batch_bytes: pick(&[200, 1024, 4096, 20_000]) as u32,
+        commit_bytes: BLOCK as u64 * pick(&[4, 100]),
+        inflight_bytes: BLOCK as u64 * pick(&[2, 1000]),
+        delta_limit: pick(&[10, 60, 1000]),
+        fold_above: pick(&[0, 2, 6, 100]) as usize,
+        inline_runs: pick(&[0, 2, 100]) as usize,
+        page_cache: pick(&[0, 1, 64]) as usize,
+        ..config()
+    }
+}
+
+/// One seed on a store that is nearly always full. Returns how often there was no space.
+pub fn full_lives(seed: u64, lives: u64) -> Result<u64, String> {
+    let mut rng = Rng(seed);
+    let config = StoreConfig { capacity_limit: Some((48 + 256 + rng.below(90)) * BLOCK as u64), ..config() };
+    let mut bench = Bench::new(config.clone());
+    let mut state = Model::new();
+    let (mut sequence, mut refused) = (0, 0);
+    for life in 0..lives {
+        let mut history = History::new(state);
+        for _ in 0..rng.below(150) {
+            sequence += 1;
+            let op = random_op(&mut rng, 60, sequence);
+            let mut next = history.states.last().unwrap().clone();
+            apply(&mut next, &op);
+            match bench.run(op.clone()) {
+                Ok(_) => history.states.push(next),
+                Err(StoreError::NoSpace) if !matches!(op, Op::Delete { .. } | Op::SetHeader { .. }) => {
+                    refused += 1
+                }
+                Err(StoreError::NotFound(_)) => {}
+                other => return Err(format!("seed {seed}: {op:?}: {other:?}")),
+            }
+            if rng.one_in(5) {
+                history.submit(&mut bench, Op::Flush);
+                bench.settle();
+                history.take_answers(&mut bench);
+                if !bench.store.is_idle() || history.flushed + 1 != history.states.len() {
+                    return Err(format!("seed {seed} life {life}: a flush hangs"));
+                }
+            }
+        }
+        let mut disk = bench.disk;
+        disk.crash_seeded(rng.below(6));
+        let (reopened, contents) = open_and_read(disk, &config).map_err(|e| format!("seed {seed}: {e}"))?;
+        let at = history.find(&Ok(contents)).map_err(|e| format!("seed {seed} life {life}: {e}"))?;
+        state = history.states.swap_remove(at);
+        bench = reopened;
+    }
+    Ok(refused)
 }

@@ -1,5 +1,5 @@
 //! Drives a store over a virtual disk and compares it with a simple model.
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 pub mod crash;
 

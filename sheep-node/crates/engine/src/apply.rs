@@ -11,8 +11,7 @@ use std::sync::Arc;
 impl Control {
     pub(crate) fn apply(&mut self, now: Time, entries: &[CommittedEntry]) {
         for entry in entries {
-            let Some(kind) = convert::entry(&entry.kind) else { continue };
-            let applied = Arc::make_mut(&mut self.state).apply(entry.index, &kind);
+            let applied = Arc::make_mut(&mut self.state).apply(entry.index, &convert::entry(&entry.kind));
             if let Some(epoch) = applied.changes.epoch {
                 self.outputs.push_back(ControlOutput::Note(self.describe_epoch(epoch.0)));
             }

@@ -52,16 +52,16 @@ pub(crate) fn note_to_ring(from: sheep_log::Note) -> totem::Note {
     }
 }
 
-/// What a committed entry means to the state. `None`: a genesis entry that this version can't read.
-pub(crate) fn entry(from: &sheep_log::CommittedKind) -> Option<EntryKind> {
+/// What a committed entry means to the state. Every entry takes its index, understood or not.
+pub(crate) fn entry(from: &sheep_log::CommittedKind) -> EntryKind {
     use sheep_log::CommittedKind as Kind;
-    Some(match from {
-        Kind::Genesis { command, .. } => EntryKind::Genesis(Genesis::decode(command)?),
+    match from {
+        Kind::Genesis { command, .. } => Genesis::decode(command).map_or(EntryKind::Unknown, EntryKind::Genesis),
         Kind::Install { term, members } => EntryKind::Install { term: *term, members: members.clone() },
         Kind::Voters { list } => EntryKind::Voters { voters: list.clone() },
         Kind::Command { origin, seq, command } => {
             EntryKind::Command { origin: *origin, seq: *seq, command: Command::decode(command) }
         }
-        Kind::Unknown => return None,
-    })
+        Kind::Unknown => EntryKind::Unknown,
+    }
 }

@@ -1,1 +1,22 @@
-//! Placeholder
+//! Deterministic simulator of whole clusters.
+//!
+//! A run is a function of its seed: the seed draws the options (how many nodes, which faults), the world moves
+//! virtual time from event to event, clients read and write, faults come and go, and checkers look at
+//! everything that nodes say. When the faults have stopped, everything must come back.
+
+pub mod checks;
+pub mod client;
+pub mod log_disk;
+mod mutants;
+mod nemesis;
+pub mod net;
+pub mod node;
+pub mod options;
+pub mod oracle;
+pub mod rng;
+pub mod run;
+pub mod trace;
+pub mod world;
+
+pub use options::Options;
+pub use run::{Report, run};

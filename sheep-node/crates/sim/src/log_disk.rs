@@ -28,6 +28,11 @@ impl LogDisk {
         &self.durable
     }
 
+    /// Cuts a torn tail off.
+    pub fn truncate(&mut self, len: u64) {
+        self.durable.truncate(len as usize);
+    }
+
     /// Begins an append.
     pub fn append(&mut self, id: FileId, bytes: &[u8]) {
         self.pending.push_back(Write::Append(id, bytes.to_vec()));

@@ -1,0 +1,79 @@
+//! What must hold between nodes, looked at whenever a node publishes its state.
+
+use sheep_types::{LogIndex, Place};
+use std::collections::BTreeMap;
+
+/// Counters of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Client operations answered.
+    pub ios: u64,
+    /// Reads held against the oracle.
+    pub reads: u64,
+    /// Faults injected.
+    pub faults: u64,
+    /// Processes killed.
+    pub crashes: u64,
+    /// Power cuts of everything.
+    pub power_cuts: u64,
+    /// Volumes taken over after their gateway was lost.
+    pub take_overs: u64,
+    /// Epochs.
+    pub epochs: u64,
+    /// Objects fetched or validated by recovery.
+    pub recovered: u64,
+    /// Terms that became primary, over all nodes.
+    pub terms: u64,
+    /// Nodes that came back with empty disks.
+    pub lost_disks: u64,
+}
+
+impl Counts {
+    /// Adds another run's counters.
+    pub fn add(&mut self, other: &Self) {
+        self.ios += other.ios;
+        self.reads += other.reads;
+        self.faults += other.faults;
+        self.crashes += other.crashes;
+        self.power_cuts += other.power_cuts;
+        self.take_overs += other.take_overs;
+        self.epochs += other.epochs;
+        self.recovered += other.recovered;
+        self.terms += other.terms;
+        self.lost_disks += other.lost_disks;
+    }
+}
+
+/// Agreement between nodes, over the whole run.
+#[derive(Clone, Debug, Default)]
+pub struct Agreement {
+    committed: BTreeMap<LogIndex, Place>,
+    states: BTreeMap<LogIndex, u64>,
+}
+
+impl Agreement {
+    /// A node says that this place is committed.
+    ///
+    /// # Errors
+    /// Another entry was committed there before.
+    pub fn committed(&mut self, node: usize, place: Place) -> Result<(), String> {
+        if place.index == LogIndex(0) {
+            return Ok(());
+        }
+        let known = *self.committed.entry(place.index).or_insert(place);
+        if known == place { Ok(()) } else { Err(format!("node {node} committed {place:?}, others {known:?}")) }
+    }
+
+    /// A node applied everything up to an index and has this state.
+    ///
+    /// # Errors
+    /// Another node has another state at that index.
+    pub fn applied(&mut self, node: usize, index: LogIndex, hash: u64) -> Result<(), String> {
+        let known = *self.states.entry(index).or_insert(hash);
+        if known == hash {
+            Ok(())
+        } else {
+            Err(format!("node {node} has state {hash:x} at entry {index}, others {known:x}"))
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What a run is like: drawn from its seed, so that runs differ in kind and not only in timing.
+
+use crate::rng::Rng8;
+use core::time::Duration;
+
+/// Kinds of fault that a run may inject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A process is killed and started again.
+    Crash,
+    /// A process stands still.
+    Pause,
+    /// The network splits into groups.
+    Partition,
+    /// One node hears, but is not heard, or the other way round.
+    OneWay,
+    /// One pair of nodes cannot talk.
+    BrokenPair,
+    /// Datagrams are lost, doubled and late.
+    BadNetwork,
+    /// A disk is slow, or hangs.
+    SlowDisk,
+    /// Power goes everywhere at once.
+    PowerCut,
+    /// A node comes back with empty disks: as a new node.
+    LostDisk,
+}
+
+/// All kinds.
+pub const FAULTS: [Fault; 9] = [
+    Fault::Crash,
+    Fault::Pause,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::BrokenPair,
+    Fault::BadNetwork,
+    Fault::SlowDisk,
+    Fault::PowerCut,
+    Fault::LostDisk,
+];
+
+/// Settings of a run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed it was drawn from.
+    pub seed: u64,
+    /// Storage nodes.
+    pub nodes: usize,
+    /// Volumes, each with a client of its own.
+    pub clients: usize,
+    /// Copies of each object.
+    pub copies: u8,
+    /// Copies below which writes wait.
+    pub min_copies: u8,
+    /// Bytes of a volume.
+    pub volume_size: u64,
+    /// Token loss timeout of the rings.
+    pub token_loss: Duration,
+    /// How long a node stays down before its data is re-created elsewhere.
+    pub out_delay: Duration,
+    /// Simulated time with faults.
+    pub duration: Duration,
+    /// Kinds of fault, two or more.
+    pub faults: Vec<Fault>,
+    /// Mean time between faults.
+    pub fault_interval: Duration,
+    /// Largest deviation of a node's clock, parts per million.
+    pub clock_ppm: u64,
+    /// Mean time between a client's operations.
+    pub think: Duration,
+    /// Operations that a client has under way at most.
+    pub depth: usize,
+    /// Time without faults in which everything must come back.
+    pub recovery_limit: Duration,
+    /// The rule that is left out, by name, if the build has broken variants.
+    pub mutant: Option<String>,
+    /// Print what happens.
+    pub verbose: bool,
+}
+
+impl Options {
+    /// The options of a seed.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng8::new(seed ^ 0x5eed_0000_0000_0000);
+        let nodes = rng.range(3, 7) as usize;
+        let copies = rng.range(2, 3) as u8;
+        let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| rng.chance(450_000)).collect();
+        while faults.len() < 2 {
+            let fault = FAULTS[rng.index(FAULTS.len())];
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
+        }
+        Self {
+            seed,
+            nodes,
+            clients: rng.range(1, 3) as usize,
+            copies,
+            min_copies: rng.range(1, u64::from(copies)) as u8,
+            volume_size: 1 << 20,
+            token_loss: Duration::from_millis(rng.range(200, 600)),
+            out_delay: Duration::from_secs(rng.range(4, 20)),
+            duration: Duration::from_secs(60),
+            faults,
+            fault_interval: Duration::from_millis(rng.range(1500, 6000)),
+            clock_ppm: rng.range(0, 4000),
+            think: Duration::from_millis(rng.range(10, 60)),
+            depth: rng.range(1, 8) as usize,
+            recovery_limit: Duration::from_secs(120),
+            mutant: None,
+            verbose: false,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! One run: make a cluster and volumes, break things, stop breaking them, look at everything.
+
+use crate::checks::Counts;
+use crate::client::{Client, Place};
+use crate::options::Options;
+use crate::world::{Event, World};
+use sheep_datapath::View;
+use sheep_state::{CacheMode, Command, CreateVdi, Outcome};
+use sheep_store::Header;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Hash of everything that happened.
+    pub trace: u64,
+    /// Events.
+    pub events: u64,
+    /// Counters.
+    pub counts: Counts,
+    /// What must not be and was, if anything.
+    pub failure: Option<String>,
+}
+
+/// Runs a seed.
+pub fn run(options: Options) -> Report {
+    let mut world = World::new(options);
+    let failure = phases(&mut world).err();
+    for node in &world.nodes {
+        if let Some(running) = &node.running {
+            world.counts.terms += running.control.log().stats().terms;
+        }
+    }
+    Report { trace: world.trace.hash(), events: world.trace.events(), counts: world.counts, failure }
+}
+
+fn phases(world: &mut World) -> Result<(), String> {
+    wait(world, 60, "cluster to form", |w| w.is_whole())?;
+    create_volumes(world)?;
+    world.schedule(0, Event::Nemesis);
+    let end = world.now + world.options.duration.as_nanos() as u64;
+    world.run_until(end)?;
+    world.stop_faults();
+    let limit = world.options.recovery_limit.as_secs();
+    wait(world, limit, "cluster to be whole again", |w| w.is_whole())?;
+    verify(world)?;
+    check_copies(world)
+}
+
+/// Runs until something holds.
+fn wait(world: &mut World, seconds: u64, what: &str, done: impl Fn(&World) -> bool) -> Result<(), String> {
+    let end = world.now + seconds * SECOND;
+    while !done(world) {
+        if world.now >= end {
+            let why = world.why_not_whole().unwrap_or_default();
+            return Err(format!("waited {seconds} s in vain for {what}: {why}"));
+        }
+        let next = world.now + SECOND / 20;
+        world.run_until(next)?;
+    }
+    Ok(())
+}
+
+fn create_volumes(world: &mut World) -> Result<(), String> {
+    for number in 0..world.options.clients {
+        let size = world.options.volume_size;
+        world.clients.push(Client::new(number, size));
+        let create = Command::CreateVdi(CreateVdi {
+            name: world.clients[number].name.clone(),
+            size,
+            copies: None,
+            min_copies: None,
+            cache: CacheMode::WriteBack,
+            attributes: BTreeMap::new(),
+            created_unix_ms: 0,
+        });
+        let node = world.rng.index(world.nodes.len());
+        let token = world.order(node, &create).ok_or("the log takes no command")?;
+        wait(world, 20, "a volume to be created", |w| w.answers.contains_key(&token))?;
+        match world.answers.remove(&token) {
+            Some(Ok(Outcome::Created { vdi, .. })) => world.clients[number].vdi = Some(vdi),
+            other => return Err(format!("creating a volume: {other:?}")),
+        }
+        world.schedule(0, Event::Client(number));
+    }
+    Ok(())
+}
+
+/// Reads every volume through every node, one after the other, so that every copy is read.
+fn verify(world: &mut World) -> Result<(), String> {
+    for number in 0..world.clients.len() {
+        for node in 0..world.nodes.len() {
+            wait(world, 60, "a client to close its volume", |w| {
+                matches!(w.clients[number].place, Place::Away | Place::Open(_)) && w.clients[number].is_idle()
+            })?;
+            world.clients[number].verifying = Some(usize::MAX);
+            world.close(number);
+            wait(world, 60, "a volume to be closed", |w| w.clients[number].place == Place::Away)?;
+            let Some(vdi) = world.clients[number].vdi else { continue };
+            world.open_at(number, node, vdi);
+            wait(world, 60, "a volume to be opened", |w| w.clients[number].place == Place::Open(node))?;
+            world.clients[number].verifying = Some(0);
+            wait(world, 60, "a volume to be read", |w| {
+                let client = &w.clients[number];
+                client.verifying.is_some_and(|at| at >= client.oracle.len()) && client.is_idle()
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Every object has all its copies, equal and current.
+fn check_copies(world: &mut World) -> Result<(), String> {
+    wait(world, 60, "cluster to be whole", |w| w.is_whole())?;
+    let view = |w: &World, node: usize| -> Option<Arc<View>> { w.nodes[node].running.as_ref()?.view.clone() };
+    let Some(view) = view(world, 0) else { return Err("node 0 has no view".into()) };
+    let mut copies: BTreeMap<u64, Vec<(usize, Header, bool)>> = BTreeMap::new();
+    for node in &world.nodes {
+        let replica = node.running.as_ref().and_then(|r| r.shard.as_ref()).and_then(|s| s.replica());
+        let Some(replica) = replica else { continue };
+        for header in replica.store().objects(sheep_types::ObjectId(0)) {
+            let current = replica.is_current(header.id);
+            copies.entry(header.id.0).or_default().push((node.index, *header, current));
+        }
+    }
+    for (id, found) in copies {
+        let object = sheep_types::ObjectId(id);
+        let wanted = view.copies(object);
+        let current: Vec<_> = found.iter().filter(|(_, _, current)| *current).collect();
+        if current.is_empty() {
+            // An orphan of a write that nobody acknowledged: no map names it.
+            continue;
+        }
+        let members = view.up_set(object);
+        if current.len() < wanted.min(members.len()) {
+            return Err(format!("object {object} has {} current copies of {wanted}: {found:?}", current.len()));
+        }
+        let versions: std::collections::BTreeSet<_> = current.iter().map(|(_, header, _)| header.version).collect();
+        if versions.len() > 1 {
+            return Err(format!("current copies of object {object} differ: {current:?}"));
+        }
+    }
+    Ok(())
+}

@@ -147,6 +147,11 @@ impl Recovered {
         self.chain.lists().last().map(|v| v.list.clone()).unwrap_or_default()
     }
 
+    /// Bytes of the file that count; a torn end behind them is to be cut off before anything is appended.
+    pub fn durable_len(&self) -> u64 {
+        self.len
+    }
+
     /// A record at the end was being written when the power went, and was dropped.
     pub fn torn(&self) -> bool {
         self.torn

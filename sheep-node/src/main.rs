@@ -1,2 +1,7 @@
-//! Placeholder
-fn main() {}
+//! `sheep`: the Sheepdog node daemon.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sheep_node::run()
+}

@@ -1,0 +1,128 @@
+//! Contents of volumes as streams of messages.
+
+use super::volume::Volume;
+use bytes::{Bytes, BytesMut};
+use sheep_api::PIECE;
+use sheep_api::v1::{ReadVdiReply, WriteVdiRequest};
+use sheep_types::SECTOR_SIZE;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
+
+/// Writes of one call under way at once.
+const WRITES: usize = 4;
+const SECTOR: u64 = SECTOR_SIZE as u64;
+const PIECE_BYTES: u64 = PIECE as u64;
+
+/// Sends a range to the caller. The range lies inside the volume. Ends early when the caller has gone.
+pub(super) async fn read(
+    volume: &Volume,
+    offset: u64,
+    length: u64,
+    to: &mpsc::Sender<Result<ReadVdiReply, Status>>,
+) -> Result<(), Status> {
+    let (mut at, end) = (offset, offset + length);
+    while at < end {
+        // Up to the next multiple of a piece, so that requests do not straddle objects.
+        let stop = end.min((at / PIECE_BYTES + 1) * PIECE_BYTES);
+        let (first, last) = (at / SECTOR * SECTOR, stop.div_ceil(SECTOR) * SECTOR);
+        let len = u32::try_from(last - first).map_err(|_| Status::internal("piece too long"))?;
+        let sectors = tokio::select! {
+            data = volume.read(first, len) => data?,
+            () = to.closed() => return Ok(()),
+        };
+        let wanted = (at - first) as usize..(stop - first) as usize;
+        if to.send(Ok(ReadVdiReply { data: sectors.slice(wanted).to_vec() })).await.is_err() {
+            return Ok(());
+        }
+        at = stop;
+    }
+    Ok(())
+}
+
+/// Writes what the caller sends, from `offset` on, and makes it durable. Gives the number of bytes.
+pub(super) async fn write<S>(volume: &Volume, offset: u64, first: Vec<u8>, mut rest: S) -> Result<u64, Status>
+where
+    S: Stream<Item = Result<WriteVdiRequest, Status>> + Unpin,
+{
+    let head = offset % SECTOR;
+    let mut writer = Writer { volume, at: offset - head, buffer: BytesMut::new(), tasks: JoinSet::new() };
+    if head > 0 {
+        let sector = volume.read(writer.at, SECTOR_SIZE).await?;
+        writer.buffer.extend_from_slice(&sector.slice(..head as usize));
+    }
+    writer.take(&first).await?;
+    while let Some(message) = rest.next().await {
+        writer.take(&message?.data).await?;
+    }
+    let end = writer.finish().await?;
+    volume.flush().await?;
+    Ok(end - offset)
+}
+
+struct Writer<'a> {
+    volume: &'a Volume,
+    /// Where the buffer goes; a multiple of the sector.
+    at: u64,
+    buffer: BytesMut,
+    tasks: JoinSet<Result<(), Status>>,
+}
+
+impl Writer<'_> {
+    fn end(&self) -> u64 {
+        self.at + self.buffer.len() as u64
+    }
+
+    async fn take(&mut self, data: &[u8]) -> Result<(), Status> {
+        if self.end().saturating_add(data.len() as u64) > self.volume.size() {
+            let size = self.volume.size();
+            return Err(Status::invalid_argument(format!("more data than fits: the VDI has {size} bytes")));
+        }
+        self.buffer.extend_from_slice(data);
+        loop {
+            let piece = (PIECE_BYTES - self.at % PIECE_BYTES) as usize;
+            if self.buffer.len() < piece {
+                return Ok(());
+            }
+            let data = self.buffer.split_to(piece).freeze();
+            self.submit(data).await?;
+        }
+    }
+
+    async fn submit(&mut self, data: Bytes) -> Result<(), Status> {
+        while self.tasks.len() >= WRITES {
+            self.one_done().await?;
+        }
+        let at = self.at;
+        self.at += data.len() as u64;
+        self.tasks.spawn(self.volume.write(at, data));
+        Ok(())
+    }
+
+    async fn one_done(&mut self) -> Result<(), Status> {
+        match self.tasks.join_next().await {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(Status::unavailable("the node is stopping")),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the rest; a last sector that is not full keeps what stands behind.
+    async fn finish(mut self) -> Result<u64, Status> {
+        let end = self.end();
+        let tail = end % SECTOR;
+        if tail > 0 {
+            let sector = self.volume.read(end - tail, SECTOR_SIZE).await?;
+            self.buffer.extend_from_slice(&sector.slice(tail as usize..));
+        }
+        if !self.buffer.is_empty() {
+            let data = self.buffer.split().freeze();
+            self.submit(data).await?;
+        }
+        while !self.tasks.is_empty() {
+            self.one_done().await?;
+        }
+        Ok(end)
+    }
+}

@@ -1,0 +1,109 @@
+//! Service `Nodes`.
+
+use super::convert;
+use crate::control::ControlMessage;
+use crate::handle::{ControlRequest, NodeHandle};
+use crate::health;
+use sheep_api::v1::nodes_server::Nodes;
+use sheep_api::v1::{
+    ListNodesReply, ListNodesRequest, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest,
+    RemoveNodeReply, RemoveNodeRequest, StopReply, StopRequest,
+};
+use sheep_state::Command;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+/// Time for the answer to reach the caller before the node stops.
+const STOP_DELAY: Duration = Duration::from_millis(50);
+
+pub(super) struct Service {
+    node: NodeHandle,
+}
+
+impl Service {
+    pub(super) fn new(node: NodeHandle) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for Service {
+    async fn list(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesReply>, Status> {
+        let status = self.node.status();
+        let Some(published) = &status.published else {
+            return Ok(Response::new(ListNodesReply::default()));
+        };
+        let state = &published.state;
+        let nodes = state.nodes().map(|record| convert::node(record, &status)).collect();
+        Ok(Response::new(ListNodesReply { nodes, epoch: state.epoch().0 }))
+    }
+
+    async fn info(&self, _: Request<NodeInfoRequest>) -> Result<Response<NodeInfoReply>, Status> {
+        let (status, data) = (self.node.status(), self.node.data());
+        let me = status.me;
+        let record = status.published.as_ref().and_then(|published| published.state.node(me.node));
+        let mut node = record.map(|record| convert::node(record, &status)).unwrap_or_default();
+        node.id = me.node.to_string();
+        node.incarnation = me.incarnation.0;
+        let trouble = health::trouble(&status, &data);
+        Ok(Response::new(NodeInfoReply {
+            node: Some(node),
+            cluster_id: status.cluster.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_ms: u64::try_from(self.node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ring_state: status.ring_state.into(),
+            ring_members: status.ring_members.iter().map(|member| member.node.to_string()).collect(),
+            capacity_bytes: data.capacity,
+            used_bytes: data.used,
+            objects: data.objects,
+            open_vdis: data.open_vdis,
+            primary: status.primary,
+            health: trouble.map_or_else(|| "ok".into(), |trouble| trouble.message),
+        }))
+    }
+
+    async fn recovery(&self, _: Request<RecoveryRequest>) -> Result<Response<RecoveryReply>, Status> {
+        let (status, data) = (self.node.status(), self.node.data());
+        let node = status.me.node;
+        // The state knows it of this node too, and says so of nodes without a store.
+        let known = status.published.as_ref().map(|published| &published.state);
+        let stores = known.and_then(|state| state.members().get(node).map(|_| state.epoch()));
+        Ok(Response::new(RecoveryReply {
+            node: node.to_string(),
+            epoch: data.recovery_epoch,
+            objects_total: data.recovery_total,
+            objects_done: data.recovery_done,
+            bytes_done: data.recovery_bytes,
+            complete: stores.is_none_or(|epoch| data.recovered && data.recovery_epoch >= epoch.0),
+        }))
+    }
+
+    async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeReply>, Status> {
+        let request = request.into_inner();
+        let node = convert::node_id(&request.node)?;
+        let state = self.node.primary().await?;
+        let who = health::name(Some(&state), node);
+        let Some(record) = state.node(node) else {
+            return Err(Status::not_found(format!("no node {node}")));
+        };
+        // It would announce itself again and be back.
+        if record.state.is_up() {
+            let message = format!("node {who} is running; stop it first with `dog node kill {node}`");
+            return Err(Status::failed_precondition(message));
+        }
+        self.node.command(Command::NodeRemove { node, force: request.force }).await?;
+        Ok(Response::new(RemoveNodeReply {}))
+    }
+
+    async fn stop(&self, _: Request<StopRequest>) -> Result<Response<StopReply>, Status> {
+        info!("stopping, asked by the control API");
+        let control = self.node.control.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(STOP_DELAY).await;
+            // If it does not listen it is stopping already.
+            let _ = control.send(ControlMessage::Request(ControlRequest::Stop));
+        });
+        Ok(Response::new(StopReply {}))
+    }
+}

@@ -1,0 +1,306 @@
+//! Service `Vdis`.
+
+use super::volume::Volume;
+use super::{APPLIED_WAIT, NAME_WAIT, contents, convert, status};
+use crate::handle::NodeHandle;
+use crate::health;
+use sheep_api::v1::vdis_server::Vdis;
+use sheep_api::v1::{
+    CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest, ReadVdiReply,
+    ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest, WriteVdiReply, WriteVdiRequest,
+};
+use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Outcome, VdiRecord};
+use sheep_types::{Generation, Member, VdiId};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// Calls that read or write contents at once.
+const STREAMS: usize = 16;
+/// Times that a command is tried again because the VDI has changed hands meanwhile.
+const ATTEMPTS: usize = 3;
+/// How long a VDI that is in use is waited for: its user may just be leaving.
+const IN_USE_WAIT: Duration = Duration::from_secs(1);
+
+pub(super) struct Service {
+    node: NodeHandle,
+    streams: Arc<Semaphore>,
+}
+
+/// Whether this run of a node writes or reads the VDI.
+pub(super) fn in_use_by(state: &ClusterState, vdi: VdiId, me: Member) -> bool {
+    state.vdi(vdi).is_some_and(|record| {
+        record.lock.is_some_and(|lock| lock.holder == me) || record.readers.iter().any(|r| r.holder == me)
+    })
+}
+
+fn is_free(state: &ClusterState, vdi: VdiId) -> bool {
+    state.vdi(vdi).is_none_or(|record| record.lock.is_none() && record.readers.is_empty())
+}
+
+impl Service {
+    pub(super) fn new(node: NodeHandle) -> Self {
+        Self { node, streams: Arc::new(Semaphore::new(STREAMS)) }
+    }
+
+    /// The VDI of this name, on a node that may act.
+    async fn find(&self, name: &str) -> Result<(Arc<ClusterState>, Arc<VdiRecord>), Status> {
+        let mut state = self.node.primary().await?;
+        if state.vdi_by_name(name).is_none() {
+            self.node.wait_state(NAME_WAIT, |state| state.vdi_by_name(name).is_some()).await;
+            state = self.node.state().unwrap_or(state);
+        }
+        match state.vdi_by_name(name) {
+            Some(record) => Ok((Arc::clone(&state), Arc::clone(record))),
+            None => Err(Status::not_found(format!("no VDI {name:?}"))),
+        }
+    }
+
+    /// The VDI, once nobody has it open; the error says who has.
+    async fn find_free(&self, name: &str) -> Result<Arc<VdiRecord>, Status> {
+        let (_, record) = self.find(name).await?;
+        self.node.wait_state(IN_USE_WAIT, |state| is_free(state, record.id)).await;
+        let (state, record) = self.find(name).await?;
+        match record.lock {
+            Some(lock) => Err(in_use(&state, &record, lock.holder)),
+            None if record.readers.is_empty() => Ok(record),
+            None => {
+                let message = format!("VDI {name} is being read by {} nodes", record.readers.len());
+                Err(Status::failed_precondition(message))
+            }
+        }
+    }
+
+    fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        permit.map_err(|_| Status::resource_exhausted("too many volumes are being read or written on this node"))
+    }
+
+    /// One attempt to resize.
+    async fn try_resize(&self, request: &ResizeVdiRequest) -> Result<(), Status> {
+        let (state, record) = self.find(&request.name).await?;
+        let (vdi, size) = (record.id, request.size_bytes);
+        let shrink = size < record.size;
+        if shrink && !request.allow_shrink {
+            return Err(Status::failed_precondition(format!(
+                "VDI {} has {} bytes; making it smaller throws data away and must be asked for",
+                record.name, record.size
+            )));
+        }
+        let me = self.node.status().me;
+        let resize = |guard| Command::ResizeVdi { vdi, size, guard, shrink };
+        match record.lock {
+            Some(_) if shrink => {
+                let record = self.find_free(&request.name).await?;
+                self.shrink(&record, size).await
+            }
+            Some(lock) if lock.holder == me => {
+                self.node.command(resize(Guard::Held(lock.generation))).await.map(drop)
+            }
+            Some(lock) => Err(in_use(&state, &record, lock.holder)),
+            None if shrink => self.shrink(&record, size).await,
+            None if record.is_clean() => self.node.command(resize(Guard::ClosedClean)).await.map(drop),
+            None => {
+                // Its last holder died: opening it settles it.
+                let volume = Volume::open(&self.node, &record, false).await?;
+                let held = self.node.state().and_then(|state| state.vdi(vdi)?.lock).filter(|lock| lock.holder == me);
+                let result = match held {
+                    Some(lock) => self.node.command(resize(Guard::Held(lock.generation))).await.map(drop),
+                    None => Err(Status::aborted("the VDI has changed hands meanwhile")),
+                };
+                volume.close().await;
+                result
+            }
+        }
+    }
+
+    /// What lies beyond the new end is discarded first, or it would be there again when the VDI grows.
+    async fn shrink(&self, record: &VdiRecord, size: u64) -> Result<(), Status> {
+        let volume = Volume::open(&self.node, record, false).await?;
+        let zeroed = match volume.zero_from(size).await {
+            Ok(()) => volume.flush().await,
+            Err(error) => Err(error),
+        };
+        volume.close().await;
+        zeroed?;
+        let command = Command::ResizeVdi { vdi: record.id, size, guard: Guard::ClosedClean, shrink: true };
+        self.node.command(command).await.map(drop)
+    }
+
+    fn shown(&self, vdi: VdiId) -> Result<sheep_api::v1::Vdi, Status> {
+        let state = self.node.state();
+        let found = state.as_ref().and_then(|state| Some(convert::vdi(state.vdi(vdi)?, state)));
+        found.ok_or_else(|| Status::aborted("the VDI was changed meanwhile; look whether the command took effect"))
+    }
+}
+
+/// The VDI is open at another node, or at this one.
+fn in_use(state: &ClusterState, record: &VdiRecord, holder: Member) -> Status {
+    let who = health::name(Some(state), holder.node);
+    let message = format!(
+        "VDI {} is in use by node {who}; close it there first (a lock whose node is gone is ended by `dog vdi lock \
+         revoke {}`)",
+        record.name, record.name
+    );
+    status::ask(holder.node, message)
+}
+
+/// Whether to look again and repeat.
+fn again(attempt: usize, result: &Result<(), Status>) -> bool {
+    attempt + 1 < ATTEMPTS && result.as_ref().is_err_and(|status| status.code() == Code::Aborted)
+}
+
+#[tonic::async_trait]
+impl Vdis for Service {
+    async fn create(&self, request: Request<CreateVdiRequest>) -> Result<Response<CreateVdiReply>, Status> {
+        let request = request.into_inner();
+        let optional = |what, value: u32| match value {
+            0 => Ok(None),
+            value => convert::small(what, value).map(Some),
+        };
+        let create = CreateVdi {
+            copies: optional("copies", request.copies)?,
+            min_copies: optional("min_copies", request.min_copies)?,
+            name: request.name,
+            size: request.size_bytes,
+            cache: if request.write_through { CacheMode::WriteThrough } else { CacheMode::WriteBack },
+            attributes: request.attributes.into_iter().collect(),
+            created_unix_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+        };
+        self.node.primary().await?;
+        let Outcome::Created { vdi, .. } = self.node.command(Command::CreateVdi(create)).await? else {
+            return Err(Status::internal("the VDI was made, but not named"));
+        };
+        self.node.wait_state(APPLIED_WAIT, |state| state.applied().0 >= vdi.0).await;
+        Ok(Response::new(CreateVdiReply { vdi: Some(self.shown(vdi)?) }))
+    }
+
+    async fn delete(&self, request: Request<DeleteVdiRequest>) -> Result<Response<DeleteVdiReply>, Status> {
+        let name = request.into_inner().name;
+        for attempt in 0..ATTEMPTS {
+            let record = self.find_free(&name).await?;
+            let guard =
+                if record.is_clean() { Guard::ClosedClean } else { Guard::Closed(record.last_generation) };
+            let result = self.node.command(Command::DeleteVdi { vdi: record.id, guard }).await.map(drop);
+            if !again(attempt, &result) {
+                result?;
+                self.node.wait_state(APPLIED_WAIT, |state| state.vdi(record.id).is_none()).await;
+                break;
+            }
+        }
+        Ok(Response::new(DeleteVdiReply {}))
+    }
+
+    async fn list(&self, request: Request<ListVdisRequest>) -> Result<Response<ListVdisReply>, Status> {
+        let name = request.into_inner().name;
+        if !name.is_empty() {
+            let (state, record) = self.find(&name).await?;
+            return Ok(Response::new(ListVdisReply { vdis: vec![convert::vdi(&record, &state)] }));
+        }
+        let state = self.node.primary().await?;
+        let vdis = state.vdis().into_iter().map(|record| convert::vdi(record, &state)).collect();
+        Ok(Response::new(ListVdisReply { vdis }))
+    }
+
+    async fn resize(&self, request: Request<ResizeVdiRequest>) -> Result<Response<ResizeVdiReply>, Status> {
+        let request = request.into_inner();
+        for attempt in 0..ATTEMPTS {
+            let result = self.try_resize(&request).await;
+            if !again(attempt, &result) {
+                result?;
+                break;
+            }
+        }
+        let size = request.size_bytes;
+        let resized = |state: &ClusterState| state.vdi_by_name(&request.name).is_none_or(|r| r.size == size);
+        self.node.wait_state(APPLIED_WAIT, resized).await;
+        let (_, record) = self.find(&request.name).await?;
+        Ok(Response::new(ResizeVdiReply { vdi: Some(self.shown(record.id)?) }))
+    }
+
+    type ReadStream = ReceiverStream<Result<ReadVdiReply, Status>>;
+
+    async fn read(&self, request: Request<ReadVdiRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let request = request.into_inner();
+        let (state, record) = self.find(&request.name).await?;
+        let me = self.node.status().me;
+        if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
+            return Err(in_use(&state, &record, lock.holder));
+        }
+        let rest = record.size.checked_sub(request.offset);
+        let length = if request.length == 0 { rest } else { rest.filter(|rest| request.length <= *rest) };
+        let Some(length) = length.map(|rest| if request.length == 0 { rest } else { request.length }) else {
+            let message = format!("the range ends behind the VDI, which has {} bytes", record.size);
+            return Err(Status::invalid_argument(message));
+        };
+        let permit = self.stream_permit()?;
+        // What was not closed cleanly must be settled, which needs the lock; and an open volume is shared.
+        let read_only = record.is_clean();
+        let volume = Volume::open(&self.node, &record, read_only).await?;
+        let (to, stream) = mpsc::channel(2);
+        tokio::spawn(async move {
+            let result = contents::read(&volume, request.offset, length, &to).await;
+            volume.close().await;
+            if let Err(error) = result {
+                let _ = to.send(Err(error)).await;
+            }
+            drop(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn write(
+        &self,
+        request: Request<Streaming<WriteVdiRequest>>,
+    ) -> Result<Response<WriteVdiReply>, Status> {
+        let mut messages = request.into_inner();
+        let Some(first) = messages.next().await.transpose()? else {
+            return Err(Status::invalid_argument("the first message must name a VDI"));
+        };
+        // Under a running VM it would be corruption: refused on the holder too.
+        let record = self.find_free(&first.name).await?;
+        if first.offset > record.size {
+            let message = format!("the offset is behind the end of the VDI, which has {} bytes", record.size);
+            return Err(Status::invalid_argument(message));
+        }
+        let permit = self.stream_permit()?;
+        let node = self.node.clone();
+        // On its own, so that it ends in order when the caller goes away.
+        let task = tokio::spawn(async move {
+            let volume = Volume::open(&node, &record, false).await?;
+            let written = contents::write(&volume, first.offset, first.data, messages).await;
+            volume.close().await;
+            drop(permit);
+            written
+        });
+        let bytes = task.await.map_err(|_| Status::unavailable("the node is stopping"))??;
+        Ok(Response::new(WriteVdiReply { bytes }))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
+        let request = request.into_inner();
+        let (_, record) = self.find(&request.name).await?;
+        let held = record.lock.map(|lock| lock.generation);
+        let readers = record.readers.iter().map(|reader| Generation(reader.granted.0));
+        let wanted = |generation: &Generation| request.generation == 0 || generation.0 == request.generation;
+        let generations: Vec<Generation> = held.into_iter().chain(readers).filter(wanted).collect();
+        if generations.is_empty() {
+            return Err(Status::not_found(format!("VDI {} has no such lock", record.name)));
+        }
+        let mut revoked = 0;
+        for generation in generations {
+            match self.node.command(Command::Revoke { vdi: record.id, generation }).await {
+                Ok(_) => revoked += 1,
+                // It ended by itself meanwhile.
+                Err(error) if error.code() == Code::Aborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Response::new(RevokeReply { revoked }))
+    }
+}

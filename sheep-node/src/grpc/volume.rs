@@ -1,0 +1,116 @@
+//! A volume opened for one call.
+
+use super::{status, vdis};
+use crate::data::DataMessage;
+use crate::handle::{NodeHandle, OpenVolume, VolumeRequest};
+use bytes::Bytes;
+use sheep_state::VdiRecord;
+use sheep_types::VdiId;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+/// How long a volume may take to open: the lease of a former holder runs out, copies are settled.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a call waits for the lock to be released after it has closed the volume.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Bytes made zero by one request.
+const ZEROES: u64 = 1 << 30;
+
+/// An open volume. Closed when dropped, so that a call that is cut short leaves no lock behind.
+pub(super) struct Volume {
+    node: NodeHandle,
+    vdi: VdiId,
+    open: OpenVolume,
+    /// Somebody else on this node had it open before.
+    shared: bool,
+    closed: bool,
+}
+
+impl Volume {
+    /// Opens the VDI through this node's gateway.
+    pub(super) async fn open(node: &NodeHandle, record: &VdiRecord, read_only: bool) -> Result<Self, Status> {
+        let (vdi, me) = (record.id, node.status().me);
+        let shared = record.lock.is_some_and(|lock| lock.holder == me);
+        let opening = node.volume(|answer| VolumeRequest::Open { vdi, read_only, answer });
+        match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+            Ok(Ok(open)) => Ok(Self { node: node.clone(), vdi, open, shared, closed: false }),
+            Ok(Err(error)) => Err(status::no_access(&error)),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "VDI {} could not be opened within {} s: too few of its copies can be reached",
+                record.name,
+                OPEN_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    /// Its size, bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.open.size
+    }
+
+    /// Reads; offset and length are multiples of 512.
+    pub(super) async fn read(&self, offset: u64, len: u32) -> Result<Bytes, Status> {
+        let handle = self.open.handle;
+        let data = self.node.volume(|answer| VolumeRequest::Read { handle, offset, len, answer }).await;
+        let data = data.map_err(|error| status::no_access(&error))?;
+        if data.len() == len as usize { Ok(data) } else { Err(Status::internal("the volume gave too few bytes")) }
+    }
+
+    /// Starts a write; offset and length are multiples of 512. Zeros are not written out.
+    pub(super) fn write(&self, offset: u64, data: Bytes) -> impl Future<Output = Result<(), Status>> + Send + 'static {
+        let (handle, len, node) = (self.open.handle, data.len() as u64, self.node.clone());
+        async move {
+            let done = if data.iter().all(|byte| *byte == 0) {
+                node.volume(|answer| VolumeRequest::WriteZeroes { handle, offset, len, answer }).await
+            } else {
+                node.volume(|answer| VolumeRequest::Write { handle, offset, data, answer }).await
+            };
+            done.map_err(|error| status::no_access(&error))
+        }
+    }
+
+    /// Makes everything from `from` to the end read as zeros.
+    pub(super) async fn zero_from(&self, from: u64) -> Result<(), Status> {
+        let handle = self.open.handle;
+        let mut offset = from;
+        while offset < self.size() {
+            let len = ZEROES.min(self.size() - offset);
+            let done = self.node.volume(|answer| VolumeRequest::WriteZeroes { handle, offset, len, answer }).await;
+            done.map_err(|error| status::no_access(&error))?;
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable.
+    pub(super) async fn flush(&self) -> Result<(), Status> {
+        let handle = self.open.handle;
+        let done = self.node.volume(|answer| VolumeRequest::Flush { handle, answer }).await;
+        done.map_err(|error| status::no_access(&error))
+    }
+
+    /// Closes it and waits until its lock is released, if nobody else on this node has it open.
+    pub(super) async fn close(mut self) {
+        self.send_close();
+        let (vdi, me) = (self.vdi, self.node.status().me);
+        if !self.shared {
+            self.node.wait_state(CLOSE_WAIT, |state| !vdis::in_use_by(state, vdi, me)).await;
+        }
+    }
+
+    fn send_close(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
+            let (answer, _) = oneshot::channel();
+            let request = VolumeRequest::Close { handle: self.open.handle, answer };
+            // A node that is stopping closes everything.
+            let _ = self.node.volumes.send(DataMessage::Volume(request));
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.send_close();
+    }
+}

@@ -1,0 +1,193 @@
+//! How the cluster and this node are, in one word and one sentence for a person.
+
+use crate::handle::{DataStatus, NodeStatus};
+use sheep_state::{ClusterState, NodeRecord, NodeState, Role};
+use sheep_types::{ClusterId, NodeId};
+use std::fmt;
+
+/// One word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// All copies are where they belong.
+    Ok,
+    /// Fewer copies than wanted.
+    Degraded,
+    /// Nodes are bringing their copies up to date.
+    Recovering,
+    /// This node may not act.
+    NoQuorum,
+    /// This node waits for a cluster.
+    NoCluster,
+    /// This node has stopped working.
+    Failed,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Recovering => "recovering",
+            Self::NoQuorum => "no quorum",
+            Self::NoCluster => "no cluster",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// One word, and what is wrong and what to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Assessment {
+    pub(crate) health: Health,
+    pub(crate) message: String,
+}
+
+fn assessment(health: Health, message: impl Into<String>) -> Assessment {
+    Assessment { health, message: message.into() }
+}
+
+/// Why this node cannot do its part, if it cannot: failed, without cluster, or not in the primary component.
+pub(crate) fn trouble(status: &NodeStatus, data: &DataStatus) -> Option<Assessment> {
+    if let Some(why) = status.fatal.as_ref().or(data.failed.as_ref()) {
+        let message = format!("This node has failed: {why}. Look into its log, repair the cause and start it again.");
+        return Some(assessment(Health::Failed, message));
+    }
+    if status.cluster == ClusterId(0) {
+        return Some(assessment(
+            Health::NoCluster,
+            "This node belongs to no cluster: make one here with `dog cluster format`, or start it with --key and \
+             --seed of a cluster that exists.",
+        ));
+    }
+    if !status.primary {
+        return Some(assessment(Health::NoQuorum, no_quorum(status)));
+    }
+    if status.published.is_none() {
+        let message = "This node is still catching up with the cluster's log; wait a few seconds.";
+        return Some(assessment(Health::NoQuorum, message));
+    }
+    None
+}
+
+fn no_quorum(status: &NodeStatus) -> String {
+    let (present, missing): (Vec<NodeId>, Vec<NodeId>) =
+        status.voters.iter().partition(|voter| status.ring_members.iter().any(|m| m.node == **voter));
+    if present.len() * 2 > status.voters.len() || status.voters.is_empty() {
+        return format!(
+            "The nodes are finding each other (ring state {}); volumes wait meanwhile. If this lasts, look at the \
+             network between them.",
+            status.ring_state
+        );
+    }
+    let state = status.published.as_ref().map(|published| &*published.state);
+    let names: Vec<String> = missing.into_iter().map(|node| name(state, node)).collect();
+    format!(
+        "This node reaches only {} of {} voters and may not act; volumes wait. Start {} again, or repair the network \
+         to there.",
+        present.len(),
+        status.voters.len(),
+        names.join(" and ")
+    )
+}
+
+/// A node as people call it.
+pub(crate) fn name(state: Option<&ClusterState>, node: NodeId) -> String {
+    match state.and_then(|state| state.node(node)) {
+        Some(record) if !record.name.is_empty() => format!("{} ({node})", record.name),
+        Some(_) | None => node.to_string(),
+    }
+}
+
+fn storage(state: &ClusterState) -> impl Iterator<Item = &NodeRecord> {
+    state.nodes().map(AsRef::as_ref).filter(|record| record.role == Role::Storage)
+}
+
+/// Storage nodes that are up and do not yet hold everything they must.
+pub(crate) fn recovering(state: &ClusterState) -> Vec<NodeId> {
+    let late = |record: &&NodeRecord| record.state.is_up() && record.recovered < state.epoch();
+    storage(state).filter(late).map(|record| record.node).collect()
+}
+
+/// Most copies that any volume wants; with no volumes, what new ones would get. Looks at all volumes.
+fn wanted_copies(state: &ClusterState) -> usize {
+    let most = state.vdis().iter().map(|vdi| vdi.copies).max();
+    usize::from(most.unwrap_or(state.settings().copies))
+}
+
+/// The whole picture. Looks at all volumes: not for every second.
+pub(crate) fn assess(status: &NodeStatus, data: &DataStatus) -> Assessment {
+    if let Some(trouble) = trouble(status, data) {
+        return trouble;
+    }
+    let Some(state) = status.published.as_ref().map(|published| &*published.state) else {
+        return assessment(Health::NoQuorum, "This node knows nothing of its cluster yet; wait a few seconds.");
+    };
+    let (up, all) = (storage(state).filter(|record| record.state.is_up()).count(), storage(state).count());
+    let down: Vec<String> = storage(state)
+        .filter(|record| matches!(record.state, NodeState::Down { .. }))
+        .map(|record| name(Some(state), record.node))
+        .collect();
+    let (wanted, placed) = (wanted_copies(state), state.members().placed());
+    if !down.is_empty() {
+        let then = match state.settings().automatic_out {
+            true => format!(
+                "After {} s its data is copied to other nodes, as far as there are enough.",
+                state.settings().out_delay_ms / 1000
+            ),
+            false => "Its data is not copied to other nodes, because automatic_out is off.".into(),
+        };
+        let message = format!(
+            "{up} of {all} storage nodes are up, some volumes have fewer copies than wanted: start {} again. {then}",
+            down.join(" and ")
+        );
+        return assessment(Health::Degraded, message);
+    }
+    if placed < wanted {
+        let nodes = if placed == 1 { "node takes" } else { "nodes take" };
+        let message = format!(
+            "{placed} of {wanted} copies: only {placed} storage {nodes} data. Start more (`sheep DIR`); they are used \
+             by themselves."
+        );
+        return assessment(Health::Degraded, message);
+    }
+    let late = recovering(state);
+    if !late.is_empty() {
+        let left = data.recovery_total.saturating_sub(data.recovery_done);
+        let message = format!(
+            "{} of {up} storage nodes bring their copies up to date ({left} objects left on this one). Nothing to do; \
+             `dog node recovery` shows how far they are.",
+            late.len()
+        );
+        return assessment(Health::Recovering, message);
+    }
+    assessment(Health::Ok, "All copies are where they belong.")
+}
+
+/// Everything that this node sees wrong, as sentences. Looks at all volumes.
+pub(crate) fn findings(status: &NodeStatus, data: &DataStatus) -> Vec<String> {
+    let whole = assess(status, data);
+    let mut findings = Vec::new();
+    if whole.health != Health::Ok {
+        findings.push(whole.message);
+    }
+    let Some(state) = status.published.as_ref().map(|published| &*published.state) else { return findings };
+    for record in state.nodes() {
+        let who = name(Some(state), record.node);
+        match record.state {
+            NodeState::Down { cause, .. } => findings.push(format!("Node {who} is down ({cause:?}).")),
+            NodeState::Out { .. } => findings.push(format!("Node {who} is out: its data was given to others.")),
+            NodeState::Up | NodeState::Leaving => {}
+        }
+    }
+    let members = state.members();
+    let up = members.iter().filter(|member| member.is_up() && member.is_placed()).count();
+    let short: Vec<_> = state.vdis().into_iter().filter(|vdi| usize::from(vdi.copies) > up).collect();
+    // A list that nobody reads to its end helps nobody.
+    for vdi in short.iter().take(20) {
+        findings.push(format!("VDI {} has at most {up} of {} copies.", vdi.name, vdi.copies));
+    }
+    if short.len() > 20 {
+        findings.push(format!("{} more VDIs have too few copies.", short.len() - 20));
+    }
+    findings
+}

@@ -1,0 +1,164 @@
+//! Metrics, read from what the node publishes when they are asked for. All names begin with `sheepdog_`.
+
+use crate::handle::NodeHandle;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use sheep_state::{ClusterState, NodeState, Role};
+use std::fmt;
+
+/// The metrics of a node.
+pub(crate) struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    pub(crate) fn new(node: NodeHandle) -> Self {
+        let mut registry = Registry::with_prefix("sheepdog");
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The program", Info::new(version));
+        registry.register_collector(Box::new(NodeCollector(node)));
+        Self { registry }
+    }
+
+    /// As OpenMetrics text.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+struct NodeCollector(NodeHandle);
+
+impl fmt::Debug for NodeCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeCollector")
+    }
+}
+
+fn number(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+struct Gauges<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+impl Gauges<'_, '_> {
+    fn set(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.with_unit(name, help, None, value)
+    }
+
+    fn bytes(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.with_unit(name, help, Some(&Unit::Bytes), value)
+    }
+
+    fn with_unit(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+        number(value).encode(self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, unit, MetricType::Counter)?)
+    }
+}
+
+impl Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (status, data) = (self.0.status(), self.0.data());
+        let mut gauges = Gauges(&mut encoder);
+        let uptime = self.0.started.elapsed().as_secs();
+        gauges.with_unit("uptime", "Time since the node's start", Some(&Unit::Seconds), uptime)?;
+        gauges.set("primary", "1 while the node is in the primary component", u64::from(status.primary))?;
+        gauges.set("ring_members", "Members of the ring's configuration", status.ring_members.len() as u64)?;
+        gauges.set("term", "Number of the log's term", status.term.number)?;
+        gauges.set("voters", "Voters of the log", status.voters.len() as u64)?;
+        gauges.set("log_commit_index", "Last entry known to be committed", status.commit.0)?;
+        gauges.bytes("store_capacity", "Bytes that this node's store can hold", data.capacity)?;
+        gauges.bytes("store_used", "Bytes that it holds", data.used)?;
+        gauges.set("store_objects", "Objects that it holds", data.objects)?;
+        gauges.set("store_failed", "1 after the store has failed", u64::from(data.failed.is_some()))?;
+        gauges.set("open_vdis", "Volumes that are open on this node", data.open_vdis.into())?;
+        gauges.set("recovery_epoch", "Epoch that recovery works on", data.recovery_epoch)?;
+        let left = data.recovery_total.saturating_sub(data.recovery_done);
+        gauges.set("recovery_objects", "Objects of this node that are not yet up to date", left)?;
+        gauges.counter(
+            "recovery",
+            "Bytes fetched from other nodes in this epoch",
+            Some(&Unit::Bytes),
+            data.recovery_bytes,
+        )?;
+        if let Some(published) = &status.published {
+            encode_state(&mut gauges, &published.state)?;
+        }
+        for (name, value) in status.counters.iter().chain(&data.counters) {
+            let name = name.strip_suffix("_total").unwrap_or(name);
+            gauges.counter(name, &name.replace('_', " "), None, *value)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_state(gauges: &mut Gauges<'_, '_>, state: &ClusterState) -> fmt::Result {
+    gauges.set("epoch", "Number of the membership list", state.epoch().0)?;
+    gauges.set("log_applied_index", "Last entry applied on this node", state.applied().0)?;
+    gauges.set("vdis", "Volumes of the cluster", state.vdi_count() as u64)?;
+    let counts = [("up", 0), ("down", 1), ("leaving", 2), ("out", 3)];
+    let mut numbers = [0u64; 4];
+    for record in state.nodes().filter(|record| record.role == Role::Storage) {
+        let place = match record.state {
+            NodeState::Up => 0,
+            NodeState::Down { .. } => 1,
+            NodeState::Leaving => 2,
+            NodeState::Out { .. } => 3,
+        };
+        if let Some(number) = numbers.get_mut(place) {
+            *number += 1;
+        }
+    }
+    let mut nodes = gauges.0.encode_descriptor("nodes", "Storage nodes by state", None, MetricType::Gauge)?;
+    for (label, place) in counts {
+        let value = numbers.get(place).copied().unwrap_or_default();
+        number(value).encode(nodes.encode_family(&[("state", label)])?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeNode;
+
+    #[test]
+    fn names_have_the_prefix_units_and_endings() {
+        let fake = FakeNode::start();
+        fake.set_status(|status| status.counters = vec![("ring_token_losses", 7)]);
+        fake.set_data(|data| {
+            data.capacity = 1 << 30;
+            data.recovery_total = 9;
+            data.recovery_done = 4;
+            data.recovery_bytes = 5;
+        });
+        let text = Metrics::new(fake.handle.clone()).encode().unwrap();
+        for line in [
+            "sheepdog_build_info{version=",
+            "sheepdog_nodes{state=\"up\"} 1",
+            "sheepdog_nodes{state=\"down\"} 0",
+            "sheepdog_voters 1",
+            "sheepdog_primary 1",
+            "sheepdog_store_capacity_bytes 1073741824",
+            "sheepdog_recovery_objects 5",
+            "sheepdog_recovery_bytes_total 5",
+            "sheepdog_ring_token_losses_total 7",
+            "# TYPE sheepdog_ring_token_losses counter",
+            "sheepdog_uptime_seconds ",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        assert!(samples.clone().count() > 15);
+        assert!(samples.clone().all(|line| line.starts_with("sheepdog_")), "{text}");
+    }
+}

@@ -71,7 +71,7 @@ impl Default for ReplicaConfig {
             waiting_requests: 4096,
             waiting_bytes: 64 << 20,
             ask_timeout: Duration::from_secs(1),
-            move_timeout: Duration::from_secs(10),
+            move_timeout: Duration::from_secs(3),
             retry_min: Duration::from_millis(10),
             retry_max: Duration::from_secs(1),
             walks: 256,

@@ -104,6 +104,8 @@ pub(crate) struct Net {
     pub(crate) loss_percent: u64,
     pub(crate) mutants: Mutants,
     pub(crate) steps: u64,
+    /// Print what happens, packets about this object too.
+    pub(crate) trace: Option<String>,
 }
 
 impl Net {
@@ -138,6 +140,7 @@ impl Net {
             loss_percent: 0,
             mutants,
             steps: 0,
+            trace: std::env::var("TRACE").ok(),
         };
         net.log.join(HAND, false);
         for node in (1..=storage).chain(101..101 + gateways) {
@@ -179,7 +182,13 @@ impl Net {
             let identity = StoreIdentity { cluster: CLUSTER, node: NodeId(node), store: node };
             let store = Store::open(config, identity, !state.formatted);
             state.formatted = true;
-            let config = ReplicaConfig { disk: Some(node), mutants, ..ReplicaConfig::default() };
+            let config = ReplicaConfig {
+                disk: Some(node),
+                mutants,
+                ask_timeout: Duration::from_millis(200),
+                move_timeout: Duration::from_millis(500),
+                ..ReplicaConfig::default()
+            };
             Replica::new(config, me, CLUSTER, store, now)
         });
         let config = GatewayConfig { mutants, ..GatewayConfig::default() };
@@ -315,6 +324,16 @@ impl Net {
     }
 
     fn send(&mut self, packet: Packet) {
+        if let Some(trace) = &self.trace {
+            let text = format!("{:?}", packet.message);
+            if text.contains(trace.as_str()) {
+                let text: String = text.chars().take(400).collect();
+                println!(
+                    "{:?} {:?} -> {:?} e{} #{} {text}",
+                    self.now, packet.header.from, packet.to, packet.header.epoch, packet.header.request
+                );
+            }
+        }
         if self.hold.is_some_and(|hold| hold(&packet)) {
             self.held.push(packet);
             return;

@@ -180,11 +180,7 @@ fn nothing_is_used_while_the_disk_hangs_and_the_others_go_on() {
     net.run(ms(20_000));
     assert_eq!(net.ring(1).configuration(), None);
     assert_eq!(net.together(&[2, 3]), id);
-    let node = net.nodes.get_mut(&1).unwrap();
-    node.disk_hangs = false;
-    let number = node.ring.highest_number();
-    node.durable = number;
-    net.with(1, |ring, now| ring.handle_number_durable(now, number));
+    net.heal_disk(1);
     net.settle(&[1, 2, 3], ms(10_000));
 }
 

@@ -25,6 +25,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         seen.crashes += one.crashes;
         seen.cuts += one.cuts;
         seen.pauses += one.pauses;
+        seen.hangs += one.hangs;
         seen.recovered += one.recovered;
         seen.retransmits += one.retransmits;
         seen.slowest = seen.slowest.max(one.slowest);
@@ -37,6 +38,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         seen.crashes,
         seen.cuts,
         seen.pauses,
+        seen.hangs,
         seen.recovered,
     ];
     assert!(counts.iter().all(|n| *n > 0), "the faults did not happen: {seen:?}");

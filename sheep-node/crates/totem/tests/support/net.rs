@@ -21,6 +21,8 @@ pub struct Node {
     pub paused: bool,
     /// The disk that holds the number does not answer.
     pub disk_hangs: bool,
+    /// What it was asked to write meanwhile.
+    pub hung: Option<u64>,
     pub durable: u64,
     pub packets_sent: u64,
 }
@@ -98,7 +100,16 @@ impl Net {
         let me = Member { node: NodeId(n), incarnation: Incarnation(incarnation) };
         let seed = self.random.next();
         let ring = Ring::new(self.config.clone(), me, cluster, durable, seed, self.now).unwrap();
-        let node = Node { ring, me, alive: true, paused: false, disk_hangs: false, durable, packets_sent: 0 };
+        let node = Node {
+            ring,
+            me,
+            alive: true,
+            paused: false,
+            disk_hangs: false,
+            hung: None,
+            durable,
+            packets_sent: 0,
+        };
         self.nodes.insert(n, node);
         self.drain(n);
     }
@@ -107,6 +118,16 @@ impl Net {
         let node = self.nodes.get_mut(&n).unwrap();
         node.alive = false;
         self.checker.crashed(node.me);
+    }
+
+    /// The disk of a node answers again.
+    pub fn heal_disk(&mut self, n: u64) {
+        let node = self.nodes.get_mut(&n).unwrap();
+        node.disk_hangs = false;
+        let to = node.me;
+        if let Some(number) = node.hung.take() {
+            self.post(ms(1), Event::Durable { to, number });
+        }
     }
 
     pub fn ring(&mut self, n: u64) -> &mut Ring {
@@ -177,7 +198,8 @@ impl Net {
                     node.packets_sent += 1;
                     self.route(me, to, packet);
                 }
-                Output::PersistNumber(number) if !node.disk_hangs => {
+                Output::PersistNumber(number) if node.disk_hangs => node.hung = Some(number),
+                Output::PersistNumber(number) => {
                     let delay = Duration::from_micros(self.random.range(50, 5000));
                     self.post(delay, Event::Durable { to: me, number });
                 }

@@ -2,7 +2,7 @@
 
 use super::Net;
 use super::net::{CLUSTER, ms};
-use sheep_totem::Mutants;
+use sheep_totem::{Mutants, RingState};
 use std::time::Duration;
 
 #[derive(Default, Debug)]
@@ -13,16 +13,25 @@ pub struct Seen {
     pub crashes: u64,
     pub cuts: u64,
     pub pauses: u64,
+    pub hangs: u64,
     pub recovered: u64,
     pub retransmits: u64,
     pub slowest: Duration,
+}
+
+/// Hung disks answer, and who left comes back.
+fn recover(net: &mut Net, n: u64) {
+    net.heal_disk(n);
+    if net.nodes[&n].alive && net.ring(n).state() == RingState::Left {
+        net.with(n, |ring, now| ring.rejoin(now));
+    }
 }
 
 fn fault(net: &mut Net, seen: &mut Seen) {
     let nodes: Vec<u64> = net.nodes.keys().copied().collect();
     let any = |net: &mut Net| nodes[net.random.range(0, nodes.len() as u64) as usize];
     let (a, b) = (any(net), any(net));
-    match net.random.range(0, 12) {
+    match net.random.range(0, 15) {
         0 => net.cut_both(a, b),
         1 => drop(net.cut.insert((a, b))),
         2 => {
@@ -48,7 +57,13 @@ fn fault(net: &mut Net, seen: &mut Seen) {
             seen.pauses += 1;
         }
         9 => net.nodes.values_mut().for_each(|node| node.paused = false),
-        10 => net.loss = [0, 0, 2, 10, 30][net.random.range(0, 5) as usize],
+        10 if !net.nodes[&a].disk_hangs => {
+            net.nodes.get_mut(&a).unwrap().disk_hangs = true;
+            seen.hangs += 1;
+        }
+        11 if net.nodes[&a].alive && !net.nodes[&a].paused => net.with(a, |ring, now| ring.leave(now)),
+        12 => nodes.iter().for_each(|n| recover(net, *n)),
+        13 => net.loss = [0, 0, 2, 10, 30][net.random.range(0, 5) as usize],
         _ => {
             net.delay =
                 [(50, 200), (100, 1000), (100, 20_000), (1000, 100_000)][net.random.range(0, 4) as usize]
@@ -92,11 +107,14 @@ pub fn run_seed(seed: u64, mutants: Mutants, seen: &mut Seen) {
     net.delay = (100, 1000);
     for n in 1..=count {
         net.nodes.get_mut(&n).unwrap().paused = false;
+        recover(&mut net, n);
         if !net.nodes[&n].alive {
             net.start(n, CLUSTER);
         }
     }
     let all: Vec<u64> = (1..=count).collect();
+    // What was lost before shows now.
+    net.run(net.config.token_loss);
     let limit = net.config.max_backoff + net.config.token_loss * 20;
     seen.slowest = seen.slowest.max(net.settle(&all, limit));
     let id = net.together(&all).unwrap();

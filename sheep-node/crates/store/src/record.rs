@@ -349,3 +349,107 @@ pub(crate) fn decode_chunk(bytes: &[u8]) -> Option<(ChunkHeader, &[u8])> {
     let header = ChunkHeader { store, sequence, index, next_place, next_blocks };
     Some((header, whole.get(CHUNK_HEADER_LEN..)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn a_header(n: u64) -> Header {
+        let version = Version { generation: Generation(n + 2), sequence: n + 3 };
+        Header { id: ObjectId(n), birth: Birth(n + 1), version, validated: Epoch(n + 4), pending: n % 2 == 1 }
+    }
+
+    fn samples() -> Vec<Record> {
+        let runs = vec![
+            MapRun { start: 1, len: 2, place: 5000 },
+            MapRun { start: 3, len: 1, place: ZERO_PLACE },
+            MapRun { start: 9, len: 1, place: 7000 },
+        ];
+        vec![
+            Record::Put { header: a_header(1), reset: true, runs, crcs: vec![11, 12, 13] },
+            Record::Put { header: a_header(2), reset: false, runs: vec![], crcs: vec![] },
+            Record::SetHeader(a_header(3)),
+            Record::Clone { header: a_header(4), from: ObjectId(1) },
+            Record::Delete(ObjectId(9)),
+        ]
+    }
+
+    fn sample_batch() -> (Vec<u8>, BatchHeader) {
+        let mut records = Vec::new();
+        samples().iter().for_each(|record| record.encode(&mut records));
+        let header = BatchHeader { store: 77, sequence: 5, opening: 2, chain: 0xabcd };
+        (encode_batch(header, samples().len() as u32, &records).0, header)
+    }
+
+    #[test]
+    fn a_batch_comes_back_and_its_bytes_are_pinned() {
+        let (bytes, header) = sample_batch();
+        let batch = Batch::decode(&bytes, 77).unwrap();
+        assert_eq!((batch.header, batch.blocks), (header, 1));
+        assert_eq!(batch.records(1024).unwrap(), samples());
+        assert!(Batch::decode(&bytes, 78).is_none(), "another store's");
+        // Changing the format must change this line, and with it the version.
+        assert_eq!(crc32c::crc32c(&bytes), 4_039_019_917);
+    }
+
+    #[test]
+    fn the_longest_record_is_as_long_as_said() {
+        let runs: Vec<MapRun> =
+            (0..16).map(|i| MapRun { start: i, len: 1, place: 100 + 2 * u32::from(i) }).collect();
+        let record = Record::Put { header: a_header(1), reset: true, runs, crcs: vec![0; 16] };
+        let mut out = Vec::new();
+        record.encode(&mut out);
+        assert_eq!(out.len(), record_len_max(16));
+    }
+
+    #[test]
+    fn an_object_and_a_chunk_come_back() {
+        let run = MapRun { start: 3, len: 4, place: 900 };
+        let map = BlockMap::from_runs(vec![run], 16).unwrap();
+        let page = |place| Some(PageRef { place, crc: 6 });
+        for map_page in [None, page(51)] {
+            let sums = Sums::from_parts(page(50), map_page, vec![(3, 33), (6, 66)]).unwrap();
+            let mut out = Vec::new();
+            put_object(&mut out, &a_header(1), &map, &sums);
+            let got = object(&mut Reader::new(&out), 16).unwrap();
+            assert_eq!((got.header, &got.sums), (a_header(1), &sums));
+            assert_eq!(got.map.runs(), if map_page.is_some() { vec![] } else { vec![run] });
+            let moved: Vec<_> = got.moved.iter().map(|r| (r.start, r.place)).collect();
+            assert_eq!(moved, if map_page.is_some() { vec![(3, 900), (6, 903)] } else { vec![] });
+            for len in 0..out.len() {
+                assert!(object(&mut Reader::new(out.get(..len).unwrap()), 16).is_none(), "cut at {len}");
+            }
+            assert!(object(&mut Reader::new(&out), 6).is_none(), "beyond the object");
+        }
+        let header = ChunkHeader { store: 1, sequence: 2, index: 3, next_place: 4, next_blocks: 5 };
+        let mut chunk = encode_chunk(header, b"payload");
+        assert_eq!(decode_chunk(&chunk), Some((header, &b"payload"[..])));
+        *chunk.get_mut(45).unwrap() ^= 1;
+        assert_eq!(decode_chunk(&chunk), None);
+    }
+
+    proptest! {
+        /// Bytes with a right checksum but no sense: an error, never a panic.
+        #[test]
+        fn hostile_bytes_are_refused(
+            records in prop::collection::vec(any::<u8>(), 0..200),
+            count in 0u32..5,
+            kind in 1u8..5,
+            flip in 0usize..4096,
+        ) {
+            let mut bytes = vec![kind];
+            bytes.extend(&records);
+            let header = BatchHeader { store: 1, sequence: 1, opening: 1, chain: 0 };
+            let (batch, _) = encode_batch(header, count, &bytes);
+            let batch = Batch::decode(&batch, 1).unwrap();
+            let _ = batch.records(16);
+            let _ = object(&mut Reader::new(&records), 16);
+            let _ = decode_chunk(&records);
+            let (mut good, _) = sample_batch();
+            let used = Batch::decode(&good, 77).unwrap().records.len() + BATCH_HEADER_LEN;
+            *good.get_mut(flip).unwrap() ^= 4;
+            prop_assert_eq!(Batch::decode(&good, 77).is_none(), flip < used);
+        }
+    }
+}

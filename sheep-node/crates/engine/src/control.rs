@@ -7,7 +7,7 @@ use crate::{ControlConfig, convert};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use sheep_log::{Log, LogError, PersistId, ProposeError, Recovered};
-use sheep_state::{ClusterState, Command, Outcome, Refusal};
+use sheep_state::{ClusterState, Command, Outcome, Refusal, Role};
 use sheep_totem::{Destination, Output as RingOutput, Ring, RingState, SubmitError};
 use sheep_types::{ClusterId, LogIndex, Member, NodeId, Time};
 use std::collections::VecDeque;
@@ -112,7 +112,10 @@ pub struct Control {
     unsent: VecDeque<Bytes>,
     /// The ring's number that waits for the log file.
     number: Option<(PersistId, u64)>,
+    /// A write that shows that the disk works, after the others went on without this node.
+    pub(crate) test_write: Option<PersistId>,
     pub(crate) primary: bool,
+    snapshot_wanted: bool,
     stopped: bool,
 }
 
@@ -129,7 +132,9 @@ impl Control {
         now: Time,
     ) -> Result<Self, ControlError> {
         config.log.validate()?;
-        let ring = Ring::new(config.ring.clone(), me, recovered.cluster(), recovered.number(), seed, now)?;
+        let mut ring = Ring::new(config.ring.clone(), me, recovered.cluster(), recovered.number(), seed, now)?;
+        // When links break, the side with the voters goes on.
+        ring.set_weight(if config.profile.role == Role::Gateway { 0 } else { 1 });
         let log = Log::open(config.log.clone(), me, recovered, now);
         let housekeeping = Housekeeping::new(now);
         let mut control = Self {
@@ -145,9 +150,13 @@ impl Control {
             outputs: VecDeque::new(),
             unsent: VecDeque::new(),
             number: None,
+            test_write: None,
             primary: false,
+            snapshot_wanted: false,
             stopped: false,
         };
+        // Until the applied state shows this very run up, nothing may be served.
+        control.log.set_lease_allowed(false);
         control.drain(now);
         Ok(control)
     }
@@ -175,6 +184,9 @@ impl Control {
         }
         if self.watch.durable(id) {
             self.outputs.push_back(ControlOutput::Note("disk of the log answers again".into()));
+            self.ring.rejoin(now);
+        }
+        if self.test_write.take_if(|test| *test <= id).is_some() {
             self.ring.rejoin(now);
         }
         self.log.handle_durable(now, id);
@@ -288,11 +300,25 @@ impl Control {
                 self.log_output(now, output);
             }
             self.submit_unsent(now);
+            // Terms of entries that were fetched. (Not `Log::number`, which has what the ring wrote ahead.)
+            self.ring.observe_number(self.log.last().term.number);
             if quiet {
                 break;
             }
         }
+        self.write_snapshot(now);
         self.publish();
+    }
+
+    /// The log may refuse it, if it has gone elsewhere meanwhile; then the next state will do.
+    fn write_snapshot(&mut self, now: Time) {
+        if self.snapshot_wanted {
+            let snapshot = self.state.encode_snapshot().into();
+            self.snapshot_wanted = !self.log.snapshot_written(now, self.state.applied(), snapshot);
+            while let Some(output) = self.log.poll_output() {
+                self.log_output(now, output);
+            }
+        }
     }
 
     fn ring_output(&mut self, now: Time, output: RingOutput) {
@@ -346,15 +372,14 @@ impl Control {
                     self.outputs.push_back(ControlOutput::Note("not in the primary component".into()));
                 }
             }
+            // A node that does not vote can wait for those that do.
+            Output::FormAgain if !self.log.voters().contains(&self.me.node) => {}
             Output::FormAgain => {
                 // To leave and come back is to form again.
                 self.ring.leave(now);
                 self.ring.rejoin(now);
             }
-            Output::SnapshotWanted => {
-                let snapshot = self.state.encode_snapshot().into();
-                self.log.snapshot_written(now, self.state.applied(), snapshot);
-            }
+            Output::SnapshotWanted => self.snapshot_wanted = true,
             Output::Fatal(error) => {
                 if !core::mem::replace(&mut self.stopped, true) {
                     self.ring.leave(now);

@@ -70,6 +70,10 @@ impl Control {
             self.note("disk of the log does not answer: leaving the ring until it does".into());
             self.ring.leave(now);
         }
+        if self.ring.is_excluded() && self.test_write.is_none() {
+            self.note("the others went on without this node: testing its disk".into());
+            self.test_write = Some(self.log.persist_number(self.ring.highest_number()));
+        }
         if !self.log.is_installed() {
             return;
         }

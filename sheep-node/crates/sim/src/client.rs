@@ -111,6 +111,8 @@ impl World {
         let pause = self.rng.range(think / 4, think * 2);
         self.schedule(pause, Event::Client(number));
         match self.clients[number].place {
+            // While all is verified the run decides where.
+            Place::Away if self.clients[number].verifying.is_some() => {}
             Place::Away => self.open_somewhere(number),
             Place::Open(node) => self.operate(number, node),
             Place::Opening(_) | Place::Closing(_) => {}

@@ -56,12 +56,45 @@ fn wait(world: &mut World, seconds: u64, what: &str, done: impl Fn(&World) -> bo
     while !done(world) {
         if world.now >= end {
             let why = world.why_not_whole().unwrap_or_default();
+            if world.options.verbose {
+                explain(world);
+            }
             return Err(format!("waited {seconds} s in vain for {what}: {why}"));
         }
         let next = world.now + SECOND / 20;
         world.run_until(next)?;
     }
     Ok(())
+}
+
+/// Prints how all copies of what is not recovered stood in all epochs.
+fn explain(world: &World) {
+    let replicas = || {
+        world.nodes.iter().filter_map(|node| {
+            let running = node.running.as_ref()?;
+            Some((node.index, running.shard.as_ref()?.replica()?, running.view.as_ref()?))
+        })
+    };
+    for (index, replica, view) in replicas() {
+        for object in replica.unrecovered() {
+            let set: Vec<_> = view.set(object);
+            let places: Vec<_> =
+                set.iter().map(|id| world.nodes.iter().find(|n| n.id == *id).map(|n| n.index)).collect();
+            let exists = view.state.vdis().iter().map(|v| format!("{:?} {:?}", v.lock, v.is_clean())).collect::<Vec<_>>();
+            eprintln!("node {index} lacks {object}, set {places:?}, volumes {exists:?}");
+            for (other, replica, _) in replicas() {
+                let oldest = view.oldest_epoch().0;
+                let now = replica.store().header(object);
+                let stood: Vec<String> = (oldest..=view.epoch().0)
+                    .map(|at| match replica.standing_at(object, sheep_types::Epoch(at)) {
+                        Some(standing) => format!("{:?}", standing.kind).chars().take(1).collect(),
+                        None => "-".into(),
+                    })
+                    .collect();
+                eprintln!("  node {other}: {} {now:?}", stood.concat());
+            }
+        }
+    }
 }
 
 fn create_volumes(world: &mut World) -> Result<(), String> {
@@ -92,11 +125,11 @@ fn create_volumes(world: &mut World) -> Result<(), String> {
 /// Reads every volume through every node, one after the other, so that every copy is read.
 fn verify(world: &mut World) -> Result<(), String> {
     for number in 0..world.clients.len() {
+        world.clients[number].verifying = Some(usize::MAX);
         for node in 0..world.nodes.len() {
-            wait(world, 60, "a client to close its volume", |w| {
+            wait(world, 60, "a client to come to rest", |w| {
                 matches!(w.clients[number].place, Place::Away | Place::Open(_)) && w.clients[number].is_idle()
             })?;
-            world.clients[number].verifying = Some(usize::MAX);
             world.close(number);
             wait(world, 60, "a volume to be closed", |w| w.clients[number].place == Place::Away)?;
             let Some(vdi) = world.clients[number].vdi else { continue };

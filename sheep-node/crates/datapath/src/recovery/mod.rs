@@ -206,6 +206,16 @@ impl Replica {
         }
     }
 
+    /// Objects that are not up to date here yet, for diagnosis.
+    pub fn unrecovered(&self) -> Vec<ObjectId> {
+        self.recovery.todo.keys().chain(self.recovery.walks.keys()).copied().collect()
+    }
+
+    /// How the own copy of an object stood in an epoch, for diagnosis.
+    pub fn standing_at(&self, object: ObjectId, at: Epoch) -> Option<Standing> {
+        self.view.as_ref().map(|view| self.standing(view, object, at))
+    }
+
     /// A new epoch: everything that is known about others is void. Replacements that the store has begun go on;
     /// until they are durable nothing is said about their objects.
     pub(crate) fn begin_epoch(&mut self, now: Time) {

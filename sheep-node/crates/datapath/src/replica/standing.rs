@@ -28,6 +28,11 @@ impl Replica {
     /// The incarnation in which the copy was current in an epoch, if it was.
     fn current_as(&self, view: &View, header: &CopyHeader, at: Epoch) -> Option<Incarnation> {
         let from = self.validated_by(header, at)?;
+        self.unbroken(view, header.id, from, at)
+    }
+
+    /// The incarnation in which this node was up and in the object's set in every epoch of a range, if it was.
+    fn unbroken(&self, view: &View, object: ObjectId, from: Epoch, at: Epoch) -> Option<Incarnation> {
         let member = view.up_at(at, self.me.node)?;
         let restart_counts = !self.config.mutants.is(Mutant::RestartedIsCurrent);
         for epoch in (from.0..=at.0).rev().map(Epoch) {
@@ -35,7 +40,7 @@ impl Replica {
             if restart_counts && then.incarnation != member.incarnation {
                 return None;
             }
-            if !view.in_set_at(epoch, header.id, self.me.node) {
+            if !view.in_set_at(epoch, object, self.me.node) {
                 return None;
             }
         }
@@ -85,8 +90,11 @@ impl Replica {
                 return if live { StandingKind::Live } else { StandingKind::Restarted };
             }
             // Validated later: what it was before then is not recorded. Validated before the oldest epoch that is
-            // remembered: nothing can be said. And a damaged copy proves nothing.
-            let forgotten = self.validated_by(header, at).is_some_and(|from| from < view.oldest_epoch());
+            // remembered: nothing can be said, unless what is remembered has a break already. And a damaged copy
+            // proves nothing.
+            let oldest = view.oldest_epoch();
+            let forgotten = self.validated_by(header, at).is_some_and(|from| from < oldest)
+                && self.unbroken(view, header.id, oldest, at).is_some();
             if header.validated > at || forgotten || self.damaged.contains(&object) {
                 return StandingKind::Unknown;
             }

@@ -171,8 +171,12 @@ impl Volume {
         for writes in self.objects.values() {
             let covered = writes.writes.iter().filter(|write| write.sequence <= upto && !write.durable);
             for write in covered {
-                members.extend(if old_set { &write.holders } else { &writes.members });
+                members.extend(if old_set { &write.acknowledged } else { &writes.members });
             }
+        }
+        if old_set {
+            let up = core.view().up_members();
+            members.retain(|member| up.contains(member));
         }
         for member in members {
             let number = self.call(core, Tag::Flush, member, Request::Flush { vid: self.vid });

@@ -42,6 +42,8 @@ pub(super) struct RetainedWrite {
     pub(super) failed: Option<VolumeError>,
     /// A member lacked a predecessor that is flushed; asked once more before the volume is given up.
     pub(super) doubted: Vec<Member>,
+    /// Who had it when its owner was answered; kept only for a broken variant.
+    pub(super) acknowledged: Vec<Member>,
 }
 
 impl RetainedWrite {

@@ -297,6 +297,7 @@ impl Volume {
     pub(super) fn pump(&mut self, core: &mut Core) {
         self.release_held(core);
         while std::mem::take(&mut self.again) && self.is_running() {
+            let stale = self.unreadable.clone();
             self.expire(core);
             if self.resend && core.lease_valid() {
                 self.send_missing(core);
@@ -305,7 +306,8 @@ impl Volume {
             self.start_pieces(core);
             self.answer_statuses(core);
             self.step_flush(core);
-            self.unreadable.clear();
+            // Everybody who waited for such a block has seen that it failed; who comes later tries again.
+            self.unreadable.retain(|block| !stale.contains(block));
             self.step_close(core);
         }
     }

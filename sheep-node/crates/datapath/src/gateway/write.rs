@@ -8,6 +8,7 @@ use super::object::{Owner, RetainedWrite, data_body, weight};
 use super::read::{Location, ReadOwner, ReadPiece, Target, flatten};
 use super::shared::{Core, Tag};
 use super::volume::Volume;
+use crate::Mutant;
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, Epoch, Member, ObjectId, Version};
 use sheep_wire::{Body, Refusal, Reply, Request};
@@ -213,6 +214,7 @@ impl Volume {
             answered: false,
             failed: None,
             doubted: Vec::new(),
+            acknowledged: Vec::new(),
         });
         for member in members {
             self.send_write(core, object, sequence, member);
@@ -287,6 +289,9 @@ impl Volume {
             let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(sequence)) else {
                 continue;
             };
+            if !write.answered && core.config.mutants.is(Mutant::FlushOldSet) {
+                write.acknowledged = write.holders.clone();
+            }
             write.answered = true;
             write.failed = None;
             let durable = write.durable;

@@ -1,0 +1,12 @@
+//! Tests of the gateway against model replicas: perfect ones, over a network and an order under full control.
+
+#[cfg(feature = "mutants")]
+mod mutants;
+mod opening;
+mod oracle;
+mod random;
+mod replica;
+mod rules;
+mod serving;
+mod trouble;
+mod world;

@@ -1,0 +1,23 @@
+//! Each rule left out is noticed.
+
+use crate::rules;
+use sheep_datapath::{GatewayConfig, Mutant, Mutants};
+
+fn without(mutant: Mutant) -> GatewayConfig {
+    GatewayConfig { mutants: Mutants::only(mutant), ..GatewayConfig::default() }
+}
+
+#[test]
+fn flush_to_the_old_set() {
+    assert!(!rules::a_flush_asks_the_present_members(&without(Mutant::FlushOldSet)));
+}
+
+#[test]
+fn settling_without_the_flush() {
+    assert!(!rules::settling_ends_with_a_flush(&without(Mutant::SettleWithoutFlush)));
+}
+
+#[test]
+fn map_before_data() {
+    assert!(!rules::the_map_names_only_durable_objects(&without(Mutant::MapBeforeData)));
+}

@@ -1,0 +1,73 @@
+//! Rules that broken variants of the gateway leave out: each is a scenario that says whether the rule held.
+
+use crate::serving::write;
+use crate::world::{BLOCK, World, ms};
+use sheep_datapath::{GatewayConfig, VolumeOp};
+use sheep_state::Settings;
+use sheep_types::{Incarnation, Member, NodeId, ObjectId, VdiId};
+use std::time::Duration;
+
+fn world(config: &GatewayConfig) -> (World, VdiId, u64) {
+    let settings = Settings { flush_interval_ms: 600_000, ..Settings::default() };
+    let mut world = World::new(3, settings, 11);
+    for node in [100, 101] {
+        let me = Member { node: NodeId(node), incarnation: Incarnation(1) };
+        world.start_gateway_with(me, config.clone());
+    }
+    let vdi = world.create(4 << 20);
+    let handle = world.open(100, vdi);
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    (world, vdi, handle)
+}
+
+fn on_all_disks(world: &World, object: ObjectId, tag: u8) -> bool {
+    world.replicas.values().all(|replica| replica.disk[&object].blocks[&0][0] == tag)
+}
+
+/// A flush covers the members of the present sets in their present runs, whoever acknowledged the writes.
+pub(crate) fn a_flush_asks_the_present_members(config: &GatewayConfig) -> bool {
+    let (mut world, vdi, handle) = world(config);
+    world.act(100, handle, write(0, BLOCK, 2)).unwrap();
+    for node in 1..=3 {
+        world.crash(node);
+        world.start(node);
+    }
+    world.recover();
+    world.run(Duration::from_secs(3));
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    on_all_disks(&world, ObjectId::data(world.vid(vdi), 0), 2)
+}
+
+/// What a new holder shows is durable: the old one, which kept it, is gone.
+pub(crate) fn settling_ends_with_a_flush(config: &GatewayConfig) -> bool {
+    let (mut world, vdi, handle) = world(config);
+    world.act(100, handle, write(0, BLOCK, 2)).unwrap();
+    world.kill_gateway(100);
+    world.open(101, vdi);
+    on_all_disks(&world, ObjectId::data(world.vid(vdi), 0), 2)
+}
+
+/// The map on a disk never names an object that is not durable there.
+pub(crate) fn the_map_names_only_durable_objects(config: &GatewayConfig) -> bool {
+    let (mut world, vdi, handle) = world(config);
+    let vid = world.vid(vdi);
+    world.act(100, handle, write(3 * crate::world::OBJECT, BLOCK, 2)).unwrap();
+    for node in 1..=3 {
+        world.deaf.insert((NodeId(node), "flush"));
+    }
+    world.submit(100, handle, VolumeOp::Flush);
+    world.run(ms(500));
+    world.replicas.values().all(|replica| {
+        let named = replica.disk[&ObjectId::map(vid, 0)].blocks[&0][12..16] == vid.0.to_le_bytes();
+        !named || replica.disk.contains_key(&ObjectId::data(vid, 3))
+    })
+}
+
+#[test]
+fn all_hold() {
+    let config = GatewayConfig::default();
+    assert!(a_flush_asks_the_present_members(&config));
+    assert!(settling_ends_with_a_flush(&config));
+    assert!(the_map_names_only_durable_objects(&config));
+}

@@ -1,0 +1,311 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sheep_api::Size;
+use std::path::PathBuf;
+
+/// Command line tool of Sheepdog.
+#[derive(Debug, Parser)]
+#[command(name = "dog", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Node to ask: its directory, unix:PATH or HOST:PORT [default: 127.0.0.1:7002, or a node of this machine]
+    #[arg(short, long, global = true, env = "DOG_SERVER", value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+    /// How to print answers
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Nodes: list, info, kill, recovery, remove
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Virtual disk images
+    #[command(subcommand)]
+    Vdi(VdiCommand),
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// All nodes of the cluster
+    List,
+    /// One node: the one that is asked, or another
+    Info {
+        /// Id (or its beginning) or name
+        node: Option<String>,
+    },
+    /// Stop a node in order; it keeps its data and may be started again
+    Kill {
+        /// Id (or its beginning) or name
+        node: String,
+    },
+    /// What the nodes still have to copy
+    Recovery {
+        /// Follow it until everything is done
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Forget a node that does not run; its copies are made anew elsewhere
+    Remove {
+        /// Id (or its beginning) or name
+        node: String,
+        /// Also if it may have the last copy of something
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VdiCommand {
+    /// Make a VDI
+    Create(Create),
+    /// All VDIs
+    List,
+    /// One VDI
+    Info {
+        /// Its name
+        name: String,
+    },
+    /// Delete a VDI with all its data
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Change the size of a VDI
+    Resize {
+        /// Its name
+        name: String,
+        /// New size, like 20G
+        size: Size,
+        /// Allow a smaller size: what is behind the new end is lost
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Read contents to a file or standard output
+    Read {
+        /// Name of the VDI
+        name: String,
+        /// First byte, like 1M
+        #[arg(default_value = "0")]
+        offset: Size,
+        /// Bytes [default: to the end]
+        length: Option<Size>,
+        /// File to write, with holes where the VDI has zeros
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Write contents from a file or standard input
+    Write {
+        /// Name of the VDI
+        name: String,
+        /// First byte, like 1M
+        #[arg(default_value = "0")]
+        offset: Size,
+        /// Bytes [default: all that comes]
+        length: Option<Size>,
+        /// File to read
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Locks: who has which VDI open
+    #[command(subcommand)]
+    Lock(LockCommand),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    /// Its name
+    pub(crate) name: String,
+    /// Its size, like 10G
+    pub(crate) size: Size,
+    /// Copies [default: the cluster's]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) copies: Option<u32>,
+    /// Copies below which writes wait [default: the cluster's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) min_copies: Option<u32>,
+    /// Writes are durable before they are answered, not only after a flush
+    #[arg(long)]
+    pub(crate) write_through: bool,
+    /// Free attribute; may be given several times
+    #[arg(short, long = "attribute", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) attributes: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LockCommand {
+    /// All locks and shared readers
+    List,
+    /// End a lock whose holder is gone; the next holder waits until the old one's lease has run out
+    Revoke {
+        /// Name of the VDI
+        name: String,
+        /// Only this one [default: all of the VDI]
+        generation: Option<u64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// State of the cluster
+    Info,
+    /// Compare the state of all nodes and say everything that is wrong
+    Check,
+    /// Make a new cluster with the asked node as its first
+    Format {
+        /// Copies of new VDIs
+        #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+        copies: Option<u32>,
+        /// Copies below which writes wait
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+        min_copies: Option<u32>,
+    },
+    /// Stop all nodes in order
+    Shutdown,
+    /// Show the cluster's settings, or change those that are given
+    Settings(Box<Settings>),
+}
+
+/// What is given is changed.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Settings {
+    /// Copies of new VDIs
+    #[arg(long, value_name = "N")]
+    pub(crate) copies: Option<u32>,
+    /// Copies below which writes of new VDIs wait
+    #[arg(long, value_name = "N")]
+    pub(crate) min_copies: Option<u32>,
+    /// Most voters that are chosen automatically; odd
+    #[arg(long, value_name = "N")]
+    pub(crate) max_voters: Option<u32>,
+    /// Choose voters automatically
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) automatic_voters: Option<bool>,
+    /// Copy the data of nodes that stay down to others
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) automatic_out: Option<bool>,
+    /// How long a node stays down before that, milliseconds
+    #[arg(long, value_name = "MS")]
+    pub(crate) out_delay_ms: Option<u64>,
+    /// How long a gateway may serve after its last renewal, milliseconds
+    #[arg(long, value_name = "MS")]
+    pub(crate) lease_ms: Option<u64>,
+    /// Created objects of one VDI that may wait for their map entry
+    #[arg(long, value_name = "N")]
+    pub(crate) pending_limit: Option<u32>,
+    /// Acknowledged bytes of one VDI that a gateway keeps until a flush
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) write_buffer: Option<Size>,
+    /// Longest time between flushes that a gateway makes by itself, milliseconds
+    #[arg(long, value_name = "MS")]
+    pub(crate) flush_interval_ms: Option<u64>,
+    /// Requests that cannot be served fail after this many milliseconds; 0: they wait
+    #[arg(long, value_name = "MS")]
+    pub(crate) unavailable_error_after_ms: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(words: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(words.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for words in ["dog -s /d -o json node list", "dog node list -s /d -o json", "dog node -o json list -s /d"] {
+            let cli = parse(words).unwrap();
+            assert_eq!((cli.server.as_deref(), cli.output), (Some("/d"), Format::Json), "{words}");
+            assert!(matches!(cli.command, Command::Node(NodeCommand::List)));
+        }
+    }
+
+    #[test]
+    fn words_and_sizes_are_understood() {
+        let Command::Vdi(VdiCommand::Create(create)) =
+            parse("dog vdi create disk 10G --copies 2 -a os=linux").unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!((create.name.as_str(), create.size, create.copies), ("disk", Size(10 << 30), Some(2)));
+        assert_eq!(create.attributes, [("os".to_owned(), "linux".to_owned())]);
+        let Command::Vdi(VdiCommand::Read { offset, length, file, .. }) =
+            parse("dog vdi read disk 1M 4K -f out").unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!((offset, length, file), (Size(1 << 20), Some(Size(4096)), Some(PathBuf::from("out"))));
+        for words in [
+            "dog vdi list",
+            "dog vdi info disk",
+            "dog vdi delete disk",
+            "dog vdi resize disk 20G",
+            "dog vdi resize disk 1TiB --shrink",
+            "dog vdi read disk",
+            "dog vdi write disk 512",
+            "dog vdi lock list",
+            "dog vdi lock revoke disk",
+            "dog vdi lock revoke disk 17",
+            "dog node info",
+            "dog node info ab",
+            "dog node kill ab",
+            "dog node recovery --watch",
+            "dog node remove ab --force",
+            "dog cluster info",
+            "dog cluster check",
+            "dog cluster format --copies 1",
+            "dog cluster shutdown",
+            "dog cluster settings --copies 2 --automatic-out false",
+        ] {
+            assert!(parse(words).is_ok(), "{words}");
+        }
+    }
+
+    #[test]
+    fn wrong_words_are_usage_errors() {
+        for words in [
+            "dog",
+            "dog node",
+            "dog node kill",
+            "dog vdi create disk",
+            "dog vdi create disk big",
+            "dog vdi create disk 1G --copies 0",
+            "dog vdi create disk 1G --copies 17",
+            "dog vdi create disk 1G -a novalue",
+            "dog vdi lock",
+            "dog cluster settings --automatic-out maybe",
+            "dog -o yaml node list",
+            "dog frobnicate",
+        ] {
+            let error = parse(words).expect_err(words);
+            assert_eq!(error.exit_code(), 2, "{words}");
+        }
+    }
+}

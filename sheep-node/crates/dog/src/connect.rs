@@ -1,0 +1,210 @@
+//! Which node to talk to, and how to reach others through it.
+
+use anyhow::{Context, Result, anyhow, bail};
+use sheep_api::v1::cluster_client::ClusterClient;
+use sheep_api::v1::nodes_client::NodesClient;
+use sheep_api::v1::vdis_client::VdisClient;
+use sheep_api::v1::{ListNodesRequest, Node};
+use sheep_api::{ASK_NODE, MAX_MESSAGE};
+use std::path::Path;
+use std::time::Duration;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+const DEFAULT: &str = "127.0.0.1:7002";
+/// Where nodes of this machine announce themselves.
+const RENDEZVOUS: &str = "/run/sheep";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses of the node to ask, in the order in which to try them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    addresses: Vec<String>,
+}
+
+/// One node's services.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    channel: Channel,
+}
+
+impl Server {
+    /// What the user says, or the default address and after it nodes of this machine.
+    pub(crate) fn find(given: Option<&str>) -> Self {
+        match given {
+            Some(text) => Self { addresses: vec![address(text)] },
+            None => {
+                let mut addresses = vec![DEFAULT.to_owned()];
+                addresses.extend(announced(Path::new(RENDEZVOUS)));
+                Self { addresses }
+            }
+        }
+    }
+
+    /// Connects to the first that answers.
+    pub(crate) async fn connect(&self) -> Result<Connection> {
+        let mut problem = anyhow!("no address to connect to");
+        for address in &self.addresses {
+            match Connection::to(address).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => problem = error,
+            }
+        }
+        if self.addresses.len() == 1 {
+            return Err(problem);
+        }
+        bail!("no node of this machine answers (tried {}); say with -s which to ask", self.addresses.join(", "))
+    }
+}
+
+/// The address meant by what the user says.
+fn address(text: &str) -> String {
+    if text.starts_with("unix:") {
+        return text.to_owned();
+    }
+    // A name with a port is never taken for a path by accident: paths are given with a slash, or exist.
+    let path = Path::new(text);
+    if text.contains('/') || path.is_dir() {
+        let socket = if path.is_dir() || !path.exists() { path.join("control.sock") } else { path.to_path_buf() };
+        return format!("unix:{}", socket.display());
+    }
+    if text.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
+        return format!("[{text}]:7002");
+    }
+    if text.contains(':') { text.to_owned() } else { format!("{text}:7002") }
+}
+
+/// Control addresses of nodes that announced themselves on this machine: the second line of their files.
+fn announced(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let text = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path()).ok();
+    let address = |text: String| text.lines().nth(1).filter(|line| line.contains(':')).map(str::to_owned);
+    let mut found: Vec<String> =
+        entries.flatten().filter(|entry| entry.file_name() != "key").filter_map(|entry| address(text(entry)?)).collect();
+    found.sort();
+    found
+}
+
+impl Connection {
+    /// Connects to one address.
+    pub(crate) async fn to(address: &str) -> Result<Self> {
+        let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
+        let endpoint = Endpoint::from_shared(uri).with_context(|| format!("{address} is not an address"))?;
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        let channel = endpoint.connect().await.with_context(|| format!("cannot reach a node at {address}"))?;
+        Ok(Self { channel })
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn nodes(&self) -> NodesClient<Channel> {
+        NodesClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn vdis(&self) -> VdisClient<Channel> {
+        VdisClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// All nodes of the cluster.
+    pub(crate) async fn list(&self) -> Result<Vec<Node>> {
+        Ok(self.nodes().list(ListNodesRequest {}).await?.into_inner().nodes)
+    }
+
+    /// A connection to another node of the cluster.
+    pub(crate) async fn other(node: &Node) -> Result<Self> {
+        let mut problem = anyhow!("node {} has told no control address", label(node));
+        for address in &node.grpc_addresses {
+            match Self::to(address).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => problem = error,
+            }
+        }
+        Err(problem)
+    }
+
+    /// Connections to all nodes that run; those that cannot be reached are given with the reason.
+    pub(crate) async fn all(&self) -> Result<Vec<(Node, Result<Self>)>> {
+        let mut all = Vec::new();
+        for node in self.list().await? {
+            if node.state == "up" || node.state == "leaving" {
+                let connection = Self::other(&node).await;
+                all.push((node, connection));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The node that an error says to ask instead, if it is another one.
+    pub(crate) async fn ask_instead(&self, error: &Status) -> Option<Self> {
+        let id = error.metadata().get(ASK_NODE)?.to_str().ok()?.to_owned();
+        let node = self.list().await.ok()?.into_iter().find(|node| node.id == id)?;
+        Self::other(&node).await.ok()
+    }
+}
+
+/// A node as people call it.
+pub(crate) fn label(node: &Node) -> String {
+    if node.name.is_empty() { node.id.clone() } else { format!("{} ({})", node.name, node.id) }
+}
+
+/// The node that a word means: its id, the beginning of one, or its name.
+pub(crate) fn pick<'a>(nodes: &'a [Node], word: &str) -> Result<&'a Node> {
+    if let Some(node) = nodes.iter().find(|node| node.id == word) {
+        return Ok(node);
+    }
+    let named: Vec<&Node> = nodes.iter().filter(|node| node.name == word).collect();
+    let found = if named.is_empty() {
+        nodes.iter().filter(|node| !word.is_empty() && node.id.starts_with(word)).collect()
+    } else {
+        named
+    };
+    match found[..] {
+        [node] => Ok(node),
+        [] => bail!("no node {word:?}; `dog node list` shows all"),
+        _ => bail!("{word:?} may be any of {}; write more of its id", found.iter().map(|n| label(n)).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_sockets_and_addresses() {
+        let dir = std::env::temp_dir().join(format!("dog-connect-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let name = dir.display().to_string();
+        std::fs::write(dir.join("s"), "").unwrap();
+        for (given, meant) in [
+            (name.as_str(), format!("unix:{name}/control.sock")),
+            (&format!("{name}/s"), format!("unix:{name}/s")),
+            ("/does/not/exist", "unix:/does/not/exist/control.sock".into()),
+            ("unix:/x", "unix:/x".into()),
+            ("host", "host:7002".into()),
+            ("host:1", "host:1".into()),
+            ("::1", "[::1]:7002".into()),
+            ("[::1]:5", "[::1]:5".into()),
+        ] {
+            assert_eq!(Server::find(Some(given)).addresses, [meant], "{given}");
+        }
+        std::fs::write(dir.join("00000000000000aa"), "127.0.0.1:7000\n127.0.0.2:7002\n").unwrap();
+        std::fs::write(dir.join("key"), "secret\nnot:this\n").unwrap();
+        assert_eq!(announced(&dir), ["127.0.0.2:7002"]);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(announced(&dir), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nodes_by_id_beginning_or_name() {
+        let node = |id: &str, name: &str| Node { id: id.into(), name: name.into(), ..Node::default() };
+        let nodes = [node("aa01", "x"), node("aa02", "y"), node("bb03", "y"), node("cc", "aa02")];
+        assert_eq!(pick(&nodes, "aa01").unwrap().id, "aa01");
+        assert_eq!(pick(&nodes, "aa02").unwrap().id, "aa02", "an id goes before a name");
+        assert_eq!(pick(&nodes, "b").unwrap().id, "bb03");
+        assert_eq!(pick(&nodes, "x").unwrap().id, "aa01");
+        assert!(pick(&nodes, "y").unwrap_err().to_string().contains("aa02"));
+        assert!(pick(&nodes, "aa").is_err() && pick(&nodes, "zz").is_err() && pick(&nodes, "").is_err());
+    }
+}

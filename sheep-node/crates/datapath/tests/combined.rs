@@ -1,6 +1,9 @@
 //! Gateways, replicas and recovery together: random work on one VDI under crashes, loss of power, partitions,
 //! take-overs and new nodes, checked against a model of what a disk may answer.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "what happened, for people")]
+
 mod support;
 
 use bytes::Bytes;

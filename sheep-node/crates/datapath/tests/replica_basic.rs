@@ -1,5 +1,8 @@
 //! Replicas under requests sent by hand: versions, fences, durability.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "what happened, for people")]
+
 mod support;
 
 use core::time::Duration;

@@ -16,6 +16,8 @@ pub(crate) struct Log {
     pub(crate) state: ClusterState,
     pub(crate) snapshot: Arc<ClusterState>,
     incarnations: BTreeMap<u64, u64>,
+    /// Disks that are not the node's first.
+    pub(crate) disks: BTreeMap<u64, u64>,
     sequences: BTreeMap<Member, u64>,
     term: u64,
 }
@@ -26,6 +28,7 @@ impl Log {
             state: ClusterState::new(),
             snapshot: Arc::new(ClusterState::new()),
             incarnations: BTreeMap::new(),
+            disks: BTreeMap::new(),
             sequences: BTreeMap::new(),
             term: 0,
         };
@@ -67,7 +70,8 @@ impl Log {
     }
 
     fn node_up(&self, node: u64, stores: bool) -> NodeUp {
-        let disk = DiskRecord { id: node, incarnation: Incarnation(1), state: DiskState::Up, weight: 1 };
+        let id = self.disks.get(&node).copied().unwrap_or(node);
+        let disk = DiskRecord { id, incarnation: Incarnation(1), state: DiskState::Up, weight: 1 };
         let seen_down_since = match self.state.node(NodeId(node)).map(|record| record.state) {
             Some(NodeState::Down { since, .. } | NodeState::Out { since, .. }) => Some(since),
             _ => None,

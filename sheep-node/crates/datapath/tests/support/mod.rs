@@ -1,6 +1,8 @@
 //! A simulated cluster of shards: virtual disks, a network that delays, reorders and loses, a log of one, views
 //! that reach nodes at different times, crashes and partitions. Everything follows from the seed.
 #![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "traces, when asked for")]
 
 pub(crate) mod log;
 pub(crate) mod volume;
@@ -66,6 +68,8 @@ pub(crate) struct Node {
     view: Option<Arc<View>>,
     /// Index of the newest entry that is on its way to the node.
     sent: LogIndex,
+    /// Identity of the disk; another one when it is replaced.
+    disk_id: u64,
     formatted: bool,
     pub(crate) stores: bool,
 }
@@ -161,6 +165,7 @@ impl Net {
                 disk: VirtualDisk::new(1 << 30),
                 view: None,
                 sent: LogIndex(0),
+                disk_id: node,
                 formatted: false,
                 stores,
             },
@@ -179,11 +184,11 @@ impl Net {
         state.sent = LogIndex(0);
         let replica = state.stores.then(|| {
             let config = StoreConfig::small(geometry(), 256 << 20);
-            let identity = StoreIdentity { cluster: CLUSTER, node: NodeId(node), store: node };
+            let identity = StoreIdentity { cluster: CLUSTER, node: NodeId(node), store: state.disk_id };
             let store = Store::open(config, identity, !state.formatted);
             state.formatted = true;
             let config = ReplicaConfig {
-                disk: Some(node),
+                disk: Some(state.disk_id),
                 mutants,
                 ask_timeout: Duration::from_millis(200),
                 move_timeout: Duration::from_millis(500),
@@ -201,6 +206,15 @@ impl Net {
         let node = self.nodes.get_mut(&NodeId(node)).unwrap();
         node.shard = None;
         node.disk.crash_seeded(seed);
+    }
+
+    /// A crashed node gets an empty disk.
+    pub(crate) fn replace_disk(&mut self, node: u64) {
+        let state = self.nodes.get_mut(&NodeId(node)).unwrap();
+        state.disk = VirtualDisk::new(1 << 30);
+        state.disk_id += 1000;
+        state.formatted = false;
+        self.log.disks.insert(node, state.disk_id);
     }
 
     /// A crashed node starts again and says so in the log.

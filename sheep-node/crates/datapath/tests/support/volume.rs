@@ -16,6 +16,12 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Runs until the view with the grant has reached everybody.
+    pub(crate) fn locked(&mut self, net: &mut Net) {
+        self.lock(net);
+        net.run_for(core::time::Duration::from_millis(10));
+    }
+
     pub(crate) fn new(net: &mut Net, name: &str) -> Self {
         let (vdi, vid) = net.vdi(name, 16);
         let birth = net.log.state.vid(vid).unwrap().birth;

@@ -46,6 +46,11 @@ impl Shard {
         &mut self.gateway
     }
 
+    /// What the gateway is doing with each of its volumes, in words, for diagnosis.
+    pub fn gateway_status(&self) -> Vec<String> {
+        self.gateway.describe()
+    }
+
     /// The replica, to look at.
     pub fn replica(&self) -> Option<&Replica> {
         self.replica.as_ref()

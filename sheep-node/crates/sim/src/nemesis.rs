@@ -37,7 +37,9 @@ impl World {
     fn pause(&mut self, node: usize) {
         let long = self.rng.range(20, 8_000) * MS;
         self.trace.say(self.now, &format!("node {node} stands still for {} ms", long / MS));
-        self.nodes[node].paused_until = self.now + long;
+        // Never shorter than it was: what waits for the end of a pause must stay in order.
+        let until = self.now + long;
+        self.nodes[node].paused_until = self.nodes[node].paused_until.max(until);
     }
 
     fn net_changed(&mut self, least_ms: u64, most_ms: u64) {
@@ -141,7 +143,6 @@ impl World {
         for node in 0..self.nodes.len() {
             self.nodes[node].slow = 1;
             self.nodes[node].hung_until = 0;
-            self.nodes[node].paused_until = self.nodes[node].paused_until.min(self.now);
             self.schedule(MS, Event::Start(node));
         }
     }

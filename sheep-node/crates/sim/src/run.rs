@@ -67,8 +67,18 @@ fn wait(world: &mut World, seconds: u64, what: &str, done: impl Fn(&World) -> bo
     Ok(())
 }
 
-/// Prints how all copies of what is not recovered stood in all epochs.
+/// Prints where clients are, and how all copies of what is not recovered stood in all epochs.
 fn explain(world: &World) {
+    for client in &world.clients {
+        eprintln!("{}: {:?}, idle {}", client.name, client.place, client.is_idle());
+    }
+    for node in &world.nodes {
+        let Some(running) = &node.running else { continue };
+        let (control, volumes) = (&running.control, running.shard.as_ref().map(|s| s.gateway_status()));
+        eprintln!("node {}: {} commands wait, {:?}", node.index, control.waiting(), control.log().stats());
+        eprintln!("  volumes {volumes:?}");
+    }
+
     let replicas = || {
         world.nodes.iter().filter_map(|node| {
             let running = node.running.as_ref()?;
@@ -76,7 +86,9 @@ fn explain(world: &World) {
         })
     };
     for (index, replica, view) in replicas() {
-        for object in replica.unrecovered() {
+        let dead = |id: sheep_types::ObjectId| !replicas().any(|(_, replica, _)| replica.is_current(id));
+        let orphans = replica.store().objects(sheep_types::ObjectId(0)).map(|h| h.id).filter(|id| dead(*id));
+        for object in replica.unrecovered().into_iter().chain(orphans) {
             let set: Vec<_> = view.set(object);
             let places: Vec<_> =
                 set.iter().map(|id| world.nodes.iter().find(|n| n.id == *id).map(|n| n.index)).collect();

@@ -195,20 +195,27 @@ impl Gateway {
         self.volumes.len()
     }
 
+    /// What is being done with each volume, in words, for diagnosis.
+    pub fn describe(&self) -> Vec<String> {
+        let one = |volume: &Volume| {
+            let Volume { handle, vdi, phase, ios, queue, reads, held, pending, unconfirmed, .. } = volume;
+            let (ios, queue, reads, held) = (ios.len(), queue.len(), reads.len(), held.len());
+            let (pending, unconfirmed) = (pending.len(), unconfirmed.len());
+            format!(
+                "{handle} (VDI {vdi}) {phase:?}: {ios} operations, {queue} writes without version, {reads} reads, \
+                 {held} answers held, {pending} pending objects, {unconfirmed} unconfirmed writes"
+            )
+        };
+        self.volumes.values().map(one).collect()
+    }
+
     fn pump(&mut self, handle: u64) {
-        let before = self.core.retained;
         let Some(volume) = self.volumes.get_mut(&handle) else { return };
         volume.pump(&mut self.core);
         if matches!(volume.phase, Phase::Gone) {
             self.volumes.remove(&handle);
         }
-        // Room that one volume frees may be what another one waits for.
-        if self.core.retained < before && before > self.core.config.buffer_bytes / 2 {
-            for volume in self.volumes.values_mut() {
-                volume.again |= !volume.queue.is_empty();
-            }
-            self.pump_all();
-        }
+        self.share_room();
     }
 
     fn pump_all(&mut self) {
@@ -216,5 +223,17 @@ impl Gateway {
             volume.pump(&mut self.core);
         }
         self.volumes.retain(|_, volume| !matches!(volume.phase, Phase::Gone));
+        self.share_room();
+    }
+
+    /// Room that one volume has freed may be what another one waits for.
+    fn share_room(&mut self) {
+        if !std::mem::take(&mut self.core.room_freed) {
+            return;
+        }
+        for volume in self.volumes.values_mut().filter(|volume| !volume.queue.is_empty()) {
+            volume.again = true;
+            volume.pump(&mut self.core);
+        }
     }
 }

@@ -13,7 +13,8 @@ use std::time::Duration;
 const WINDOW: usize = 32;
 /// Wait before an object is looked at again.
 const AGAIN: Duration = Duration::from_millis(100);
-/// An object that no up member of its set has, nor gets from anybody for so long, is an orphan.
+/// An object that no up member of its set has, although all say that they have recovered, is an orphan after so
+/// long.
 const ORPHAN: Duration = Duration::from_secs(5);
 /// More hot objects than holders can have under way: the listing is not believed.
 const MOST_OBJECTS: usize = 1 << 20;
@@ -270,10 +271,17 @@ impl Volume {
         let best = answers.iter().filter_map(|(member, standing)| Some((current(standing)?, *member)));
         let best = best.max_by_key(|(version, member)| (*version, std::cmp::Reverse(*member)));
         let busy = answers.values().any(|standing| standing.kind == StandingKind::Busy);
-        let nowhere = answers.values().all(|standing| standing.version.is_none()) && !busy;
+        // A copy validated in epoch zero is one that recovery has proved never to have been current.
+        let orphan = |standing: &Standing| standing.version.is_none() || standing.validated == Epoch(0);
+        let nowhere = answers.values().all(orphan) && !busy;
+        // A copy elsewhere may still be fetched, until all members say that they have recovered.
+        let view = core.view();
+        let recovered = members.iter().all(|member| {
+            view.state.node(member.node).is_some_and(|record| record.recovered >= view.epoch())
+        });
         let Some((version, source)) = best.filter(|_| !busy) else {
             let since = *hot.missing_since.get_or_insert(now);
-            if !nowhere {
+            if !(nowhere && recovered) {
                 hot.missing_since = None;
             } else if now.since(since) >= ORPHAN {
                 hot.pending = None;

@@ -171,7 +171,7 @@ impl Volume {
         for writes in self.objects.values() {
             let covered = writes.writes.iter().filter(|write| write.sequence <= upto && !write.durable);
             for write in covered {
-                members.extend(if old_set { &write.acknowledged } else { &writes.members });
+                members.extend(if old_set { &write.acknowledged } else { &writes.placed.members });
             }
         }
         if old_set {
@@ -320,11 +320,10 @@ impl Volume {
 
     /// Tells members that map entries are there. Nobody waits for it: the mark only makes a take-over look.
     fn clear_pending(&mut self, core: &mut Core, objects: &[ObjectId]) {
-        let view = core.view();
         let mut by_member: BTreeMap<Member, Vec<ObjectId>> = BTreeMap::new();
         for object in objects {
-            for member in view.up_set(*object) {
-                by_member.entry(member).or_default().push(*object);
+            for member in &self.placed(core, *object).members {
+                by_member.entry(*member).or_default().push(*object);
             }
         }
         for (member, objects) in by_member {
@@ -337,15 +336,14 @@ impl Volume {
     fn remove_objects(&mut self, core: &mut Core) -> bool {
         self.flusher.stage = Stage::Remove;
         self.flusher.asked.clear();
-        let view = core.view();
         let version = Version { generation: self.generation, sequence: self.sequence };
         let birth = self.birth;
         for discard in self.flusher.clearing.clone() {
             let object = ObjectId::data(self.vid, discard.index);
             self.last.remove(&object);
-            for member in view.up_set(object) {
+            for member in &self.placed(core, object).members {
                 let request = Request::Remove { object, birth, version };
-                let number = self.call(core, Tag::Remove, member, request);
+                let number = self.call(core, Tag::Remove, *member, request);
                 self.flusher.asked.insert(number);
             }
         }
@@ -388,6 +386,13 @@ impl Volume {
             self.unlock(core, false);
         }
         false
+    }
+
+    /// A member cannot store map entries: who waits for them is told, and the cycle goes on trying.
+    pub(super) fn fail_flush(&mut self, core: &mut Core, error: VolumeError) {
+        for io in std::mem::take(&mut self.flusher.served) {
+            self.part_done(core, io, Err(error), false);
+        }
     }
 
     /// A new epoch: sets and runs are others, so members are asked anew. What a stage has achieved stays: it was

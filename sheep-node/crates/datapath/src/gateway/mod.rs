@@ -235,5 +235,6 @@ impl Gateway {
             volume.again = true;
             volume.pump(&mut self.core);
         }
+        self.volumes.retain(|_, volume| !matches!(volume.phase, Phase::Gone));
     }
 }

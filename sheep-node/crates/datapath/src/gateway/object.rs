@@ -4,6 +4,7 @@ use super::api::VolumeError;
 use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Version};
 use sheep_wire::{Body, Confirmed, WriteRequest};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Counted for each retained write beside its payload, so that many small ones are bounded too.
 const WRITE_OVERHEAD: u64 = 512;
@@ -99,15 +100,29 @@ pub(super) fn weight(body: &Body) -> u64 {
     payload + WRITE_OVERHEAD
 }
 
+/// Where an object belongs at present.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Placed {
+    /// Up members of its set.
+    pub(super) members: Vec<Member>,
+    /// Number of them below which writes wait.
+    pub(super) min_copies: usize,
+}
+
+impl Placed {
+    /// Whether writes may be answered.
+    pub(super) fn is_enough(&self) -> bool {
+        self.members.len() >= self.min_copies
+    }
+}
+
 /// An object with unflushed writes.
 #[derive(Debug, Default)]
 pub(super) struct ObjectWrites {
     /// In order of version; a prefix of them is on every member.
     pub(super) writes: VecDeque<RetainedWrite>,
-    /// Up members of the object's set, in the epoch that the writes are sent in.
-    pub(super) members: Vec<Member>,
-    /// Least number of them.
-    pub(super) min_copies: usize,
+    /// Where they belong, in the epoch that they are sent in.
+    pub(super) placed: Arc<Placed>,
     /// Members that were in the set, up and in the same run, since the epoch before.
     pub(super) stayed: Vec<Member>,
 }
@@ -176,9 +191,10 @@ impl ObjectWrites {
     /// are.
     pub(super) fn review(&mut self) -> (Vec<u64>, Vec<u64>) {
         let (mut gained, mut lost) = (Vec::new(), Vec::new());
-        let enough = self.members.len() >= self.min_copies;
+        let members = &self.placed.members;
+        let enough = self.placed.is_enough();
         for write in &mut self.writes {
-            let complete = enough && self.members.iter().all(|member| write.is_held_by(*member));
+            let complete = enough && members.iter().all(|member| write.is_held_by(*member));
             if complete != write.complete {
                 write.complete = complete;
                 if complete { &mut gained } else { &mut lost }.push(write.sequence);

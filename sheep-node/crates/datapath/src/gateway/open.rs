@@ -108,13 +108,11 @@ impl Volume {
     /// All copies are equal and durable, and the map complete: says so in the order, so that what an earlier
     /// holder left half created is no longer taken for the last one's.
     pub(super) fn order_settled(&mut self, core: &mut Core) {
-        self.settled = true;
         let command = Command::MarkSettled { vdi: self.vdi, generation: self.generation };
         self.phase = Phase::Marking { token: core.propose(self.handle, command) };
     }
 
     fn serve(&mut self, core: &mut Core) {
-        self.settled = true;
         self.phase = Phase::Serving;
         let read_only = self.mode == OpenMode::Read;
         core.outputs.push_back(GatewayOutput::Opened { handle: self.handle, size: self.size, read_only });
@@ -144,7 +142,7 @@ impl Volume {
 
     /// A lost volume is closed: a lock that is still held is given back, and the next holder settles.
     pub(super) fn close_failed(&mut self, core: &mut Core) {
-        if self.settled { self.unlock(core, false) } else { self.finish_close(core) }
+        if self.keeps_lock { self.unlock(core, false) } else { self.finish_close(core) }
     }
 
     /// Gives the lock back once everything accepted is done and durable.
@@ -167,7 +165,7 @@ impl Volume {
 
     pub(super) fn finish_close(&mut self, core: &mut Core) {
         core.cancel_all(self.handle);
-        core.retained -= self.retained;
+        core.free(self.retained);
         self.retained = 0;
         self.phase = Phase::Gone;
         let handle = self.handle;

@@ -194,7 +194,8 @@ impl Volume {
 
     /// Asks the next member that can have the contents: the own node first, then others in turn.
     fn ask_member(&mut self, core: &mut Core, id: u64, object: ObjectId) {
-        let up = core.view().up_set(object);
+        let placed = self.placed(core, object);
+        let up = &placed.members;
         let Some(piece) = self.reads.get_mut(&id) else { return };
         let writes = self.objects.get(&object);
         let fresh =

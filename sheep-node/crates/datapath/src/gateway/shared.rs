@@ -77,6 +77,8 @@ pub(super) struct Core {
     pub(super) outputs: VecDeque<GatewayOutput>,
     /// Unflushed bytes kept over all volumes.
     pub(super) retained: u64,
+    /// There was little room, and now there is more.
+    pub(super) room_freed: bool,
     calls: BTreeMap<u64, Call>,
     due: BTreeSet<(Time, u64)>,
     next_request: u64,
@@ -97,6 +99,7 @@ impl Core {
             lease: Time::ZERO,
             outputs: VecDeque::new(),
             retained: 0,
+            room_freed: false,
             calls: BTreeMap::new(),
             due: BTreeSet::new(),
             next_request: 2,
@@ -105,6 +108,12 @@ impl Core {
             peers: BTreeMap::new(),
             view_times: VecDeque::new(),
         }
+    }
+
+    /// So many unflushed bytes are not kept any more.
+    pub(super) fn free(&mut self, bytes: u64) {
+        self.room_freed |= bytes > 0 && self.retained > self.config.buffer_bytes / 2;
+        self.retained -= bytes;
     }
 
     /// The present view. Volumes exist only after the first one.
@@ -212,11 +221,11 @@ impl Core {
         Some(call)
     }
 
-    /// Sends a request again after some time, longer each time.
+    /// Sends a request again after some time, longer each time, up to 16 times `first`.
     pub(super) fn back_off(&mut self, number: u64, first: Duration) {
         let Some(call) = self.calls.get_mut(&number) else { return };
         self.due.remove(&(call.due, number));
-        let wait = first.saturating_mul(1 << call.tries.min(16)).min(self.config.retry_max);
+        let wait = first.saturating_mul(1 << call.tries.min(4)).min(self.config.retry_max);
         call.tries += 1;
         call.due = self.now + wait;
         self.due.insert((call.due, number));

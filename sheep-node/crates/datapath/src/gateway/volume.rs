@@ -4,7 +4,7 @@ use super::api::{GatewayOutput, LostReason, OpenError, OpenMode, VolumeError, Vo
 use super::flush::Flusher;
 use super::io::{Io, Piece};
 use super::map::{MapBlock, MapCache};
-use super::object::ObjectWrites;
+use super::object::{ObjectWrites, Placed};
 use super::read::ReadPiece;
 use super::settle::Settle;
 use super::shared::{Basis, Core, Tag, passes_soon};
@@ -12,6 +12,7 @@ use sheep_state::{CacheMode, VdiRecord};
 use sheep_types::{Birth, Epoch, Generation, Geometry, LogIndex, Member, ObjectId, Time, VdiId, Vid};
 use sheep_wire::{Confirmed, Refusal, Reply};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Exceptions in a mark of confirmed writes; beyond them the mark itself is lowered.
 const MARK_EXCEPTIONS: usize = 64;
@@ -59,7 +60,8 @@ pub(super) struct Volume {
     pub(super) geometry: Geometry,
     pub(super) write_through: bool,
     pub(super) granted_clean: bool,
-    pub(super) settled: bool,
+    /// Lost, but the lock is still this gateway's.
+    pub(super) keeps_lock: bool,
     pub(super) generation: Generation,
 
     /// Sequence of the last write.
@@ -75,6 +77,9 @@ pub(super) struct Volume {
     pub(super) retained: u64,
     /// Writes were not sent again after an epoch change, for want of a lease.
     pub(super) resend: bool,
+
+    /// Members of objects, in the present view.
+    pub(super) places: BTreeMap<ObjectId, Arc<Placed>>,
 
     /// Operations that are not answered.
     pub(super) ios: BTreeMap<u64, Io>,
@@ -111,7 +116,7 @@ impl Volume {
             geometry,
             write_through: false,
             granted_clean: false,
-            settled: false,
+            keeps_lock: false,
             generation: Generation(0),
             sequence: 0,
             unconfirmed: BTreeSet::new(),
@@ -120,6 +125,7 @@ impl Volume {
             objects: BTreeMap::new(),
             retained: 0,
             resend: false,
+            places: BTreeMap::new(),
             ios: BTreeMap::new(),
             queue: VecDeque::new(),
             next_piece: 0,
@@ -180,6 +186,7 @@ impl Volume {
 
     /// A newer view; `before` is the epoch of the one before.
     pub(super) fn handle_view(&mut self, core: &mut Core, before: Epoch) {
+        self.places.clear();
         if !self.has_lock() {
             return;
         }
@@ -351,7 +358,7 @@ impl Volume {
         }
         core.outputs.push_back(GatewayOutput::Lost { handle: self.handle, reason });
         self.phase = Phase::Failed;
-        self.settled = reason == LostReason::WritesMissing;
+        self.keeps_lock = reason == LostReason::WritesMissing;
         if draining {
             self.close_failed(core);
         }
@@ -359,7 +366,7 @@ impl Volume {
 
     fn drop_everything(&mut self, core: &mut Core) {
         core.cancel_all(self.handle);
-        core.retained -= self.retained;
+        core.free(self.retained);
         self.retained = 0;
         self.objects.clear();
         self.queue.clear();

@@ -4,7 +4,7 @@
 use super::ReadExtent;
 use super::api::{LostReason, VolumeError};
 use super::io::{Action, Piece};
-use super::object::{Owner, RetainedWrite, data_body, weight};
+use super::object::{Owner, Placed, RetainedWrite, data_body, weight};
 use super::read::{Location, ReadOwner, ReadPiece, Target, flatten};
 use super::shared::{Core, Tag};
 use super::volume::Volume;
@@ -12,6 +12,7 @@ use crate::Mutant;
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, Epoch, Member, ObjectId, Version};
 use sheep_wire::{Body, Refusal, Reply, Request};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Epochs in a row that are looked through for a member's absence; beyond them nobody counts as having stayed.
@@ -20,6 +21,8 @@ const EPOCHS_LOOKED_AT: u64 = 32;
 const RESEND_PAUSE: Duration = Duration::from_millis(20);
 /// Wait before a write is sent again to a member that cannot store it.
 const NO_SPACE_PAUSE: Duration = Duration::from_secs(1);
+/// Objects whose members are remembered between views.
+const PLACES_KEPT: usize = 1 << 16;
 
 /// Whether a part of a changing operation can be forgotten, or must wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,9 +138,20 @@ impl Volume {
     }
 
     /// Whether the lease and the number of members allow a write to the object.
-    pub(super) fn may_write(&self, core: &Core, object: ObjectId) -> bool {
-        let view = core.view();
-        core.lease_valid() && view.up_set(object).len() >= view.min_copies(object)
+    pub(super) fn may_write(&mut self, core: &Core, object: ObjectId) -> bool {
+        core.lease_valid() && self.placed(core, object).is_enough()
+    }
+
+    /// Where an object belongs in the present view.
+    pub(super) fn placed(&mut self, core: &Core, object: ObjectId) -> Arc<Placed> {
+        if self.places.len() >= PLACES_KEPT {
+            self.places.clear();
+        }
+        let look_up = || {
+            let view = core.view();
+            Arc::new(Placed { members: view.up_set(object), min_copies: view.min_copies(object) })
+        };
+        Arc::clone(self.places.entry(object).or_insert_with(look_up))
     }
 
     /// Whether the blocks that the range covers partly are there; asks for them if not.
@@ -195,11 +209,10 @@ impl Volume {
         let bytes = weight(&new.body);
         self.retained += bytes;
         core.retained += bytes;
-        let view = core.view();
+        let placed = self.placed(core, object);
+        let members = &placed.members;
         let writes = self.objects.entry(object).or_default();
-        writes.members = view.up_set(object);
-        writes.min_copies = view.min_copies(object);
-        let members = writes.members.clone();
+        writes.placed = Arc::clone(&placed);
         writes.writes.push_back(RetainedWrite {
             sequence,
             previous,
@@ -217,7 +230,7 @@ impl Volume {
             acknowledged: Vec::new(),
         });
         for member in members {
-            self.send_write(core, object, sequence, member);
+            self.send_write(core, object, sequence, *member);
         }
         sequence
     }
@@ -313,7 +326,10 @@ impl Volume {
             return;
         };
         let owner = found.owner;
-        if found.failed.is_none() && owner != Owner::Map {
+        if owner == Owner::Map {
+            return self.fail_flush(core, error);
+        }
+        if found.failed.is_none() {
             found.failed = Some(error);
             self.stuck.insert(write.1);
             found.owner = Owner::Nobody;
@@ -346,6 +362,10 @@ impl Volume {
         let reachable = writes.writes.get(first).is_some_and(|write| {
             write.create || write.previous.map_or(version.is_some(), |previous| previous <= has)
         });
+        if !reachable && version.is_none() {
+            // The object's last copy is gone: that is an error of the object, not of the volume.
+            return self.fail_write(core, number, write, VolumeError::Io);
+        }
         if !reachable {
             return self.doubt(core, number, write, member);
         }
@@ -396,15 +416,17 @@ impl Volume {
                     })
             };
             let Some(writes) = self.objects.get_mut(&object) else { continue };
-            let stayed: Vec<Member> = writes.members.iter().copied().filter(stayed).collect();
+            let stayed: Vec<Member> = writes.placed.members.iter().copied().filter(stayed).collect();
             for write in &mut writes.writes {
                 write.holders.retain(|holder| stayed.contains(holder));
                 write.calls.clear();
                 write.doubted.clear();
             }
-            writes.members = view.up_set(object);
-            writes.min_copies = view.min_copies(object);
             writes.stayed = stayed;
+            let placed = self.placed(core, object);
+            if let Some(writes) = self.objects.get_mut(&object) {
+                writes.placed = placed;
+            }
             self.review(core, object);
         }
         self.resend = true;
@@ -416,7 +438,7 @@ impl Volume {
         self.resend = false;
         let mut missing: Vec<(ObjectId, u64, Member)> = Vec::new();
         for (object, writes) in &self.objects {
-            for member in &writes.members {
+            for member in &writes.placed.members {
                 let lacks = writes.writes.iter().filter(|write| !write.is_held_by(*member));
                 let lacks = lacks.map(|write| (*object, write.sequence, *member));
                 if writes.stayed.contains(member) {
@@ -446,7 +468,7 @@ impl Volume {
         }
         self.objects.retain(|_, writes| !writes.writes.is_empty());
         self.retained -= freed;
-        core.retained -= freed;
+        core.free(freed);
     }
 
     /// Whether nothing but writes that some member cannot store is left.

@@ -1,5 +1,7 @@
 //! Tests of the gateway against model replicas: perfect ones, over a network and an order under full control.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[cfg(feature = "mutants")]
 mod mutants;
 mod opening;

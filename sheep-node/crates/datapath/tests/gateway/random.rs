@@ -91,9 +91,8 @@ impl Run {
         );
         self.seen = self.world.said.len();
         for (_, output) in said {
-            match output {
-                GatewayOutput::Done { io, result, .. } => self.check(io, result),
-                _ => {}
+            if let GatewayOutput::Done { io, result, .. } = output {
+                self.check(io, result);
             }
         }
     }

@@ -189,6 +189,19 @@ fn a_full_member_fails_writes_but_not_the_volume() {
 }
 
 #[test]
+fn a_flush_that_cannot_enter_objects_fails() {
+    let (mut world, handle, vdi) = open(3, slow_flush());
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
+    assert_eq!(world.act(100, handle, VolumeOp::Flush), Err(VolumeError::NoSpace));
+    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
+    world.run(Duration::from_secs(3));
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    let map = ObjectId::map(world.vid(vdi), 0);
+    assert!(world.replicas.values().all(|replica| replica.disk.contains_key(&map)));
+}
+
+#[test]
 fn damage_is_read_around_and_told_when_it_is_everywhere() {
     let (mut world, handle, _) = open(3, Settings::default());
     world.act(100, handle, write(0, BLOCK, 1)).unwrap();
@@ -210,6 +223,9 @@ fn a_lost_object_is_an_error_never_zeros() {
         replica.memory.remove(&object);
     }
     assert_eq!(world.act(100, handle, VolumeOp::Read { offset: 0, len: 512 }), Err(VolumeError::Io));
+    assert_eq!(world.act(100, handle, write(0, BLOCK, 2)), Err(VolumeError::Io));
+    world.act(100, handle, write(OBJECT, BLOCK, 2)).unwrap();
+    assert_eq!(read(&mut world, 100, handle, OBJECT, 512), vec![2; 512], "only that object is");
     // Nor does a lost map make a hole of anything.
     let now = world.now;
     world.gateway(100).close(now, handle);

@@ -102,6 +102,7 @@ impl World {
             Net::with_mutants(seed, storage, 3, 3.min(storage as u8), 2.min(storage as u8), mutants);
         let (vdi, _) = net.vdi("disk", 16);
         net.loss_percent = seed % 3;
+        net.slow_views = seed % 2 == 1;
         let zero = Write { id: 0, tag: 0, acked: Some(0), flushed: true };
         let block = Block { writes: vec![zero], busy: false, known: false };
         Self {
@@ -192,9 +193,14 @@ impl World {
             return;
         }
         let node = nodes[self.rng.below(nodes.len() as u64) as usize];
-        match self.rng.below(10) {
-            0..5 => self.crash(node),
-            5..9 => {
+        match self.rng.below(22) {
+            0..10 => self.crash(node),
+            10 if self.storage < 7 => {
+                self.storage += 1;
+                self.say(&format!("join {}", self.storage));
+                self.net.add(self.storage);
+            }
+            10..20 => {
                 self.counts.partitions += 1;
                 self.say(&format!("isolate {node}"));
                 self.net.isolate(node);
@@ -484,7 +490,12 @@ impl World {
             self.listen();
         }
         let left = self.session.as_ref().map(|session| &session.ios);
-        assert!(left.is_some_and(BTreeMap::is_empty), "seed {}: no progress: {left:?}", self.seed);
+        assert!(
+            left.is_some_and(BTreeMap::is_empty),
+            "seed {}: no progress: {}",
+            self.seed,
+            self.net.explain()
+        );
         self.read_all();
     }
 

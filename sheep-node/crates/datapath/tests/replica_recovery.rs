@@ -335,3 +335,17 @@ fn objects_of_a_deleted_vdi_go_also_where_they_were_missed() {
         assert!(net.replica(node).store().header(held.object(0)).is_none());
     }
 }
+
+#[test]
+fn damage_is_reported_and_repaired_from_another_copy() {
+    let mut net = net(2, 2, Mutants::default());
+    let mut held = Held::new(&mut net, "a");
+    let write = held.write(0, None, true, 5);
+    held.send(&mut net, &write, &[1, 2]);
+    held.flush(&mut net, &[1, 2]);
+    net.run_for(Duration::from_millis(20));
+    net.rot_last(1);
+    assert_eq!(held.read(&mut net, 0, 1), Reply::Refused(Refusal::Damaged));
+    net.run_for(Duration::from_millis(100));
+    assert_eq!(held.tag(&mut net, 0, 1), Ok(5));
+}

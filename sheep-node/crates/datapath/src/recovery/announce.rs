@@ -1,9 +1,12 @@
 //! Saying that everything is recovered.
 //!
 //! When a node holds everything that it must in an epoch, current and durable, it notes the epoch in its store
-//! (the *floor*) and orders a `Recovered`. The floor spares rewriting the header of every object: a copy that
-//! was validated before is known to have been current in that epoch too. Once all have recovered, the cluster
-//! forgets older epochs.
+//! (a *floor*) and orders a `Recovered`. Floors spare rewriting the header of every object: a copy that was
+//! validated before, and whose set has this node in the epoch of the floor, is known to have been current then.
+//! Once all have recovered, the cluster forgets older epochs.
+//!
+//! A newer floor does not replace an older one: a copy that this node need no longer hold was current up to some
+//! epoch between the two, and it may be the only one that can say so.
 
 use super::{Announced, Recovery, RecoveryTimer};
 use crate::View;
@@ -11,10 +14,16 @@ use crate::replica::{Job, Replica};
 use core::time::Duration;
 use sheep_state::Command;
 use sheep_store::{Body, Header as CopyHeader, Op};
-use sheep_types::{Birth, Epoch, Generation, ObjectId, Time, Version};
+use sheep_types::{Birth, Epoch, Generation, ObjectId, Time, Version, Vid};
 
-/// The name under which the floor is kept in the store; its header's epoch is what counts. No vid is so high.
-pub(crate) const FLOOR: ObjectId = ObjectId(u64::MAX);
+/// Floors are kept in the store as empty objects of this vid; no real one is so high. Their header's epoch is what
+/// counts.
+pub(crate) const FLOORS: Vid = Vid(u32::MAX);
+
+/// Name of the floor of an epoch. Floors that matter are fewer than 2^32 epochs apart.
+fn floor_of(epoch: Epoch) -> ObjectId {
+    ObjectId((u64::from(FLOORS.0) << 32) | (epoch.0 & 0xffff_ffff))
+}
 
 /// After this time without its effect in the state, the command is ordered again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -34,7 +43,7 @@ impl Replica {
         }
         self.recovery.announced = Announced::Storing;
         let header = CopyHeader {
-            id: FLOOR,
+            id: floor_of(view.epoch()),
             birth: Birth(0),
             version: Version { generation: Generation(self.me.incarnation.0), sequence: view.epoch().0 },
             validated: view.epoch(),
@@ -46,13 +55,25 @@ impl Replica {
     }
 
     pub(crate) fn floor_durable(&mut self, now: Time, epoch: Epoch) {
+        self.floors.insert(epoch);
+        self.drop_floors();
         if self.recovery.epoch != epoch || self.recovery.announced != Announced::Storing {
             return;
         }
         self.recovery.announced = Announced::Proposed;
         self.propose(Command::Recovered { epoch });
         self.set_timer(now, AGAIN, RecoveryTimer::Announce);
-        self.set_timer(now, Duration::ZERO, RecoveryTimer::Surplus);
+        self.watch_surplus(now);
+    }
+
+    /// Of the floors up to the oldest remembered epoch only the newest is of use.
+    fn drop_floors(&mut self) {
+        let oldest = self.view.as_ref().map_or(Epoch(0), |view| view.oldest_epoch());
+        let Some(&keep) = self.floors.range(..=oldest).next_back() else { return };
+        for floor in self.floors.range(..keep).copied().collect::<Vec<_>>() {
+            self.floors.remove(&floor);
+            self.delete_copy(floor_of(floor), Job::Forget);
+        }
     }
 
     pub(super) fn announce_again(&mut self, now: Time, view: &View) {

@@ -1,7 +1,7 @@
 //! Which objects must this node hold? Those in its own store, and those that its peers have and whose present set
 //! it is in.
 
-use super::{AskKind, RecoveryTimer, surplus};
+use super::{AskKind, RecoveryTimer};
 use crate::View;
 use crate::replica::{Job, Replica};
 use core::time::Duration;
@@ -86,7 +86,7 @@ impl Replica {
             self.set_timer(now, SCAN_PAUSE, RecoveryTimer::Scan);
         }
         for header in headers {
-            if header.id == super::FLOOR {
+            if header.id.vid() == super::FLOORS {
                 continue;
             }
             if view.is_gone(header.id, header.birth) {
@@ -99,9 +99,6 @@ impl Replica {
             } else if view.vid(header.id.vid()).is_some() {
                 self.recovery.surplus.add(header.id);
             }
-        }
-        if self.recovery.scan.is_none() && self.recovery.surplus.len() > 0 {
-            self.set_timer(now, surplus::PAUSE, RecoveryTimer::Surplus);
         }
     }
 }

@@ -16,7 +16,7 @@ use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Time, Version};
 use sheep_wire::{Header, Standing};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(crate) use announce::FLOOR;
+pub(crate) use announce::FLOORS;
 use list::Lists;
 use walk::Source;
 

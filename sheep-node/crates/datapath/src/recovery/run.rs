@@ -74,7 +74,11 @@ impl Replica {
         let mut members: BTreeSet<Member> = then.iter().filter_map(|node| view.member_now(*node)).collect();
         members.extend(view.up_set(object));
         members.remove(&self.me);
-        let own = self.standing(view, object, at);
+        let mut own = self.standing(view, object, at);
+        if self.damaged.contains(&object) {
+            // It serves what it can, but is repaired from somebody else.
+            own.kind = StandingKind::Unknown;
+        }
         let answers = BTreeMap::from([(self.me.node, own)]);
         let missing: BTreeSet<_> = members.iter().map(|member| member.node).collect();
         for member in members {
@@ -206,6 +210,7 @@ impl Replica {
             answers,
         };
         let verdict = judge(&question);
+        let repairs = self.damaged.contains(&object) && self.current_in(view, object);
         let own = answers.get(&self.me.node).copied();
         let absent_elsewhere = answers.values().any(|standing| standing.version.is_none());
         match verdict {
@@ -214,6 +219,10 @@ impl Replica {
                 if own_decision && own.is_some_and(|own| own.kind == StandingKind::Restarted) =>
             {
                 self.confirm(view, object, None);
+            }
+            Verdict::Wait | Verdict::Older | Verdict::Lost | Verdict::Decide(_) if repairs => {
+                // Nobody has a better one now. The next read that meets the damage tries again.
+                self.recovery.forget(object);
             }
             _ if absent_elsewhere && self.config.mutants.is(Mutant::DeleteOnAbsence) => {
                 self.recovery.forget(object);
@@ -302,7 +311,10 @@ impl Replica {
         let Phase::Fetching(source) = walk.phase else { return };
         walk.phase = Phase::Storing;
         self.recovery.fetching -= 1;
-        let wrong = !source.serves && image.contents.version != source.version;
+        // A current copy that is repaired must not lose writes that came in the meantime.
+        let own = self.copy(view, object).filter(|_| self.current_in(view, object));
+        let wrong = (!source.serves && image.contents.version != source.version)
+            || own.is_some_and(|own| own.version != image.contents.version);
         if wrong || !view.is_born(object, image.birth) || self.replacing.contains(&object) {
             return self.walk_failed(now, object);
         }

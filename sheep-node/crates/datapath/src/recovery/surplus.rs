@@ -11,7 +11,7 @@ use sheep_wire::{Request, Standing, StandingKind};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Between two looks.
-pub(super) const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(200);
 /// Copies looked at at once.
 const BATCH: usize = 512;
 
@@ -21,6 +21,8 @@ pub(super) struct Surplus {
     objects: BTreeSet<ObjectId>,
     /// Members that said that theirs is current.
     current: BTreeMap<ObjectId, BTreeSet<NodeId>>,
+    /// When to look next; timers of earlier epochs do not count.
+    next: Option<Time>,
     /// Where the last look ended.
     after: Option<ObjectId>,
 }
@@ -52,12 +54,19 @@ impl Surplus {
 }
 
 impl Replica {
+    /// Looks at surplus copies in a while.
+    pub(super) fn watch_surplus(&mut self, now: Time) {
+        self.recovery.surplus.next = Some(now + PAUSE);
+        self.set_timer(now, PAUSE, RecoveryTimer::Surplus);
+    }
+
     pub(super) fn check_surplus(&mut self, now: Time, view: &View) {
         // What this node must hold comes first.
-        if self.recovery.announced != Announced::Proposed || self.recovery.surplus.len() == 0 {
+        let due = self.recovery.surplus.next.is_some_and(|next| next <= now);
+        if !due || self.recovery.announced != Announced::Proposed || self.recovery.surplus.len() == 0 {
             return;
         }
-        self.set_timer(now, PAUSE, RecoveryTimer::Surplus);
+        self.watch_surplus(now);
         let mut questions: BTreeMap<Member, Vec<ObjectId>> = BTreeMap::new();
         for object in self.recovery.surplus.batch() {
             let (set, up) = (view.set(object), view.up_set(object));

@@ -122,6 +122,9 @@ impl Replica {
     fn read_failed(&mut self, asker: &Header, object: ObjectId, error: &StoreError) {
         if matches!(error, StoreError::Corrupt { .. } | StoreError::Unreadable { .. }) {
             self.damaged.insert(object);
+            if let Some(view) = self.view.clone() {
+                self.want(&view, object, true);
+            }
         }
         self.refuse(asker, refusal_of(error));
     }

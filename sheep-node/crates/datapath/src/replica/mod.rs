@@ -12,7 +12,7 @@ mod timers;
 mod waiting;
 mod write;
 
-use crate::recovery::Recovery;
+use crate::recovery::{FLOORS, Recovery};
 use crate::{Mutants, View};
 use core::time::Duration;
 use hot::HotMarks;
@@ -134,6 +134,8 @@ pub struct Replica {
     pub(crate) hot: HotMarks,
     /// Copies whose map entry is not confirmed.
     pending: BTreeSet<ObjectId>,
+    /// Epochs in which the store held everything it had to.
+    pub(crate) floors: BTreeSet<Epoch>,
     /// Vids that the store has objects of.
     vids: BTreeSet<Vid>,
     pub(crate) recovery: Recovery,
@@ -179,6 +181,7 @@ impl Replica {
             damaged: BTreeSet::new(),
             hot: HotMarks::default(),
             pending: BTreeSet::new(),
+            floors: BTreeSet::new(),
             vids: BTreeSet::new(),
             recovery: Recovery::default(),
             timers: Timers::default(),
@@ -344,12 +347,15 @@ impl Replica {
     /// Builds what is derived from the store's headers.
     fn load(&mut self) {
         for header in self.store.objects(ObjectId(0)) {
+            if header.id.vid() == FLOORS {
+                self.floors.insert(header.validated);
+                continue;
+            }
             if header.pending {
                 self.pending.insert(header.id);
             }
             self.vids.insert(header.id.vid());
         }
-        self.vids.remove(&crate::recovery::FLOOR.vid());
     }
 
     /// Drops objects that belong to no vid, or to another birth, before anything is answered for them. Births
@@ -403,7 +409,7 @@ impl Replica {
     pub(crate) fn submit(&mut self, op: Op, job: Job) {
         if let Op::Write { header, .. } | Op::Replace { header, .. } | Op::SetHeader { header } = &op {
             let object = header.id;
-            if object != crate::recovery::FLOOR {
+            if object.vid() != FLOORS {
                 self.vids.insert(object.vid());
             }
             if header.pending {

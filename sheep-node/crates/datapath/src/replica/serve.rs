@@ -3,7 +3,7 @@
 use super::admit::OBJECTS_PER_REQUEST;
 use super::{Job, Replica};
 use crate::View;
-use crate::recovery::FLOOR;
+use crate::recovery::FLOORS;
 use sheep_store::Op;
 use sheep_types::{BLOCK_SIZE, Birth, Epoch, NodeId, ObjectId, Time, Version, Vid};
 use sheep_wire::{Confirmed, Header, HotObject, Listed, Refusal, Reply, Request};
@@ -206,7 +206,7 @@ impl Replica {
         let epoch = view.epoch();
         let mut listed: Vec<Listed> = self
             .headers_from(from)
-            .filter(|copy| copy.id != FLOOR && view.is_born(copy.id, copy.birth))
+            .filter(|copy| copy.id.vid() != FLOORS && view.is_born(copy.id, copy.birth))
             .filter(|copy| view.in_set_at(epoch, copy.id, member))
             .take(PAGE + 1)
             .map(|copy| Listed {

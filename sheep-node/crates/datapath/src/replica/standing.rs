@@ -5,7 +5,6 @@
 //! `v` to `f`. Everything about validity in this crate rests on this one function of ordered history.
 
 use super::Replica;
-use crate::recovery::FLOOR;
 use crate::{Mutant, View};
 use sheep_store::Header as CopyHeader;
 use sheep_types::{Epoch, Incarnation, ObjectId};
@@ -14,14 +13,14 @@ use sheep_wire::{Standing, StandingKind};
 impl Replica {
     /// The newest epoch at or below `at` in which the copy is known to have been validated.
     ///
-    /// Besides the header there is the floor: an epoch in which this store held everything it had to, current and
-    /// durable. Zero in a header says that the copy was never current, and the floor does not lift that.
+    /// Besides the header there are floors: epochs in which this store held everything it had to, current and
+    /// durable. Zero in a header says that the copy was never current, and no floor lifts that.
     fn validated_by(&self, header: &CopyHeader, at: Epoch) -> Option<Epoch> {
         if header.validated == Epoch(0) {
             return None;
         }
-        let floor = self.raw_header(FLOOR).map_or(Epoch(0), |floor| floor.validated);
-        let lifted = if floor <= at { header.validated.max(floor) } else { header.validated };
+        let floor = self.floors.range(..=at).next_back().copied().unwrap_or_default();
+        let lifted = header.validated.max(floor);
         (lifted <= at).then_some(lifted)
     }
 

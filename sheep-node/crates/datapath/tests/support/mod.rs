@@ -106,6 +106,8 @@ pub(crate) struct Net {
     /// What gateways said, in order.
     pub(crate) said: Vec<(NodeId, GatewayOutput)>,
     pub(crate) loss_percent: u64,
+    /// Now and then a view takes long to reach a node.
+    pub(crate) slow_views: bool,
     pub(crate) mutants: Mutants,
     pub(crate) steps: u64,
     /// Print what happens, packets about this object too.
@@ -142,6 +144,7 @@ impl Net {
             next_request: 0,
             said: Vec::new(),
             loss_percent: 0,
+            slow_views: false,
             mutants,
             steps: 0,
             trace: std::env::var("TRACE").ok(),
@@ -199,6 +202,13 @@ impl Net {
         let config = GatewayConfig { mutants, ..GatewayConfig::default() };
         state.shard = Some(Shard::new(me, replica, Gateway::new(config, me, CLUSTER, now)));
         self.drain(NodeId(node));
+    }
+
+    /// Damages the last durable block of a node's disk: the newest data, where little was written.
+    pub(crate) fn rot_last(&mut self, node: u64) {
+        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
+        let last = *disk.durable_blocks(sheep_store::FileId::BLOCKS).last().unwrap();
+        assert!(disk.rot(sheep_store::FileId::BLOCKS, last, 77));
     }
 
     /// The node loses power. `seed` says what of its unsynced writes survives (0: nothing).
@@ -291,7 +301,8 @@ impl Net {
             }
             state.sent = applied;
             let incarnation = state.me.incarnation.0;
-            let at = self.now + self.rng.micros(100, 3000);
+            let slow = self.slow_views && self.rng.chance(10);
+            let at = self.now + self.rng.micros(100, if slow { 100_000 } else { 3000 });
             let view = self.view_of(node);
             self.push(at, Event::View(node, incarnation, view));
         }
@@ -340,7 +351,7 @@ impl Net {
     fn send(&mut self, packet: Packet) {
         if let Some(trace) = &self.trace {
             let text = format!("{:?}", packet.message);
-            if text.contains(trace.as_str()) {
+            if trace.split('|').any(|part| text.contains(part)) {
                 let text: String = text.chars().take(400).collect();
                 println!(
                     "{:?} {:?} -> {:?} e{} #{} {text}",
@@ -525,6 +536,40 @@ impl Net {
     pub(crate) fn progress(&self) -> Vec<(NodeId, Option<sheep_datapath::Progress>)> {
         let progress = |node: &Node| node.shard.as_ref().and_then(Shard::replica).map(Replica::progress);
         self.nodes.iter().map(|(id, node)| (*id, progress(node))).collect()
+    }
+
+    /// What every replica thinks of objects that some replica cannot bring up to date.
+    pub(crate) fn explain(&self) -> String {
+        use core::fmt::Write;
+        let mut text = String::new();
+        let replicas =
+            || self.nodes.values().filter_map(|node| Some((node.me, node.shard.as_ref()?.replica()?)));
+        let objects: BTreeSet<ObjectId> = replicas().flat_map(|(_, replica)| replica.unrecovered()).collect();
+        for object in objects {
+            writeln!(text, "{object}").unwrap();
+            for epoch in (self.log.state.oldest_epoch().0..=self.log.state.epoch().0).rev().map(Epoch) {
+                let kinds: Vec<String> = replicas()
+                    .filter_map(|(me, replica)| {
+                        let standing = replica.standing_at(object, epoch)?;
+                        let view = self.view_of(me.node);
+                        let set = view.in_set_at(epoch, object, me.node);
+                        let up = view.up_at(epoch, me.node).map(|member| member.incarnation.0);
+                        Some(format!("{:?} set {set} up {up:?}: {:?}", me.node, standing.kind))
+                    })
+                    .collect();
+                writeln!(text, "  {epoch}: {kinds:?}").unwrap();
+            }
+            for (me, replica) in replicas() {
+                writeln!(
+                    text,
+                    "  {me:?} {:?} {:?}",
+                    replica.store().header(object),
+                    replica.store().header(ObjectId(u64::MAX))
+                )
+                .unwrap();
+            }
+        }
+        text
     }
 
     pub(crate) fn replica(&self, node: u64) -> &Replica {

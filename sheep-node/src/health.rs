@@ -1,7 +1,7 @@
 //! How the cluster and this node are, in one word and one sentence for a person.
 
 use crate::handle::{DataStatus, NodeStatus};
-use sheep_state::{ClusterState, NodeRecord, NodeState, Role};
+use sheep_state::{ClusterState, DownCause, NodeRecord, NodeState, Role};
 use sheep_types::{ClusterId, NodeId};
 use std::fmt;
 
@@ -49,7 +49,8 @@ fn assessment(health: Health, message: impl Into<String>) -> Assessment {
 /// Why this node cannot do its part, if it cannot: failed, without cluster, or not in the primary component.
 pub(crate) fn trouble(status: &NodeStatus, data: &DataStatus) -> Option<Assessment> {
     if let Some(why) = status.fatal.as_ref().or(data.failed.as_ref()) {
-        let message = format!("This node has failed: {why}. Look into its log, repair the cause and start it again.");
+        let message =
+            format!("This node has failed: {why}. Look into its log, repair the cause and start it again.");
         return Some(assessment(Health::Failed, message));
     }
     if status.cluster == ClusterId(0) {
@@ -120,7 +121,10 @@ pub(crate) fn assess(status: &NodeStatus, data: &DataStatus) -> Assessment {
         return trouble;
     }
     let Some(state) = status.published.as_ref().map(|published| &*published.state) else {
-        return assessment(Health::NoQuorum, "This node knows nothing of its cluster yet; wait a few seconds.");
+        return assessment(
+            Health::NoQuorum,
+            "This node knows nothing of its cluster yet; wait a few seconds.",
+        );
     };
     let (up, all) = (storage(state).filter(|record| record.state.is_up()).count(), storage(state).count());
     let down: Vec<String> = storage(state)
@@ -163,6 +167,14 @@ pub(crate) fn assess(status: &NodeStatus, data: &DataStatus) -> Assessment {
     assessment(Health::Ok, "All copies are where they belong.")
 }
 
+fn why(cause: DownCause) -> &'static str {
+    match cause {
+        DownCause::Left => "it is not in the ring",
+        DownCause::Restarted => "its last run is over, and it is not back yet",
+        DownCause::Reported => "its data path does not answer",
+    }
+}
+
 /// Everything that this node sees wrong, as sentences. Looks at all volumes.
 pub(crate) fn findings(status: &NodeStatus, data: &DataStatus) -> Vec<String> {
     let whole = assess(status, data);
@@ -174,8 +186,10 @@ pub(crate) fn findings(status: &NodeStatus, data: &DataStatus) -> Vec<String> {
     for record in state.nodes() {
         let who = name(Some(state), record.node);
         match record.state {
-            NodeState::Down { cause, .. } => findings.push(format!("Node {who} is down ({cause:?}).")),
-            NodeState::Out { .. } => findings.push(format!("Node {who} is out: its data was given to others.")),
+            NodeState::Down { cause, .. } => findings.push(format!("Node {who} is down: {}.", why(cause))),
+            NodeState::Out { .. } => {
+                findings.push(format!("Node {who} is out: its data was given to others."))
+            }
             NodeState::Up | NodeState::Leaving => {}
         }
     }

@@ -11,6 +11,9 @@ use prometheus_client::registry::{Registry, Unit};
 use sheep_state::{ClusterState, NodeState, Role};
 use std::fmt;
 
+/// Endings of the published numbers that are not counters.
+const LEVELS: [&str; 3] = ["_waiting", "_clients", "_open"];
+
 /// The metrics of a node.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -72,7 +75,11 @@ impl Collector for NodeCollector {
         let uptime = self.0.started.elapsed().as_secs();
         gauges.with_unit("uptime", "Time since the node's start", Some(&Unit::Seconds), uptime)?;
         gauges.set("primary", "1 while the node is in the primary component", u64::from(status.primary))?;
-        gauges.set("ring_members", "Members of the ring's configuration", status.ring_members.len() as u64)?;
+        gauges.set(
+            "ring_members",
+            "Members of the ring's configuration",
+            status.ring_members.len() as u64,
+        )?;
         gauges.set("term", "Number of the log's term", status.term.number)?;
         gauges.set("voters", "Voters of the log", status.voters.len() as u64)?;
         gauges.set("log_commit_index", "Last entry known to be committed", status.commit.0)?;
@@ -94,8 +101,13 @@ impl Collector for NodeCollector {
             encode_state(&mut gauges, &published.state)?;
         }
         for (name, value) in status.counters.iter().chain(&data.counters) {
-            let name = name.strip_suffix("_total").unwrap_or(name);
-            gauges.counter(name, &name.replace('_', " "), None, *value)?;
+            let help = name.replace('_', " ");
+            // What goes up and down is no counter.
+            if LEVELS.iter().any(|ending| name.ends_with(ending)) {
+                gauges.set(name, &help, *value)?;
+            } else {
+                gauges.counter(name.strip_suffix("_total").unwrap_or(name), &help, None, *value)?;
+            }
         }
         Ok(())
     }
@@ -134,7 +146,7 @@ mod tests {
     #[test]
     fn names_have_the_prefix_units_and_endings() {
         let fake = FakeNode::start();
-        fake.set_status(|status| status.counters = vec![("ring_token_losses", 7)]);
+        fake.set_status(|status| status.counters = vec![("ring_token_losses", 7), ("nbd_clients", 2)]);
         fake.set_data(|data| {
             data.capacity = 1 << 30;
             data.recovery_total = 9;
@@ -152,6 +164,7 @@ mod tests {
             "sheepdog_recovery_objects 5",
             "sheepdog_recovery_bytes_total 5",
             "sheepdog_ring_token_losses_total 7",
+            "sheepdog_nbd_clients 2",
             "# TYPE sheepdog_ring_token_losses counter",
             "sheepdog_uptime_seconds ",
         ] {

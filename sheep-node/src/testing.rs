@@ -4,18 +4,17 @@
 use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::handle::{
-    ControlRequest, DataStatus, NodeHandle, NodeStatus, OpenVolume, OrderError, VolumeAccessError, VolumeRequest,
+    ControlRequest, DataStatus, NodeHandle, NodeStatus, OpenVolume, OrderError, VolumeAccessError,
+    VolumeRequest,
 };
 use crate::inbox::{Inbox, Sender, inbox};
 use mio::{Events, Poll, Token, Waker};
 use sheep_engine::Published;
 use sheep_state::{
-    AccessMode, Addresses, ClusterState, Command, DiskRecord, DiskState, EntryKind, Genesis, NodeUp, Outcome, Refusal,
-    Role, Settings,
+    AccessMode, Addresses, ClusterState, Command, DiskRecord, DiskState, EntryKind, Genesis, NodeUp, Outcome,
+    Refusal, Role, Settings,
 };
-use sheep_types::{
-    ClusterId, CommandSeq, ConfigId, Geometry, Incarnation, LogIndex, Member, NodeId, VdiId,
-};
+use sheep_types::{ClusterId, CommandSeq, ConfigId, Geometry, Incarnation, LogIndex, Member, NodeId, VdiId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -93,7 +92,8 @@ impl Model {
         let gone = || VolumeAccessError::Io("closed".into());
         match request {
             VolumeRequest::Open { vdi, read_only, answer } => {
-                let opened = self.open(vdi, read_only).map_err(|error| VolumeAccessError::Open(error.to_string()));
+                let opened =
+                    self.open(vdi, read_only).map_err(|error| VolumeAccessError::Open(error.to_string()));
                 let _ = answer.send(opened);
             }
             VolumeRequest::Read { handle, offset, len, answer } => {
@@ -127,7 +127,12 @@ impl Model {
             None
         } else {
             match self.order(ME, Command::Lock { vdi, attachment: None, mode, take_from: None })? {
-                Outcome::Locked { generation, .. } => Some(generation),
+                Outcome::Locked { generation, clean, .. } => {
+                    if !clean {
+                        self.order(ME, Command::MarkSettled { vdi, generation })?;
+                    }
+                    Some(generation)
+                }
                 other => panic!("{other:?}"),
             }
         };
@@ -203,7 +208,8 @@ impl FakeNode {
     /// A node without a cluster.
     pub(crate) fn without_cluster() -> Self {
         let (status, status_watch) = watch::channel(Arc::new(first_status()));
-        let (data, data_watch) = watch::channel(Arc::new(DataStatus { recovered: true, ..DataStatus::default() }));
+        let (data, data_watch) =
+            watch::channel(Arc::new(DataStatus { recovered: true, ..DataStatus::default() }));
         let model = Arc::new(Mutex::new(Model {
             state: ClusterState::new(),
             seqs: BTreeMap::new(),
@@ -235,8 +241,12 @@ impl FakeNode {
     pub(crate) fn start() -> Self {
         let fake = Self::without_cluster();
         let settings = Settings { copies: 1, min_copies: 1, ..Settings::default() };
-        let genesis =
-            Genesis { cluster: ClusterId(0xc), geometry: Geometry::default(), settings, voters: vec![ME.node] };
+        let genesis = Genesis {
+            cluster: ClusterId(0xc),
+            geometry: Geometry::default(),
+            settings,
+            voters: vec![ME.node],
+        };
         {
             let mut model = fake.model.lock().unwrap();
             model.apply(&EntryKind::Genesis(genesis));

@@ -118,7 +118,9 @@ impl Layer {
         let layer: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         // A file is read at each start, and a cluster is made once.
         match layer.new {
-            Some(_) => Err("new cannot stand in a configuration file: give --new once, at the first start".into()),
+            Some(_) => {
+                Err("new cannot stand in a configuration file: give --new once, at the first start".into())
+            }
             None => Ok(layer),
         }
     }
@@ -137,12 +139,10 @@ impl Layer {
         // One by one, so that the error can name the variable.
         for (key, value) in table {
             let one = toml::Table::from_iter([(key.clone(), toml::Value::String(value))]);
-            let layer: Self = one
-                .try_into()
-                .map_err(|error: toml::de::Error| {
-                    let why = error.message().to_owned();
-                    format!("environment variable {ENV_PREFIX}{}: {why}", key.to_ascii_uppercase())
-                })?;
+            let layer: Self = one.try_into().map_err(|error: toml::de::Error| {
+                let why = error.message().to_owned();
+                format!("environment variable {ENV_PREFIX}{}: {why}", key.to_ascii_uppercase())
+            })?;
             whole = layer.over(whole);
         }
         Ok(whole)
@@ -251,7 +251,9 @@ fn list<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -> Result<
         Many(Vec<String>),
     }
     let many = match List::deserialize(from)? {
-        List::One(text) => text.split(',').map(|item| item.trim().to_owned()).filter(|s| !s.is_empty()).collect(),
+        List::One(text) => {
+            text.split(',').map(|item| item.trim().to_owned()).filter(|s| !s.is_empty()).collect()
+        }
         List::Many(many) => many,
     };
     many.iter().map(|item| parse(item)).collect::<Result<_, _>>().map(Some)

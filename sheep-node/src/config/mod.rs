@@ -121,9 +121,7 @@ impl Config {
     /// Everything that is wrong, one sentence per line.
     pub(crate) fn build(flags: Layer, env: Layer, file: Layer) -> Result<Self, String> {
         let mut sources = BTreeMap::new();
-        for (layer, source) in
-            [(&file, Source::File), (&env, Source::Environment), (&flags, Source::Flag)]
-        {
+        for (layer, source) in [(&file, Source::File), (&env, Source::Environment), (&flags, Source::Flag)] {
             sources.extend(layer.table().into_iter().map(|(key, _)| (key, source)));
         }
         let given = flags.over(env).over(file);
@@ -180,11 +178,6 @@ impl Config {
     /// that several nodes with default settings run on one machine.
     pub(crate) fn may_move(&self, key: &str) -> bool {
         self.source(key) == Source::Default
-    }
-
-    /// Ring address.
-    pub(crate) fn ring_address(&self) -> SocketAddr {
-        (self.node_listen, self.ring_port).into()
     }
 
     /// Data path address.

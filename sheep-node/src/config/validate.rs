@@ -32,7 +32,9 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
 
 fn directories(config: &Config, problems: &mut Vec<String>) {
     if config.dir.as_os_str().is_empty() {
-        problems.push("no directory is given: run `sheep --new DIR` for a new cluster, or `sheep DIR` to join".into());
+        problems.push(
+            "no directory is given: run `sheep --new DIR` for a new cluster, or `sheep DIR` to join".into(),
+        );
     }
     let control = config.dir.join("control.sock");
     let sockets = [Some(control.as_path()), config.nbd_unix.as_deref()];
@@ -46,7 +48,9 @@ fn directories(config: &Config, problems: &mut Vec<String>) {
         }
     }
     let empty = |path: Option<&Path>| path.is_some_and(|path| path.as_os_str().is_empty());
-    for (key, path) in [("nbd_unix", config.nbd_unix.as_deref()), ("rendezvous", config.rendezvous.as_deref())] {
+    for (key, path) in
+        [("nbd_unix", config.nbd_unix.as_deref()), ("rendezvous", config.rendezvous.as_deref())]
+    {
         if empty(path) {
             problems.push(format!("{key} is empty; write \"none\" to switch it off"));
         }

@@ -2,8 +2,7 @@
 
 use serde::{Serialize, Serializer};
 use std::fmt;
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -82,16 +81,6 @@ impl Serialize for OrNone<PathBuf> {
 pub(crate) struct Seed {
     host: String,
     port: u16,
-}
-
-impl Seed {
-    /// Its addresses now. Blocks while the name is looked up.
-    ///
-    /// # Errors
-    /// The name cannot be resolved.
-    pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
-    }
 }
 
 impl FromStr for Seed {

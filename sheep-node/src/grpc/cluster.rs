@@ -2,14 +2,14 @@
 
 use super::{APPLIED_WAIT, convert, status};
 use crate::config::FirstSettings;
-use crate::handle::{ControlRequest, NodeHandle};
 use crate::control::ControlMessage;
+use crate::handle::{ControlRequest, NodeHandle};
 use crate::health::{self, Health};
 use crate::identity::random;
 use sheep_api::v1::cluster_server::Cluster;
 use sheep_api::v1::{
-    ChangeSettingsReply, ChangeSettingsRequest, CheckReply, CheckRequest, ClusterInfoReply, ClusterInfoRequest,
-    FormatReply, FormatRequest,
+    ChangeSettingsReply, ChangeSettingsRequest, CheckReply, CheckRequest, ClusterInfoReply,
+    ClusterInfoRequest, FormatReply, FormatRequest,
 };
 use sheep_state::{ClusterState, Command, NodeState, Role};
 use sheep_types::ClusterId;
@@ -41,7 +41,11 @@ impl Cluster for Service {
         let (status, data) = (self.node.status(), self.node.data());
         let assessment = health::assess(&status, &data);
         let mut reply = ClusterInfoReply {
-            cluster_id: if status.cluster == ClusterId(0) { String::new() } else { status.cluster.to_string() },
+            cluster_id: if status.cluster == ClusterId(0) {
+                String::new()
+            } else {
+                status.cluster.to_string()
+            },
             primary: status.primary,
             health: assessment.health.to_string(),
             message: assessment.message,
@@ -63,7 +67,9 @@ impl Cluster for Service {
 
     async fn format(&self, request: Request<FormatRequest>) -> Result<Response<FormatReply>, Status> {
         let Some(first) = &self.first else {
-            return Err(Status::failed_precondition("a gateway stores nothing, so it cannot begin a cluster"));
+            return Err(Status::failed_precondition(
+                "a gateway stores nothing, so it cannot begin a cluster",
+            ));
         };
         let request = request.into_inner();
         let mut first = first.clone();

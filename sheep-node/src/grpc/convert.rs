@@ -53,11 +53,7 @@ pub(super) fn node(record: &NodeRecord, status: &NodeStatus) -> v1::Node {
 }
 
 fn lock(holder: Member, generation: Generation) -> v1::Lock {
-    v1::Lock {
-        node: holder.node.to_string(),
-        incarnation: holder.incarnation.0,
-        generation: generation.0,
-    }
+    v1::Lock { node: holder.node.to_string(), incarnation: holder.incarnation.0, generation: generation.0 }
 }
 
 /// A VDI.

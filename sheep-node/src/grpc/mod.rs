@@ -55,7 +55,8 @@ pub(crate) fn serve(
     let unix = bind(&socket);
     async move {
         let routes = routes(&node, first);
-        let (one, other) = tokio::join!(serve_tcp(routes.clone(), tcp), async { serve_unix(routes, unix?).await });
+        let (one, other) =
+            tokio::join!(serve_tcp(routes.clone(), tcp), async { serve_unix(routes, unix?).await });
         for problem in [one, other].into_iter().filter_map(Result::err) {
             error!("the control API has ended: {problem:#}");
         }
@@ -120,7 +121,9 @@ impl NodeHandle {
 
     /// Waits until the applied state is so. `false`: that takes too long.
     async fn wait_state(&self, limit: Duration, mut so: impl FnMut(&ClusterState) -> bool) -> bool {
-        let so = |status: &Arc<NodeStatus>| status.published.as_ref().is_some_and(|published| so(&published.state));
+        let so = |status: &Arc<NodeStatus>| {
+            status.published.as_ref().is_some_and(|published| so(&published.state))
+        };
         self.wait_status(limit, so).await.is_some()
     }
 

@@ -156,6 +156,11 @@ async fn a_smaller_volume_forgets_what_it_loses() {
     let pieces = vec![vec![7u8; MIB as usize]; 4];
     let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
     api.write("disk", 0, &pieces).await.unwrap();
+    // What is refused has cost nothing.
+    for bad in [0, MIB - 512, 2 * MIB + 1] {
+        assert_eq!(api.resize("disk", bad, true).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    assert!(api.read("disk", 0, 0).await.unwrap().iter().all(|byte| *byte == 7));
     assert_eq!(api.resize("disk", 2 * MIB, true).await.unwrap().size_bytes, 2 * MIB);
     let contents = api.fake.contents(sheep_types::VdiId(vdi.id));
     assert!(contents[..2 * MIB as usize].iter().all(|byte| *byte == 7));
@@ -265,11 +270,16 @@ async fn check_gives_the_hash_at_an_index() {
     let state = api.fake.state();
     assert!(check.ok, "{:?}", check.findings);
     assert_eq!((check.applied_index, check.state_hash), (state.applied().0, state.hash()));
-    let request = CreateVdiRequest { name: "wide".into(), size_bytes: MIB, copies: 3, ..CreateVdiRequest::default() };
+    let request =
+        CreateVdiRequest { name: "wide".into(), size_bytes: MIB, copies: 3, ..CreateVdiRequest::default() };
     assert_eq!(api.vdis.create(request).await.unwrap().into_inner().vdi.unwrap().effective_copies, 1);
     let check = api.cluster.check(CheckRequest::default()).await.unwrap().into_inner();
     assert!(!check.ok);
-    assert!(check.findings.iter().any(|finding| finding.contains("wide has at most 1 of 3")), "{:?}", check.findings);
+    assert!(
+        check.findings.iter().any(|finding| finding.contains("wide has at most 1 of 3")),
+        "{:?}",
+        check.findings
+    );
 }
 
 #[tokio::test]

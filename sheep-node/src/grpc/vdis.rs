@@ -6,11 +6,12 @@ use crate::handle::NodeHandle;
 use crate::health;
 use sheep_api::v1::vdis_server::Vdis;
 use sheep_api::v1::{
-    CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest, ReadVdiReply,
-    ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest, WriteVdiReply, WriteVdiRequest,
+    CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest,
+    ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest,
+    WriteVdiReply, WriteVdiRequest,
 };
-use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Outcome, VdiRecord};
-use sheep_types::{Generation, Member, VdiId};
+use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Outcome, Refusal, VdiRecord};
+use sheep_types::{Generation, MIN_VOLUME_SIZE, Member, SECTOR_SIZE, VdiId};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -76,7 +77,9 @@ impl Service {
 
     fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
         let permit = Arc::clone(&self.streams).try_acquire_owned();
-        permit.map_err(|_| Status::resource_exhausted("too many volumes are being read or written on this node"))
+        permit.map_err(|_| {
+            Status::resource_exhausted("too many volumes are being read or written on this node")
+        })
     }
 
     /// One attempt to resize.
@@ -106,7 +109,8 @@ impl Service {
             None => {
                 // Its last holder died: opening it settles it.
                 let volume = Volume::open(&self.node, &record, false).await?;
-                let held = self.node.state().and_then(|state| state.vdi(vdi)?.lock).filter(|lock| lock.holder == me);
+                let held =
+                    self.node.state().and_then(|state| state.vdi(vdi)?.lock).filter(|lock| lock.holder == me);
                 let result = match held {
                     Some(lock) => self.node.command(resize(Guard::Held(lock.generation))).await.map(drop),
                     None => Err(Status::aborted("the VDI has changed hands meanwhile")),
@@ -119,6 +123,10 @@ impl Service {
 
     /// What lies beyond the new end is discarded first, or it would be there again when the VDI grows.
     async fn shrink(&self, record: &VdiRecord, size: u64) -> Result<(), Status> {
+        // A size that will be refused must not cost any data.
+        if size < MIN_VOLUME_SIZE || !size.is_multiple_of(u64::from(SECTOR_SIZE)) {
+            return Err(status::refused(&Refusal::BadSize { size, min: MIN_VOLUME_SIZE, max: record.size }));
+        }
         let volume = Volume::open(&self.node, record, false).await?;
         let zeroed = match volume.zero_from(size).await {
             Ok(()) => volume.flush().await,
@@ -133,7 +141,9 @@ impl Service {
     fn shown(&self, vdi: VdiId) -> Result<sheep_api::v1::Vdi, Status> {
         let state = self.node.state();
         let found = state.as_ref().and_then(|state| Some(convert::vdi(state.vdi(vdi)?, state)));
-        found.ok_or_else(|| Status::aborted("the VDI was changed meanwhile; look whether the command took effect"))
+        found.ok_or_else(|| {
+            Status::aborted("the VDI was changed meanwhile; look whether the command took effect")
+        })
     }
 }
 

@@ -14,6 +14,8 @@ use tonic::Status;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a call waits for the lock to be released after it has closed the volume.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// How long the lock of a volume that is open may take to show in the node's status.
+const SHOWN_WAIT: Duration = Duration::from_secs(1);
 /// Bytes made zero by one request.
 const ZEROES: u64 = 1 << 30;
 
@@ -34,7 +36,13 @@ impl Volume {
         let shared = record.lock.is_some_and(|lock| lock.holder == me);
         let opening = node.volume(|answer| VolumeRequest::Open { vdi, read_only, answer });
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-            Ok(Ok(open)) => Ok(Self { node: node.clone(), vdi, open, shared, closed: false }),
+            Ok(Ok(open)) => {
+                let volume = Self { node: node.clone(), vdi, open, shared, closed: false };
+                // The data thread learns of the grant before the status shows it. Without this, closing would look
+                // at a status from before the grant and find the VDI free.
+                node.wait_state(SHOWN_WAIT, |state| vdis::in_use_by(state, vdi, me)).await;
+                Ok(volume)
+            }
             Ok(Err(error)) => Err(status::no_access(&error)),
             Err(_) => Err(Status::deadline_exceeded(format!(
                 "VDI {} could not be opened within {} s: too few of its copies can be reached",
@@ -54,11 +62,19 @@ impl Volume {
         let handle = self.open.handle;
         let data = self.node.volume(|answer| VolumeRequest::Read { handle, offset, len, answer }).await;
         let data = data.map_err(|error| status::no_access(&error))?;
-        if data.len() == len as usize { Ok(data) } else { Err(Status::internal("the volume gave too few bytes")) }
+        if data.len() == len as usize {
+            Ok(data)
+        } else {
+            Err(Status::internal("the volume gave too few bytes"))
+        }
     }
 
     /// Starts a write; offset and length are multiples of 512. Zeros are not written out.
-    pub(super) fn write(&self, offset: u64, data: Bytes) -> impl Future<Output = Result<(), Status>> + Send + 'static {
+    pub(super) fn write(
+        &self,
+        offset: u64,
+        data: Bytes,
+    ) -> impl Future<Output = Result<(), Status>> + Send + 'static {
         let (handle, len, node) = (self.open.handle, data.len() as u64, self.node.clone());
         async move {
             let done = if data.iter().all(|byte| *byte == 0) {
@@ -76,7 +92,8 @@ impl Volume {
         let mut offset = from;
         while offset < self.size() {
             let len = ZEROES.min(self.size() - offset);
-            let done = self.node.volume(|answer| VolumeRequest::WriteZeroes { handle, offset, len, answer }).await;
+            let done =
+                self.node.volume(|answer| VolumeRequest::WriteZeroes { handle, offset, len, answer }).await;
             done.map_err(|error| status::no_access(&error))?;
             offset += len;
         }

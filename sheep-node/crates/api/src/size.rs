@@ -13,7 +13,11 @@ pub struct SizeError(String);
 
 impl fmt::Display for SizeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is not a size below 16 EiB: write a number and a unit, like 10G, 512M, 1TiB or 4096", self.0)
+        write!(
+            f,
+            "{:?} is not a size below 16 EiB: write a number and a unit, like 10G, 512M, 1TiB or 4096",
+            self.0
+        )
     }
 }
 
@@ -38,7 +42,8 @@ impl FromStr for Size {
         }
         let scale = 1u128 << (10 * power);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() || number.ends_with('.') || fraction.len() > 9 || number.matches('.').count() > 1 {
+        if whole.is_empty() || number.ends_with('.') || fraction.len() > 9 || number.matches('.').count() > 1
+        {
             return Err(error());
         }
         let whole: u128 = whole.parse().map_err(|_| error())?;

@@ -39,13 +39,17 @@ impl Hashes {
 
     /// Entries at which nodes have different states, as sentences.
     fn differences(&self) -> Vec<String> {
-        let differ = self.seen.iter().filter(|(_, hashes)| hashes.values().collect::<BTreeSet<_>>().len() > 1);
+        let differ =
+            self.seen.iter().filter(|(_, hashes)| hashes.values().collect::<BTreeSet<_>>().len() > 1);
         let list = |hashes: &BTreeMap<String, u64>| {
             hashes.iter().map(|(node, hash)| format!("{node} has {hash:016x}")).collect::<Vec<_>>().join(", ")
         };
         differ
             .map(|(index, hashes)| {
-                format!("The nodes' states differ at entry {index}: {}. Stop writing and report this.", list(hashes))
+                format!(
+                    "The nodes' states differ at entry {index}: {}. Stop writing and report this.",
+                    list(hashes)
+                )
             })
             .collect()
     }
@@ -95,11 +99,15 @@ fn findings(answers: &[Answer], hashes: &Hashes) -> Vec<String> {
     let mut findings = hashes.differences();
     let answered = answers.iter().filter(|answer| answer.reply.is_ok()).count();
     if answered > 1 && hashes.common(answered).is_none() {
-        findings.push("The nodes' states could not be compared, because they change too fast; check again.".into());
+        findings.push(
+            "The nodes' states could not be compared, because they change too fast; check again.".into(),
+        );
     }
     for answer in answers {
         match &answer.reply {
-            Err(error) => findings.push(format!("Node {} does not answer: {}.", answer.node, output::describe(error))),
+            Err(error) => {
+                findings.push(format!("Node {} does not answer: {}.", answer.node, output::describe(error)))
+            }
             Ok(reply) => {
                 for finding in &reply.findings {
                     // What all see is told once.
@@ -143,7 +151,13 @@ mod tests {
 
     fn answer(node: &str, applied_index: u64, state_hash: u64, findings: &[&str]) -> Answer {
         let findings: Vec<String> = findings.iter().map(|text| (*text).to_owned()).collect();
-        let reply = CheckReply { ok: findings.is_empty(), findings, state_hash, applied_index, ..CheckReply::default() };
+        let reply = CheckReply {
+            ok: findings.is_empty(),
+            findings,
+            state_hash,
+            applied_index,
+            ..CheckReply::default()
+        };
         Answer { node: node.into(), reply: Ok(reply) }
     }
 
@@ -180,7 +194,8 @@ mod tests {
 
     #[test]
     fn what_all_say_is_told_once_and_silence_too() {
-        let mut answers = vec![answer("a", 5, 1, &["Node x is down."]), answer("b", 5, 1, &["Node x is down."])];
+        let mut answers =
+            vec![answer("a", 5, 1, &["Node x is down."]), answer("b", 5, 1, &["Node x is down."])];
         let seen = hashes(&answers);
         answers.push(Answer { node: "c".into(), reply: Err(anyhow::anyhow!("refused")) });
         assert_eq!(findings(&answers, &seen), ["Node x is down.", "Node c does not answer: refused."]);

@@ -8,7 +8,9 @@ use crate::output;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use sheep_api::Size;
-use sheep_api::v1::{self, ChangeSettingsRequest, ClusterInfoReply, ClusterInfoRequest, FormatRequest, StopRequest};
+use sheep_api::v1::{
+    self, ChangeSettingsRequest, ClusterInfoReply, ClusterInfoRequest, FormatRequest, StopRequest,
+};
 use std::process::ExitCode;
 
 pub(crate) async fn run(server: &Server, format: Format, command: ClusterCommand) -> Result<ExitCode> {
@@ -72,7 +74,7 @@ fn info_json(info: &ClusterInfoReply) -> Value {
 }
 
 fn info_text(info: &ClusterInfoReply) -> String {
-    let settings = info.settings.clone().unwrap_or_default();
+    let settings = info.settings.unwrap_or_default();
     let copies = format!("{} copies, writes need {}", settings.copies(), settings.min_copies());
     output::pairs(&[
         ("Cluster", if info.cluster_id.is_empty() { "none".into() } else { info.cluster_id.clone() }),
@@ -85,7 +87,13 @@ fn info_text(info: &ClusterInfoReply) -> String {
         ("Used", format!("{} of {}", Size(info.used_bytes), Size(info.capacity_bytes))),
         ("VDIs", info.vdis.to_string()),
         ("Redundancy", copies),
-        ("Log", format!("entry {} applied, {} committed, term {}", info.applied_index, info.commit_index, info.term_number)),
+        (
+            "Log",
+            format!(
+                "entry {} applied, {} committed, term {}",
+                info.applied_index, info.commit_index, info.term_number
+            ),
+        ),
         ("Version", info.version.clone()),
     ])
 }
@@ -165,7 +173,7 @@ async fn shutdown(connection: &Connection, format: Format) -> Result<()> {
     if !problems.is_empty() {
         bail!("{stopped} nodes are stopping, but not {}", problems.join("; "));
     }
-    done(format, &format!("{stopped} nodes are stopping"))
+    done(format, &format!("{stopped} {} stopping", if stopped == 1 { "node is" } else { "nodes are" }))
 }
 
 #[cfg(test)]
@@ -186,7 +194,10 @@ mod tests {
             ..ClusterInfoReply::default()
         };
         let text = info_text(&info);
-        assert!(text.starts_with("Cluster        c1\nHealth         degraded\n               1 of 3 copies.\n"), "{text}");
+        assert!(
+            text.starts_with("Cluster        c1\nHealth         degraded\n               1 of 3 copies.\n"),
+            "{text}"
+        );
         assert!(text.contains("Redundancy     3 copies, writes need 2\n"), "{text}");
         let value = info_json(&info);
         assert_eq!(value["objects_to_recover"], 4);

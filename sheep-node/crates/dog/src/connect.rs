@@ -53,7 +53,10 @@ impl Server {
         if self.addresses.len() == 1 {
             return Err(problem);
         }
-        bail!("no node of this machine answers (tried {}); say with -s which to ask", self.addresses.join(", "))
+        bail!(
+            "no node of this machine answers (tried {}); say with -s which to ask",
+            self.addresses.join(", ")
+        )
     }
 }
 
@@ -65,7 +68,8 @@ fn address(text: &str) -> String {
     // A name with a port is never taken for a path by accident: paths are given with a slash, or exist.
     let path = Path::new(text);
     if text.contains('/') || path.is_dir() {
-        let socket = if path.is_dir() || !path.exists() { path.join("control.sock") } else { path.to_path_buf() };
+        let socket =
+            if path.is_dir() || !path.exists() { path.join("control.sock") } else { path.to_path_buf() };
         return format!("unix:{}", socket.display());
     }
     if text.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
@@ -79,8 +83,11 @@ fn announced(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let text = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path()).ok();
     let address = |text: String| text.lines().nth(1).filter(|line| line.contains(':')).map(str::to_owned);
-    let mut found: Vec<String> =
-        entries.flatten().filter(|entry| entry.file_name() != "key").filter_map(|entry| address(text(entry)?)).collect();
+    let mut found: Vec<String> = entries
+        .flatten()
+        .filter(|entry| entry.file_name() != "key")
+        .filter_map(|entry| address(text(entry)?))
+        .collect();
     found.sort();
     found
 }
@@ -91,7 +98,8 @@ impl Connection {
         let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(uri).with_context(|| format!("{address} is not an address"))?;
         let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
-        let channel = endpoint.connect().await.with_context(|| format!("cannot reach a node at {address}"))?;
+        let channel =
+            endpoint.connect().await.with_context(|| format!("cannot reach a node at {address}"))?;
         Ok(Self { channel })
     }
 
@@ -163,7 +171,10 @@ pub(crate) fn pick<'a>(nodes: &'a [Node], word: &str) -> Result<&'a Node> {
     match found[..] {
         [node] => Ok(node),
         [] => bail!("no node {word:?}; `dog node list` shows all"),
-        _ => bail!("{word:?} may be any of {}; write more of its id", found.iter().map(|n| label(n)).collect::<Vec<_>>().join(", ")),
+        _ => bail!(
+            "{word:?} may be any of {}; write more of its id",
+            found.iter().map(|n| label(n)).collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 

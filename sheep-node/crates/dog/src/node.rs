@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use sheep_api::Size;
-use sheep_api::v1::{Node, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest, RemoveNodeRequest, StopRequest};
+use sheep_api::v1::{
+    Node, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest, RemoveNodeRequest, StopRequest,
+};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -126,7 +128,10 @@ fn info_text(info: &NodeInfoReply) -> String {
         ("Version", info.version.clone()),
         ("Run", format!("number {}, up for {}", node.incarnation, output::duration(info.uptime_ms))),
         ("Ring", format!("{}, {} members", info.ring_state, info.ring_members.len())),
-        ("Store", format!("{} of {} in {} objects", Size(info.used_bytes), Size(info.capacity_bytes), info.objects)),
+        (
+            "Store",
+            format!("{} of {} in {} objects", Size(info.used_bytes), Size(info.capacity_bytes), info.objects),
+        ),
         ("Open VDIs", info.open_vdis.to_string()),
     ])
 }
@@ -163,7 +168,12 @@ pub(crate) async fn recoveries(connection: &Connection) -> Result<Vec<(Node, Res
             continue;
         }
         let reply = match other {
-            Ok(other) => other.nodes().recovery(RecoveryRequest {}).await.map(tonic::Response::into_inner).map_err(Into::into),
+            Ok(other) => other
+                .nodes()
+                .recovery(RecoveryRequest {})
+                .await
+                .map(tonic::Response::into_inner)
+                .map_err(Into::into),
             Err(error) => Err(error),
         };
         all.push((node, reply));
@@ -216,7 +226,8 @@ async fn recovery(connection: &Connection, format: Format, watch: bool) -> Resul
 async fn follow(connection: &Connection) -> Result<Vec<(Node, Result<RecoveryReply>)>> {
     let terminal = std::io::stderr().is_terminal();
     let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("recovering {bar:40} {pos}/{len} objects, {msg}").context("style")?;
+    let style =
+        ProgressStyle::with_template("recovering {bar:40} {pos}/{len} objects, {msg}").context("style")?;
     let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
     let mut last = None;
     loop {
@@ -269,7 +280,13 @@ ID    NAME  ROLE     STATE  VOTER  ZONE  WEIGHT  USED     CAPACITY  ADDRESS
 
     #[test]
     fn the_table_of_recovery_shows_who_does_not_answer() {
-        let reply = RecoveryReply { epoch: 4, objects_total: 10, objects_done: 3, bytes_done: 4096, ..RecoveryReply::default() };
+        let reply = RecoveryReply {
+            epoch: 4,
+            objects_total: 10,
+            objects_done: 3,
+            bytes_done: 4096,
+            ..RecoveryReply::default()
+        };
         let all = [
             (node("00aa", "one", "storage", "up"), Ok(reply)),
             (node("00bb", "", "storage", "up"), Err(anyhow::anyhow!("gone"))),
@@ -285,9 +302,16 @@ one (00aa)  4      3/10     4 KiB   recovering
 
     #[test]
     fn json_of_a_node_has_the_facts() {
-        let info = NodeInfoReply { node: Some(node("00aa", "one", "storage", "up")), objects: 9, ..NodeInfoReply::default() };
+        let info = NodeInfoReply {
+            node: Some(node("00aa", "one", "storage", "up")),
+            objects: 9,
+            ..NodeInfoReply::default()
+        };
         let value = info_json(&info);
-        assert_eq!((&value["id"], &value["state"], &value["objects"]), (&json!("00aa"), &json!("up"), &json!(9)));
+        assert_eq!(
+            (&value["id"], &value["state"], &value["objects"]),
+            (&json!("00aa"), &json!("up"), &json!(9))
+        );
         assert!(info_text(&info).starts_with("Node       one (00aa)\n"));
     }
 }

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 
 /// A bar on standard error, if a person looks at it.
 fn bar(length: Option<u64>) -> Result<ProgressBar> {
-    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let template = match length {
         Some(_) => "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
         None => "{spinner} {bytes} {bytes_per_sec}",
@@ -40,7 +41,10 @@ impl Sink {
             }
             None => {
                 let stdout = io::stdout();
-                ensure!(!stdout.is_terminal(), "contents are not for the screen: redirect the output, or use --file");
+                ensure!(
+                    !stdout.is_terminal(),
+                    "contents are not for the screen: redirect the output, or use --file"
+                );
                 Ok(Self::Stdout(stdout))
             }
         }
@@ -187,7 +191,11 @@ mod tests {
             (3 * PIECE, Some(2 * PIECE as u64), vec![PIECE, PIECE]),
         ] {
             let (messages, sent) = pieces(vec![7; len], limit).await;
-            assert_eq!(messages.iter().map(|message| message.data.len()).collect::<Vec<_>>(), sizes, "{len} {limit:?}");
+            assert_eq!(
+                messages.iter().map(|message| message.data.len()).collect::<Vec<_>>(),
+                sizes,
+                "{len} {limit:?}"
+            );
             assert_eq!(sent, sizes.iter().sum::<usize>() as u64);
             assert_eq!((messages[0].name.as_str(), messages[0].offset), ("disk", 5));
             assert!(messages.iter().skip(1).all(|message| message.name.is_empty()));

@@ -86,9 +86,7 @@ async fn show_list(connection: &Connection, format: Format) -> Result<()> {
 }
 
 fn vdi_json(vdi: &Vdi) -> Value {
-    let lock = |lock: &sheep_api::v1::Lock| {
-        json!({"node": lock.node, "incarnation": lock.incarnation, "generation": lock.generation})
-    };
+    let lock = |lock: &sheep_api::v1::Lock| json!({"node": lock.node, "incarnation": lock.incarnation, "generation": lock.generation});
     // In the order of their keys, so that the same VDI always prints the same text.
     let attributes: std::collections::BTreeMap<_, _> = vdi.attributes.iter().collect();
     json!({
@@ -163,11 +161,13 @@ fn vdi_text(vdi: &Vdi, nodes: &[Node]) -> String {
         ("Closed", (if vdi.clean { "cleanly" } else { "no, or not cleanly" }).to_owned()),
         ("Id", format!("{}, vid {}", vdi.id, vdi.vid)),
     ];
-    let attachments: Vec<String> = vdi.attachments.iter().map(|attachment| who(&attachment.node, nodes)).collect();
+    let attachments: Vec<String> =
+        vdi.attachments.iter().map(|attachment| who(&attachment.node, nodes)).collect();
     if !attachments.is_empty() {
         facts.push(("Attached to", attachments.join(", ")));
     }
-    let mut attributes: Vec<String> = vdi.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut attributes: Vec<String> =
+        vdi.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
     attributes.sort();
     if !attributes.is_empty() {
         facts.push(("Attributes", attributes.join(", ")));
@@ -176,7 +176,13 @@ fn vdi_text(vdi: &Vdi, nodes: &[Node]) -> String {
 }
 
 /// An open VDI grows by word of its holder, so the call is repeated there.
-async fn resize(connection: &Connection, format: Format, name: String, size: Size, shrink: bool) -> Result<()> {
+async fn resize(
+    connection: &Connection,
+    format: Format,
+    name: String,
+    size: Size,
+    shrink: bool,
+) -> Result<()> {
     let request = ResizeVdiRequest { name: name.clone(), size_bytes: size.0, allow_shrink: shrink };
     let result = match connection.vdis().resize(request.clone()).await {
         Err(error) => match connection.ask_instead(&error).await {
@@ -204,7 +210,10 @@ fn lock_rows(vdis: Vec<Vdi>) -> Vec<LockRow> {
         let writer = vdi.lock.into_iter().map(|lock| ("write", lock));
         let readers = vdi.readers.into_iter().map(|lock| ("read", lock));
         let name = vdi.name;
-        writer.chain(readers).map(move |(kind, lock)| LockRow { vdi: name.clone(), kind, lock }).collect::<Vec<_>>()
+        writer
+            .chain(readers)
+            .map(move |(kind, lock)| LockRow { vdi: name.clone(), kind, lock })
+            .collect::<Vec<_>>()
     });
     rows.collect()
 }

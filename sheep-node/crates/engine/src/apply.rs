@@ -30,6 +30,7 @@ impl Control {
         match ClusterState::decode_snapshot(snapshot) {
             Ok(state) => {
                 self.state = Arc::new(state);
+                self.break_state();
                 self.outputs
                     .push_back(ControlOutput::Note(format!("took over the state as of entry {}", at.index)));
             }

@@ -55,6 +55,9 @@ pub struct ControlConfig {
     pub maintain_interval: Duration,
     /// How long the answer to a report of an unreachable node is waited for.
     pub report_timeout: Duration,
+    /// Rule of the replicated state to break on purpose, for tests of the checkers.
+    #[cfg(feature = "mutants")]
+    pub state_mutant: Option<sheep_state::Mutant>,
 }
 
 impl ControlConfig {
@@ -67,6 +70,14 @@ impl ControlConfig {
             fetch_timeout: token_loss * 3,
             ..LogConfig::default()
         };
-        Self { ring, log, profile, maintain_interval: token_loss / 4, report_timeout: token_loss * 2 }
+        Self {
+            ring,
+            log,
+            profile,
+            maintain_interval: token_loss / 4,
+            report_timeout: token_loss * 2,
+            #[cfg(feature = "mutants")]
+            state_mutant: None,
+        }
     }
 }

@@ -157,14 +157,15 @@ impl Control {
         };
         // Until the applied state shows this very run up, nothing may be served.
         control.log.set_lease_allowed(false);
+        control.break_state();
         control.drain(now);
         Ok(control)
     }
 
-    /// For simulations: leaves out a rule of the replicated state.
-    #[cfg(feature = "mutants")]
-    pub fn set_state_mutant(&mut self, mutant: Option<sheep_state::Mutant>) {
-        Arc::make_mut(&mut self.state).set_mutant(mutant);
+    /// For tests of the checkers: a new or restored state leaves out the rule that is asked for.
+    pub(crate) fn break_state(&mut self) {
+        #[cfg(feature = "mutants")]
+        Arc::make_mut(&mut self.state).set_mutant(self.config.state_mutant);
     }
 
     /// A datagram, authenticated. Anything may be in it.

@@ -1,6 +1,8 @@
 //! Clients: each writes, reads, flushes and discards on a volume of its own, moves between nodes, and holds
 //! every read against its oracle.
 
+mod rival;
+
 use crate::oracle::{Oracle, ReadTicket, Run, Tag};
 use crate::world::{Event, World};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -46,6 +48,10 @@ pub struct Client {
     pending: BTreeMap<u64, Pending>,
     opened_before: bool,
     clean: bool,
+    /// How often it was opened.
+    sessions: u64,
+    /// Gateways given up that may still think they serve it.
+    rivals: Vec<rival::Rival>,
 }
 
 impl Client {
@@ -61,12 +67,14 @@ impl Client {
             pending: BTreeMap::new(),
             opened_before: false,
             clean: true,
+            sessions: 0,
+            rivals: Vec::new(),
         }
     }
 
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty()
+        self.pending.is_empty() && self.rivals.is_empty()
     }
 }
 
@@ -110,6 +118,7 @@ impl World {
         let think = self.options.think.as_nanos() as u64;
         let pause = self.rng.range(think / 4, think * 2);
         self.schedule(pause, Event::Client(number));
+        self.use_rivals(number);
         match self.clients[number].place {
             // While all is verified the run decides where.
             Place::Away if self.clients[number].verifying.is_some() => {}
@@ -123,6 +132,7 @@ impl World {
         let Some(vdi) = self.clients[number].vdi else { return };
         let running: Vec<usize> = (0..self.nodes.len())
             .filter(|n| self.nodes[*n].running.as_ref().is_some_and(|r| r.shard.is_some()))
+            .filter(|n| !self.clients[number].has_rival(*n))
             .collect();
         let Some(&node) = self.rng.pick(&running) else { return };
         self.open_at(number, node, vdi);
@@ -154,6 +164,9 @@ impl World {
     fn operate(&mut self, number: usize, node: usize) {
         if self.clients[number].verifying.is_some() {
             return self.verify_next(number, node);
+        }
+        if self.nodes[node].paused_until > self.now || self.gives_up(number, node) {
+            return;
         }
         if self.clients[number].pending.len() >= self.options.depth {
             return;
@@ -252,6 +265,7 @@ impl World {
 
     /// A gateway says something about a volume.
     pub fn volume_output(&mut self, node: usize, output: GatewayOutput) {
+        let Some(output) = self.rival_output(node, output) else { return };
         match output {
             GatewayOutput::Opened { handle, .. } => self.opened(node, handle),
             GatewayOutput::OpenFailed { handle, error } => self.open_failed(handle, &error),
@@ -289,6 +303,7 @@ impl World {
             self.counts.take_overs += 1;
         }
         client.opened_before = true;
+        client.sessions += 1;
         client.clean = true;
     }
 
@@ -318,9 +333,18 @@ impl World {
         match (pending, reply) {
             (Pending::Write(tag, sectors), _) => {
                 let holders = self.holders(number, node, &sectors);
+                if self.options.verbose {
+                    let at = self.now as f64 / 1e9;
+                    eprintln!("{at:>12.6} client {number} at {node}: write {tag} to {sectors:?} held by {holders:?}");
+                }
                 self.clients[number].oracle.end_write(tag, holders);
             }
-            (Pending::Flush(covered), _) => self.clients[number].oracle.end_flush(&covered),
+            (Pending::Flush(covered), _) => {
+                if self.options.verbose {
+                    eprintln!("{:>12.6} client {number} at {node}: flushed {covered:?}", self.now as f64 / 1e9);
+                }
+                self.clients[number].oracle.end_flush(&covered);
+            }
             (Pending::Read(ticket), VolumeReply::Read(extents)) => {
                 self.counts.reads += 1;
                 let checked = tags(&extents).and_then(|shown| self.clients[number].oracle.end_read(&ticket, &shown));
@@ -341,6 +365,9 @@ impl World {
     /// The process at a node is gone: clients there have no answers any more.
     pub fn clients_lose(&mut self, node: usize) {
         for number in 0..self.clients.len() {
+            for tag in self.clients[number].lose_rivals(node) {
+                self.clients[number].oracle.fail_write(tag);
+            }
             let here = match self.clients[number].place {
                 Place::Opening(at) | Place::Open(at) | Place::Closing(at) => at == node,
                 Place::Away => false,

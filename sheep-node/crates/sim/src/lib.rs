@@ -7,7 +7,7 @@
 pub mod checks;
 pub mod client;
 pub mod log_disk;
-mod mutants;
+pub mod mutants;
 mod nemesis;
 pub mod net;
 pub mod node;
@@ -15,6 +15,7 @@ pub mod options;
 pub mod oracle;
 pub mod rng;
 pub mod run;
+pub mod scenario;
 pub mod trace;
 pub mod world;
 

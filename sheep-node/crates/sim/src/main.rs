@@ -3,9 +3,12 @@
 use anyhow::{Result, bail};
 use clap::Parser;
 use sheep_sim::checks::Counts;
-use sheep_sim::{Options, run};
+use sheep_sim::{Options, mutants, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::Instant;
+
+mod table;
 
 /// Runs the cluster simulator on one or many seeds.
 #[derive(Parser)]
@@ -17,7 +20,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     count: u64,
     /// Go on after a failure.
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     keep_going: bool,
     /// Print what happens.
     #[arg(long, short)]
@@ -25,28 +28,79 @@ struct Arguments {
     /// The rule to leave out (in builds with the feature `mutants`).
     #[arg(long)]
     mutant: Option<String>,
+    /// Draw options as for this broken variant, but leave nothing out.
+    #[arg(long)]
+    preset: Option<String>,
+    /// Names of all broken variants of this build.
+    #[arg(long)]
+    list_mutants: bool,
+    /// For every broken variant (those that contain the value, if given): which seed catches it first.
+    #[arg(long, num_args = 0..=1, default_missing_value = "")]
+    mutant_table: Option<String>,
+    /// Clients give sessions up without closing them.
+    #[arg(long)]
+    rivals: bool,
     /// Seconds of simulated time with faults.
     #[arg(long)]
     duration: Option<u64>,
 }
 
-#[allow(clippy::print_stdout)]
+/// Seed under way and what its panic said: in builds that abort there is no other way to tell.
+static PANIC: Mutex<(u64, String)> = Mutex::new((0, String::new()));
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    tell_panics();
+    if arguments.list_mutants {
+        mutants::all().iter().for_each(|rule| println!("{:<34} {}", rule.name, rule.rule));
+        return Ok(());
+    }
+    if let Some(part) = &arguments.mutant_table {
+        return table::print(part, arguments.seed, arguments.count);
+    }
+    if let Some(name) = arguments.mutant.as_ref().or(arguments.preset.as_ref()) {
+        mutants::check(name).map_err(anyhow::Error::msg)?;
+    }
+    seeds(&arguments)
+}
+
+/// Keeps what a panic says; prints it at once if the process ends with it.
+fn tell_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.to_string().replace('\n', " ");
+        if let Ok(mut panic) = PANIC.lock() {
+            if cfg!(panic = "abort") {
+                println!("seed {} FAILED: {text}", panic.0);
+            }
+            panic.1 = text;
+        }
+    }));
+}
+
+fn options(arguments: &Arguments, seed: u64) -> Options {
+    let mut options = Options::from_seed(seed);
+    options.verbose = arguments.verbose;
+    options.rivals |= arguments.rivals;
+    options.mutant.clone_from(&arguments.mutant);
+    if let Some(name) = arguments.mutant.as_ref().or(arguments.preset.as_ref()) {
+        mutants::preset(name, &mut options);
+    }
+    if let Some(seconds) = arguments.duration {
+        options.duration = std::time::Duration::from_secs(seconds);
+    }
+    options
+}
+
+fn seeds(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let (mut total, mut failed, mut events) = (Counts::default(), Vec::new(), 0);
     for seed in arguments.seed..arguments.seed + arguments.count {
-        let mut options = Options::from_seed(seed);
-        options.verbose = arguments.verbose;
-        options.mutant.clone_from(&arguments.mutant);
-        if let Some(seconds) = arguments.duration {
-            options.duration = std::time::Duration::from_secs(seconds);
-        }
+        let options = options(arguments, seed);
         if arguments.verbose {
             eprintln!("{options:?}");
         }
-        let report = catch_unwind(AssertUnwindSafe(|| run(options)));
-        let failure = match report {
+        *PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (seed, "panic".into());
+        let failure = match catch_unwind(AssertUnwindSafe(|| run(options))) {
             Ok(report) => {
                 total.add(&report.counts);
                 events += report.events;
@@ -55,7 +109,7 @@ fn main() -> Result<()> {
                 }
                 report.failure
             }
-            Err(_) => Some("panic".into()),
+            Err(_) => Some(PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1.clone()),
         };
         if let Some(failure) = failure {
             println!("seed {seed} FAILED: {failure}");

@@ -1,21 +1,107 @@
-//! Rules left out on purpose, by name, in builds that have them.
+//! Rules left out on purpose, by name, in builds that have them (cargo feature `mutants`).
+//!
+//! Every broken variant of the core crates has a name here (`log:minority-install`), one line about the rule it
+//! leaves out, and a way to make the faults that it needs likely. What catches it is never made for it: the same
+//! checkers look at every run.
 
-use crate::options::Options;
-use sheep_datapath::{GatewayConfig, ReplicaConfig};
-use sheep_engine::ControlConfig;
-use sheep_store::StoreConfig;
+use crate::options::{Fault, Options};
+use core::time::Duration;
 
-/// Breaks the control engine, if asked to.
-pub(crate) fn control(config: &mut ControlConfig, options: &Options) {
-    let _ = (config, options);
+#[cfg(feature = "mutants")]
+mod names;
+
+/// A broken variant, for lists.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Crate and variant, for instance `log:minority-install`.
+    pub name: &'static str,
+    /// The rule that is left out.
+    pub rule: &'static str,
 }
 
-/// Breaks the data path, if asked to.
-pub(crate) fn data(
-    store: &mut StoreConfig,
-    replica: &mut ReplicaConfig,
-    gateway: &mut GatewayConfig,
-    options: &Options,
-) {
-    let _ = (store, replica, gateway, options);
+/// All broken variants of this build: none without the feature.
+pub fn all() -> &'static [Rule] {
+    #[cfg(feature = "mutants")]
+    return names::RULES;
+    #[cfg(not(feature = "mutants"))]
+    &[]
 }
+
+/// Whether a variant can be asked for.
+///
+/// # Errors
+/// A sentence that says why not.
+pub fn check(name: &str) -> Result<(), String> {
+    if all().is_empty() {
+        return Err("this build has no broken variants: build it with --features mutants".into());
+    }
+    if all().iter().any(|rule| rule.name == name) {
+        return Ok(());
+    }
+    Err(format!("no broken variant is called {name:?}: see --list-mutants"))
+}
+
+/// Makes what the variant needs likely: kinds of fault, their frequency, sizes. The checkers stay the same.
+pub fn preset(name: &str, options: &mut Options) {
+    let network = [Fault::Partition, Fault::OneWay, Fault::BrokenPair, Fault::BadNetwork, Fault::Crash];
+    let power = [Fault::PowerCut, Fault::Crash];
+    let replicas = [Fault::Crash, Fault::Partition, Fault::PowerCut, Fault::Pause];
+    options.fault_interval = options.fault_interval.min(Duration::from_millis(2500));
+    match name.split_once(':').unwrap_or_default() {
+        (_, rule) if rule.contains("lease") => {
+            options.faults = vec![Fault::Pause, Fault::Partition, Fault::OneWay];
+            options.rivals = true;
+            options.nodes = options.nodes.max(4);
+            options.think = Duration::from_millis(10);
+        }
+        ("state", "lock-ignores-attachment" | "shared-generation") => options.rivals = true,
+        ("log" | "totem", _) => {
+            options.faults = network.to_vec();
+            options.faults.extend([Fault::SlowDisk, Fault::PowerCut]);
+            options.nodes = options.nodes.max(5);
+            options.fault_interval = Duration::from_millis(1500);
+        }
+        ("store", _) => {
+            options.faults = power.to_vec();
+            options.fault_interval = Duration::from_millis(1500);
+            options.think = Duration::from_millis(10);
+            options.depth = 8;
+        }
+        ("datapath", "delete-on-absence" | "source-at-older-epoch" | "hot-not-inherited") => {
+            options.faults = vec![Fault::Crash, Fault::Partition, Fault::LostDisk];
+            options.nodes = options.nodes.max(5);
+            options.out_delay = Duration::from_secs(4);
+        }
+        _ => {
+            options.faults = replicas.to_vec();
+            options.min_copies = 1;
+            options.think = Duration::from_millis(10);
+            options.rivals = true;
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub(crate) use names::{control, data, keeps_identity};
+
+#[cfg(not(feature = "mutants"))]
+mod none {
+    use crate::options::Options;
+    use sheep_datapath::{GatewayConfig, ReplicaConfig};
+    use sheep_engine::ControlConfig;
+    use sheep_store::StoreConfig;
+
+    /// Breaks nothing in the control engine.
+    pub(crate) fn control(_: &mut ControlConfig, _: &Options) {}
+
+    /// Breaks nothing in the data path.
+    pub(crate) fn data(_: &mut StoreConfig, _: &mut ReplicaConfig, _: &mut GatewayConfig, _: &Options) {}
+
+    /// Identities die with their disks.
+    pub(crate) fn keeps_identity(_: &Options) -> bool {
+        false
+    }
+}
+
+#[cfg(not(feature = "mutants"))]
+pub(crate) use none::{control, data, keeps_identity};

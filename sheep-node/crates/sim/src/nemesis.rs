@@ -124,7 +124,7 @@ impl World {
         self.counts.lost_disks += 1;
         self.crash(node);
         let mut rng = self.rng.fork();
-        self.nodes[node].lose_disks(&mut rng);
+        self.nodes[node].lose_disks(&mut rng, &self.options);
         let after = self.rng.range(50, 3_000) * MS;
         self.schedule(after, Event::Start(node));
     }

@@ -103,10 +103,13 @@ impl Node {
     }
 
     /// Empty disks: whatever starts here is a new node.
-    pub fn lose_disks(&mut self, rng: &mut Rng8) {
+    pub fn lose_disks(&mut self, rng: &mut Rng8, options: &Options) {
         assert!(self.running.is_none(), "disks are lost with the process");
-        self.id = NodeId(rng.any().max(1));
-        self.incarnation = 0;
+        let id = NodeId(rng.any().max(1));
+        if !crate::mutants::keeps_identity(options) {
+            self.id = id;
+            self.incarnation = 0;
+        }
         self.log = LogDisk::default();
         self.disk = VirtualDisk::new(CAPACITY * 2);
         self.formatted = false;

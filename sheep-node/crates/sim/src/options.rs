@@ -72,6 +72,8 @@ pub struct Options {
     pub depth: usize,
     /// Time without faults in which everything must come back.
     pub recovery_limit: Duration,
+    /// Whether clients give sessions up without closing them, and the old gateways are used on.
+    pub rivals: bool,
     /// The rule that is left out, by name, if the build has broken variants.
     pub mutant: Option<String>,
     /// Print what happens.
@@ -107,6 +109,7 @@ impl Options {
             think: Duration::from_millis(rng.range(10, 60)),
             depth: rng.range(1, 8) as usize,
             recovery_limit: Duration::from_secs(120),
+            rivals: false,
             mutant: None,
             verbose: false,
         }

@@ -39,6 +39,8 @@ struct InFlight {
 pub struct ReadTicket {
     sectors: Range<usize>,
     allowed: Vec<Vec<Tag>>,
+    /// Writes that were under way at its start: what it shows of them decides nothing.
+    beside: Vec<Range<usize>>,
     next_tag: Tag,
     session: u64,
 }
@@ -123,6 +125,12 @@ impl Oracle {
         }
     }
 
+    /// A write that must not happen: gives its number, which no read may show.
+    pub fn forbidden_write(&mut self) -> Tag {
+        self.next_tag += 1;
+        self.next_tag - 1
+    }
+
     /// Begins a flush: gives what [`Self::end_flush`] wants.
     pub fn begin_flush(&self) -> Vec<Tag> {
         self.unflushed.iter().map(|write| write.tag).collect()
@@ -158,7 +166,8 @@ impl Oracle {
     /// Begins a read.
     pub fn begin_read(&self, sectors: Range<usize>) -> ReadTicket {
         let allowed = self.sectors[sectors.clone()].to_vec();
-        ReadTicket { sectors, allowed, next_tag: self.next_tag, session: self.session }
+        let beside = self.in_flight.values().map(|write| write.sectors.clone()).collect();
+        ReadTicket { sectors, allowed, beside, next_tag: self.next_tag, session: self.session }
     }
 
     /// Holds what a read showed, a tag per sector, against what it may show.
@@ -188,7 +197,8 @@ impl Oracle {
     /// What has been seen stays, unless a write that may still happen says otherwise.
     fn narrow(&mut self, ticket: &ReadTicket, sector: usize, tag: Tag) {
         let one = sector..sector + 1;
-        let unsettled = self.is_busy(&one) || self.failed.iter().any(|range| range.contains(&sector));
+        let mut open = self.failed.iter().chain(&ticket.beside);
+        let unsettled = self.is_busy(&one) || open.any(|range| range.contains(&sector));
         let untouched = self.sectors[sector] == ticket.allowed[sector - ticket.sectors.start];
         if ticket.session == self.session && !unsettled && untouched && self.sectors[sector].len() > 1 {
             self.sectors[sector] = vec![tag];
@@ -245,6 +255,18 @@ mod tests {
         assert!(read(&mut o, 2..3, &[0]).is_err(), "a holder lives");
         assert!(read(&mut o, 1..2, &[0]).is_ok());
         assert!(read(&mut o, 1..2, &[lost]).is_err(), "decided by the first read");
+    }
+
+    #[test]
+    fn a_read_beside_a_discard_does_not_decide_what_it_leaves() {
+        let mut o = Oracle::new(1 << 20);
+        let tag = o.begin_write(0..1, false, false);
+        o.end_write(tag, vec![]);
+        let discard = o.begin_write(0..1, true, true);
+        let ticket = o.begin_read(0..1);
+        o.end_write(discard, vec![]);
+        assert!(o.end_read(&ticket, &[tag]).is_ok());
+        assert!(read(&mut o, 0..1, &[0]).is_ok());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::net::Net;
 use crate::node::Node;
 use crate::options::Options;
 use crate::rng::Rng8;
+use crate::scenario::Hooks;
 use crate::trace::Trace;
 use bytes::Bytes;
 use sheep_datapath::{GatewayOutput, Shard, ShardOutput, View};
@@ -122,6 +123,8 @@ pub struct World {
     /// Answers to the world's own commands.
     pub answers: BTreeMap<u64, Result<Outcome, Refusal>>,
     timers: BTreeMap<(usize, bool), u64>,
+    /// What a script holds back and catches.
+    pub hooks: Hooks,
 }
 
 impl World {
@@ -156,6 +159,7 @@ impl World {
             violation: None,
             answers: BTreeMap::new(),
             timers: BTreeMap::new(),
+            hooks: Hooks::default(),
             options,
         };
         for index in 0..world.nodes.len() {
@@ -419,7 +423,10 @@ impl World {
         };
         for target in targets {
             for delay in self.net.datagram(node, target, &mut self.rng) {
-                self.schedule(delay, Event::Datagram { to: target, from, packet: packet.clone() });
+                let event = Event::Datagram { to: target, from, packet: packet.clone() };
+                if let Some(event) = self.hooks.pass(node, event) {
+                    self.schedule(delay, event);
+                }
             }
         }
     }
@@ -439,7 +446,9 @@ impl World {
         let Some(running) = &mut self.nodes[node].running else { return };
         running.to_shard = (self.now + delay).max(running.to_shard + 1);
         let after = running.to_shard - self.now;
-        self.schedule(after, Event::ToShard { node, run, message });
+        if let Some(event) = self.hooks.pass(node, Event::ToShard { node, run, message }) {
+            self.schedule(after, event);
+        }
     }
 
     fn queue_to_control(&mut self, node: usize, message: ToControl) {
@@ -501,14 +510,20 @@ impl World {
                 self.queue_to_control(node, ToControl::Order(UNASKED, Box::new(command)));
             }
             ShardOutput::Gateway(GatewayOutput::Send(packet)) => self.send_packet(node, packet),
-            ShardOutput::Gateway(output) => self.volume_output(node, output),
+            ShardOutput::Gateway(output) => {
+                if let Some(output) = self.hooks.catch(node, output) {
+                    self.volume_output(node, output);
+                }
+            }
         }
     }
 
     fn send_packet(&mut self, node: usize, packet: Packet) {
         let Some(to) = self.index_of(packet.to) else { return };
-        if let Some(delay) = self.net.message(node, to, &mut self.rng) {
-            self.schedule(delay, Event::Packet { to, packet: Box::new(packet) });
+        if let Some(delay) = self.net.message(node, to, &mut self.rng)
+            && let Some(event) = self.hooks.pass(node, Event::Packet { to, packet: Box::new(packet) })
+        {
+            self.schedule(delay, event);
         }
     }
 

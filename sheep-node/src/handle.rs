@@ -3,6 +3,9 @@
 //! Control and data run on threads of their own; this handle reaches them by messages and reads what they
 //! publish. Nothing here touches their state.
 
+use crate::control::ControlMessage;
+use crate::data::DataMessage;
+use crate::inbox::{SendError, Sender};
 use bytes::Bytes;
 use sheep_engine::Published;
 use sheep_state::{Command, Outcome, Refusal};
@@ -10,7 +13,6 @@ use sheep_types::{ClusterId, ConfigId, LogIndex, Member, NodeId, VdiId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use crate::inbox::{SendError, Sender};
 use tokio::sync::{oneshot, watch};
 
 /// Longest time that an API call waits for its command to be ordered.
@@ -78,7 +80,7 @@ pub(crate) enum OrderError {
     Refused(Refusal),
     /// Not ordered in time: this node is not in the primary component, or the cluster is overloaded. It may
     /// still be carried out later.
-    #[error("not ordered within {} s: {0}", ORDER_TIMEOUT.as_secs())]
+    #[error("not ordered within {seconds} s: {0}", seconds = ORDER_TIMEOUT.as_secs())]
     Timeout(&'static str),
     /// The control thread did not take it.
     #[error(transparent)]
@@ -126,6 +128,8 @@ pub(crate) enum VolumeRequest {
     Read { handle: u64, offset: u64, len: u32, answer: oneshot::Sender<Result<Bytes, VolumeAccessError>> },
     /// Write bytes.
     Write { handle: u64, offset: u64, data: Bytes, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
+    /// Make a range read as zeros.
+    WriteZeroes { handle: u64, offset: u64, len: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
     /// Make everything durable.
     Flush { handle: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
     /// Drain, flush, release the lock.
@@ -144,8 +148,8 @@ pub(crate) struct OpenVolume {
 /// The running node, as gRPC and HTTP see it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct NodeHandle {
-    pub(crate) control: Sender<ControlRequest>,
-    pub(crate) volumes: Sender<VolumeRequest>,
+    pub(crate) control: Sender<ControlMessage>,
+    pub(crate) volumes: Sender<DataMessage>,
     pub(crate) status: watch::Receiver<Arc<NodeStatus>>,
     pub(crate) data: watch::Receiver<Arc<DataStatus>>,
     pub(crate) started: Instant,
@@ -156,7 +160,7 @@ impl NodeHandle {
     pub(crate) async fn order(&self, command: Command) -> Result<Outcome, OrderError> {
         let (answer, wait) = oneshot::channel();
         let request = ControlRequest::Propose { command, answer };
-        self.control.send(request).map_err(OrderError::NotSent)?;
+        self.control.send(ControlMessage::Request(request)).map_err(OrderError::NotSent)?;
         match tokio::time::timeout(ORDER_TIMEOUT, wait).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(OrderError::Stopping),
@@ -181,7 +185,7 @@ impl NodeHandle {
         request: impl FnOnce(oneshot::Sender<Result<T, VolumeAccessError>>) -> VolumeRequest,
     ) -> Result<T, VolumeAccessError> {
         let (answer, wait) = oneshot::channel();
-        self.volumes.send(request(answer)).map_err(|_| VolumeAccessError::Stopping)?;
+        self.volumes.send(DataMessage::Volume(request(answer))).map_err(|_| VolumeAccessError::Stopping)?;
         wait.await.map_err(|_| VolumeAccessError::Stopping)?
     }
 }

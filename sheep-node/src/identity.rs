@@ -44,7 +44,11 @@ impl NodeDir {
         for sub in ["log", "objects"] {
             fs::create_dir_all(path.join(sub))?;
         }
-        let me = if fresh { Member { node: random_node()?, incarnation: Incarnation(1) } } else { next_run(path)? };
+        let me = if fresh {
+            Member { node: random_node()?, incarnation: Incarnation(1) }
+        } else {
+            next_run(path)?
+        };
         write_durably(&path.join("identity"), identity_text(me).as_bytes(), 0o600)?;
         if fresh {
             // Last: a directory without it is not a node yet.
@@ -108,7 +112,9 @@ impl NodeDir {
 /// Random bytes of the system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
     Ok(bytes)
 }
 

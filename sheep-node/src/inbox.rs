@@ -3,7 +3,7 @@
 use mio::Waker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, TryRecvError, TrySendError};
+use std::sync::mpsc::{self, TrySendError};
 
 /// Most messages that wait; a sender that finds more is told so.
 const LIMIT: usize = 1 << 16;
@@ -71,9 +71,6 @@ impl<T> Inbox<T> {
 
     /// Next message that has come.
     pub(crate) fn next(&self) -> Option<T> {
-        match self.receiver.try_recv() {
-            Ok(message) => Some(message),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.receiver.try_recv().ok()
     }
 }

@@ -29,7 +29,8 @@ use std::process::ExitCode;
 pub fn run() -> ExitCode {
     // What is not text names nothing that we know; a path that is not text is refused where it is used.
     let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let env = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    let env = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
     match cli::invocation(args, env) {
         Ok(Invocation::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! The log's file, on a thread of its own so that no disk ever delays the token.
 
+use crate::control::ControlMessage;
 use crate::inbox::Sender;
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -47,7 +48,7 @@ pub(crate) fn read(path: &Path) -> Result<Bytes> {
 pub(crate) fn start(
     path: PathBuf,
     len: u64,
-    done: Sender<LogWritten>,
+    done: Sender<ControlMessage>,
 ) -> Result<(mpsc::Sender<LogWrite>, JoinHandle<()>)> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
     file.set_len(len)?;
@@ -69,7 +70,7 @@ struct Writer {
 
 impl Writer {
     /// One sync for everything that has come meanwhile.
-    fn run(mut self, receiver: &mpsc::Receiver<LogWrite>, done: &Sender<LogWritten>) {
+    fn run(mut self, receiver: &mpsc::Receiver<LogWrite>, done: &Sender<ControlMessage>) {
         while let Ok(first) = receiver.recv() {
             let mut batch = vec![first];
             batch.extend(receiver.try_iter());
@@ -77,7 +78,7 @@ impl Writer {
             let result = self.write(&batch);
             let failed = result.is_err();
             let message = result.map(|()| last).map_err(|error| format!("{}: {error}", self.path.display()));
-            if done.send(message).is_err() || failed {
+            if done.send(ControlMessage::Written(message)).is_err() || failed {
                 break;
             }
         }

@@ -148,18 +148,22 @@ impl Sealer {
 
     /// Opens a datagram in place; gives the sender and the contents.
     pub(crate) fn open<'a>(&mut self, datagram: &'a mut [u8]) -> Result<(Member, &'a [u8]), OpenError> {
-        let Some((header, body)) = datagram.split_at_mut_checked(HEADER) else { return Err(OpenError::Malformed) };
+        let Some((header, body)) = datagram.split_at_mut_checked(HEADER) else {
+            return Err(OpenError::Malformed);
+        };
         if header.first() != Some(&VERSION) {
             return Err(OpenError::Malformed);
         }
-        let field = |at: usize| header.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let field =
+            |at: usize| header.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
         let sender = Member { node: NodeId(field(8)), incarnation: Incarnation(field(16)) };
         let counter = field(24);
         let known = self.senders.get(&sender.node);
         if known.is_some_and(|known| known.incarnation > sender.incarnation) {
             return Err(OpenError::OldIncarnation);
         }
-        if known.is_some_and(|known| known.incarnation == sender.incarnation && !known.window.is_new(counter)) {
+        if known.is_some_and(|known| known.incarnation == sender.incarnation && !known.window.is_new(counter))
+        {
             return Err(OpenError::Replay);
         }
         let same = known.filter(|known| known.incarnation == sender.incarnation);

@@ -62,7 +62,10 @@ mod tests {
                 assert!(taken.insert(counter), "{counter} twice");
                 window.mark(counter);
             } else {
-                assert!(taken.contains(&counter) || counter == 0 || counter + 960 <= highest, "{counter} refused");
+                assert!(
+                    taken.contains(&counter) || counter == 0 || counter + 960 <= highest,
+                    "{counter} refused"
+                );
             }
         }
     }

@@ -61,7 +61,11 @@ impl Agreement {
             return Ok(());
         }
         let known = *self.committed.entry(place.index).or_insert(place);
-        if known == place { Ok(()) } else { Err(format!("node {node} committed {place:?}, others {known:?}")) }
+        if known == place {
+            Ok(())
+        } else {
+            Err(format!("node {node} committed {place:?}, others {known:?}"))
+        }
     }
 
     /// A node applied everything up to an index and has this state.

@@ -6,7 +6,7 @@ mod rival;
 use crate::oracle::{Oracle, ReadTicket, Run, Tag};
 use crate::world::{Event, World};
 use bytes::{BufMut, Bytes, BytesMut};
-use sheep_datapath::{OpenError, OpenMode, GatewayOutput, ReadExtent, VolumeError, VolumeOp, VolumeReply};
+use sheep_datapath::{GatewayOutput, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::Refusal;
 use sheep_types::{SECTOR_SIZE, VdiId};
 use std::collections::BTreeMap;
@@ -282,7 +282,10 @@ impl World {
                     self.clients[number].place = Place::Away;
                 }
             }
-            GatewayOutput::Resized { .. } | GatewayOutput::Send(_) | GatewayOutput::Propose { .. } | GatewayOutput::Report { .. } => {}
+            GatewayOutput::Resized { .. }
+            | GatewayOutput::Send(_)
+            | GatewayOutput::Propose { .. }
+            | GatewayOutput::Report { .. } => {}
         }
     }
 
@@ -325,7 +328,9 @@ impl World {
         match result {
             Ok(reply) => self.succeeded(number, node, pending, reply),
             Err(VolumeError::Lost | VolumeError::ShuttingDown) => self.failed(number, pending),
-            Err(error) => self.violate(format!("operation of client {number} at node {node} failed: {error}")),
+            Err(error) => {
+                self.violate(format!("operation of client {number} at node {node} failed: {error}"))
+            }
         }
     }
 
@@ -335,19 +340,25 @@ impl World {
                 let holders = self.holders(number, node, &sectors);
                 if self.options.verbose {
                     let at = self.now as f64 / 1e9;
-                    eprintln!("{at:>12.6} client {number} at {node}: write {tag} to {sectors:?} held by {holders:?}");
+                    eprintln!(
+                        "{at:>12.6} client {number} at {node}: write {tag} to {sectors:?} held by {holders:?}"
+                    );
                 }
                 self.clients[number].oracle.end_write(tag, holders);
             }
             (Pending::Flush(covered), _) => {
                 if self.options.verbose {
-                    eprintln!("{:>12.6} client {number} at {node}: flushed {covered:?}", self.now as f64 / 1e9);
+                    eprintln!(
+                        "{:>12.6} client {number} at {node}: flushed {covered:?}",
+                        self.now as f64 / 1e9
+                    );
                 }
                 self.clients[number].oracle.end_flush(&covered);
             }
             (Pending::Read(ticket), VolumeReply::Read(extents)) => {
                 self.counts.reads += 1;
-                let checked = tags(&extents).and_then(|shown| self.clients[number].oracle.end_read(&ticket, &shown));
+                let checked =
+                    tags(&extents).and_then(|shown| self.clients[number].oracle.end_read(&ticket, &shown));
                 if let Err(problem) = checked {
                     self.violate(format!("client {number} at node {node}: {problem}"));
                 }

@@ -30,7 +30,8 @@ impl World {
 
     fn crash_and_restart(&mut self, node: usize) {
         self.crash(node);
-        let after = if self.rng.chance(500_000) { self.rng.range(20, 800) } else { self.rng.range(800, 15_000) };
+        let after =
+            if self.rng.chance(500_000) { self.rng.range(20, 800) } else { self.rng.range(800, 15_000) };
         self.schedule(after * MS, Event::Start(node));
     }
 
@@ -131,7 +132,10 @@ impl World {
 
     fn pairs(&self) -> Vec<(usize, usize)> {
         let count = self.nodes.len();
-        (0..count).flat_map(|from| (0..count).map(move |to| (from, to))).filter(|(from, to)| from != to).collect()
+        (0..count)
+            .flat_map(|from| (0..count).map(move |to| (from, to)))
+            .filter(|(from, to)| from != to)
+            .collect()
     }
 
     /// No more faults: everything that was broken works again.

@@ -146,7 +146,8 @@ impl Node {
     }
 
     fn control_config(&self, options: &Options) -> ControlConfig {
-        let disk = DiskRecord { id: self.store_id, incarnation: Incarnation(1), state: DiskState::Up, weight: 1 };
+        let disk =
+            DiskRecord { id: self.store_id, incarnation: Incarnation(1), state: DiskState::Up, weight: 1 };
         let profile = NodeProfile {
             role: Role::Storage,
             name: format!("node{}", self.index),

@@ -186,7 +186,8 @@ impl Oracle {
             let issued_since = self.ranges.range(ticket.next_tag..).any(later);
             if !allowed.contains(&tag) && !issued_since {
                 let written = self.ranges.get(&tag).is_some_and(|(range, _)| range.contains(&sector));
-                let what = if tag == 0 || written { "stale or lost data" } else { "data never written there" };
+                let what =
+                    if tag == 0 || written { "stale or lost data" } else { "data never written there" };
                 return Err(format!("sector {sector} shows {tag}, may show {allowed:?}: {what}"));
             }
             self.narrow(ticket, sector, tag);

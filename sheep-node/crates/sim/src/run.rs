@@ -92,8 +92,22 @@ fn explain(world: &World) {
             let set: Vec<_> = view.set(object);
             let places: Vec<_> =
                 set.iter().map(|id| world.nodes.iter().find(|n| n.id == *id).map(|n| n.index)).collect();
-            let exists = view.state.vdis().iter().map(|v| format!("{:?} {:?}", v.lock, v.is_clean())).collect::<Vec<_>>();
+            let exists = view
+                .state
+                .vdis()
+                .iter()
+                .map(|v| format!("{:?} {:?}", v.lock, v.is_clean()))
+                .collect::<Vec<_>>();
             eprintln!("node {index} lacks {object}, set {places:?}, volumes {exists:?}");
+            for at in view.oldest_epoch().0..=view.epoch().0 {
+                let at = sheep_types::Epoch(at);
+                let up = view.up_set_at(at, object);
+                eprintln!("  epoch {at}: set {:?}, up {up:?}", view.set_at(at, object));
+            }
+            for node in view.state.nodes() {
+                let index = world.nodes.iter().find(|n| n.id == node.node).map(|n| n.index);
+                eprintln!("  {index:?} {} {:?} recovered {}", node.node, node.state, node.recovered);
+            }
             for (other, replica, _) in replicas() {
                 let oldest = view.oldest_epoch().0;
                 let now = replica.store().header(object);
@@ -181,9 +195,13 @@ fn check_copies(world: &mut World) -> Result<(), String> {
         }
         let members = view.up_set(object);
         if current.len() < wanted.min(members.len()) {
-            return Err(format!("object {object} has {} current copies of {wanted}: {found:?}", current.len()));
+            return Err(format!(
+                "object {object} has {} current copies of {wanted}: {found:?}",
+                current.len()
+            ));
         }
-        let versions: std::collections::BTreeSet<_> = current.iter().map(|(_, header, _)| header.version).collect();
+        let versions: std::collections::BTreeSet<_> =
+            current.iter().map(|(_, header, _)| header.version).collect();
         if versions.len() > 1 {
             return Err(format!("current copies of object {object} differ: {current:?}"));
         }

@@ -361,7 +361,8 @@ impl World {
         }
         self.timers.insert((node, of_shard), at);
         let run = self.nodes[node].incarnation;
-        let event = if of_shard { Event::ShardTimer { node, run } } else { Event::ControlTimer { node, run } };
+        let event =
+            if of_shard { Event::ShardTimer { node, run } } else { Event::ControlTimer { node, run } };
         self.schedule(at - self.now, event);
     }
 
@@ -472,7 +473,8 @@ impl World {
                 let cluster = published.state.cluster();
                 let geometry = published.state.geometry();
                 let Some(running) = &mut self.nodes[node].running else { return };
-                let view = View::advance(running.view.as_deref(), me, cluster, published.index, published.state);
+                let view =
+                    View::advance(running.view.as_deref(), me, cluster, published.index, published.state);
                 let view = Arc::new(view);
                 running.view = Some(Arc::clone(&view));
                 if running.shard.is_none() && cluster != ClusterId(0) {
@@ -499,7 +501,9 @@ impl World {
             ShardOutput::Order(command) => {
                 self.queue_to_control(node, ToControl::Order(UNASKED, Box::new(command)));
             }
-            ShardOutput::StoreFailed => self.violate(format!("node {node}: the store failed without a fault")),
+            ShardOutput::StoreFailed => {
+                self.violate(format!("node {node}: the store failed without a fault"))
+            }
             ShardOutput::Gateway(GatewayOutput::Propose { token, command }) => {
                 self.queue_to_control(node, ToControl::Order(token, Box::new(command)));
             }

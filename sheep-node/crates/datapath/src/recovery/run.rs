@@ -6,7 +6,8 @@ use crate::replica::{Replica, Then};
 use crate::{Mutant, View};
 use core::time::Duration;
 use sheep_store::{Header as CopyHeader, Op};
-use sheep_types::{Birth, Epoch, Member, ObjectId, Time, Version};
+use sheep_state::NodeState;
+use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Time, Version};
 use sheep_wire::{Header, ObjectImage, Refusal, Reply, Request, Standing, StandingKind};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -207,6 +208,7 @@ impl Replica {
             decider: view.up_set(object).first() == Some(&self.me),
             nobody_was_up: view.up_set_at(at, object).is_some_and(|up| up.is_empty()),
             incomplete,
+            unheard: self.unheard(view, object, at, answers),
             answers,
         };
         let verdict = judge(&question);
@@ -234,6 +236,16 @@ impl Replica {
             Verdict::Take(source) => self.take_from(view, object, source),
             Verdict::Decide(source) => self.decide(now, view, object, source),
         }
+    }
+
+    /// Whether a member that was up in an epoch has not answered and may still be in that run. One that is out or
+    /// was removed has been given up, and with it what it alone remembers.
+    fn unheard(&self, view: &View, object: ObjectId, at: Epoch, answers: &BTreeMap<NodeId, Standing>) -> bool {
+        let then = view.up_set_at(at, object).unwrap_or_default();
+        then.iter().filter(|member| !answers.contains_key(&member.node)).any(|member| {
+            let now = view.state.node(member.node);
+            now.is_some_and(|now| now.incarnation == member.incarnation && !matches!(now.state, NodeState::Out { .. }))
+        })
     }
 
     /// Becomes equal to a copy: at once if the own one has its version, for a version names one prefix of the

@@ -26,6 +26,9 @@ pub(crate) struct Question<'a> {
     pub(crate) nobody_was_up: bool,
     /// Not everybody has answered yet.
     pub(crate) incomplete: bool,
+    /// A member that was up in that epoch has not been heard, and may not have restarted since: it may hold in
+    /// memory what was acknowledged and never flushed.
+    pub(crate) unheard: bool,
     /// Answers, this node's own included.
     pub(crate) answers: &'a BTreeMap<NodeId, Standing>,
 }
@@ -85,7 +88,8 @@ pub(crate) fn judge(question: &Question<'_>) -> Verdict {
         return if question.decider { Verdict::Take(source) } else { Verdict::Wait };
     }
     if let Some(source) = best(StandingKind::Restarted) {
-        return if question.decider { Verdict::Decide(source) } else { Verdict::Wait };
+        let decides = question.decider && !question.unheard;
+        return if decides { Verdict::Decide(source) } else { Verdict::Wait };
     }
     if !any(StandingKind::Never) && !question.nobody_was_up {
         return Verdict::Wait;
@@ -115,6 +119,7 @@ mod tests {
             decider,
             nobody_was_up: false,
             incomplete: false,
+            unheard: false,
             answers: &answers,
         })
     }
@@ -165,10 +170,30 @@ mod tests {
             decider: true,
             nobody_was_up: true,
             incomplete: false,
+            unheard: false,
             answers: &answers,
         };
         assert_eq!(judge(&question), Verdict::Older);
         question.incomplete = true;
         assert_eq!(judge(&question), Verdict::Wait);
+    }
+
+    #[test]
+    fn nothing_is_decided_while_a_copy_in_memory_may_come_back() {
+        let answers = BTreeMap::from([(ME, standing(Restarted, Some(4)))]);
+        let mut question = Question {
+            at: Epoch(4),
+            present: Epoch(5),
+            oldest: Epoch(3),
+            me: ME,
+            decider: true,
+            nobody_was_up: false,
+            incomplete: false,
+            unheard: true,
+            answers: &answers,
+        };
+        assert_eq!(judge(&question), Verdict::Wait);
+        question.unheard = false;
+        assert_eq!(judge(&question), Verdict::Decide(source(1, 4, false)));
     }
 }

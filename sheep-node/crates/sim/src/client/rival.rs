@@ -33,7 +33,8 @@ impl Client {
 
     /// The process is gone, and its gateway with it.
     pub(super) fn lose_rivals(&mut self, node: usize) -> Vec<u64> {
-        let (gone, rest) = core::mem::take(&mut self.rivals).into_iter().partition(|rival| rival.node == node);
+        let (gone, rest) =
+            core::mem::take(&mut self.rivals).into_iter().partition(|rival| rival.node == node);
         self.rivals = rest;
         let gone: Vec<Rival> = gone;
         let current = |rival: &Rival| rival.session == self.sessions;

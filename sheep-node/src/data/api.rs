@@ -1,0 +1,122 @@
+//! Volume requests of the control API.
+
+use super::volumes::{Opened, VolumeId, Waiter};
+use super::{DataThread, IoOwner};
+use crate::handle::{DataStatus, OpenVolume, VolumeAccessError, VolumeRequest};
+use bytes::{Bytes, BytesMut};
+use sheep_datapath::{OpenError, ReadExtent, Shard, VolumeError, VolumeOp, VolumeReply};
+use sheep_types::Time;
+use tokio::sync::oneshot;
+
+/// A call that waits for an operation.
+pub(super) enum ApiIo {
+    Read(oneshot::Sender<Result<Bytes, VolumeAccessError>>),
+    Done(oneshot::Sender<Result<(), VolumeAccessError>>),
+}
+
+impl ApiIo {
+    pub(super) fn done(self, result: Result<VolumeReply, VolumeError>) {
+        let result = result.map_err(|error| VolumeAccessError::Io(error.to_string()));
+        match self {
+            Self::Read(answer) => {
+                let _ = answer.send(result.map(|reply| match reply {
+                    VolumeReply::Read(extents) => contents(extents),
+                    VolumeReply::Done | VolumeReply::BlockStatus(_) => Bytes::new(),
+                }));
+            }
+            Self::Done(answer) => {
+                let _ = answer.send(result.map(|_| ()));
+            }
+        }
+    }
+}
+
+fn contents(extents: Vec<ReadExtent>) -> Bytes {
+    let mut all = BytesMut::with_capacity(extents.iter().map(ReadExtent::len).sum());
+    for extent in extents {
+        match extent {
+            ReadExtent::Data(data) => all.extend_from_slice(&data),
+            ReadExtent::Hole(len) => all.resize(all.len() + len as usize, 0),
+        }
+    }
+    all.freeze()
+}
+
+/// Tells a call that its volume is open. `false`: the caller has gone.
+pub(super) fn opened(
+    answer: oneshot::Sender<Result<OpenVolume, VolumeAccessError>>,
+    volume: VolumeId,
+    opened: Opened,
+) -> bool {
+    answer.send(Ok(OpenVolume { handle: volume, size: opened.size })).is_ok()
+}
+
+pub(super) fn open_failed(
+    answer: oneshot::Sender<Result<OpenVolume, VolumeAccessError>>,
+    problem: &OpenError,
+) {
+    let _ = answer.send(Err(VolumeAccessError::Open(problem.to_string())));
+}
+
+impl DataThread {
+    pub(super) fn api(&mut self, now: Time, request: VolumeRequest) {
+        match request {
+            VolumeRequest::Open { vdi, read_only, answer } => {
+                if self.shard.is_none() {
+                    let why = "this node does not know its cluster yet".to_string();
+                    let _ = answer.send(Err(VolumeAccessError::Open(why)));
+                } else {
+                    self.open(now, vdi, read_only, Waiter::Api(answer));
+                }
+            }
+            VolumeRequest::Read { handle, offset, len, answer } => {
+                self.api_io(now, handle, VolumeOp::Read { offset, len }, ApiIo::Read(answer));
+            }
+            VolumeRequest::Write { handle, offset, data, answer } => {
+                let op = VolumeOp::Write { offset, data, fua: false };
+                self.api_io(now, handle, op, ApiIo::Done(answer));
+            }
+            VolumeRequest::WriteZeroes { handle, offset, len, answer } => {
+                let op = VolumeOp::WriteZeroes { offset, len, fua: false, no_hole: false, fast_zero: false };
+                self.api_io(now, handle, op, ApiIo::Done(answer));
+            }
+            VolumeRequest::Flush { handle, answer } => {
+                self.api_io(now, handle, VolumeOp::Flush, ApiIo::Done(answer));
+            }
+            VolumeRequest::Close { handle, answer } => {
+                let action = self.volumes.release(handle);
+                self.act(now, action);
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    fn api_io(&mut self, now: Time, volume: VolumeId, op: VolumeOp, waiting: ApiIo) {
+        self.last_io += 1;
+        self.ios.insert(self.last_io, IoOwner::Api(waiting));
+        if let Some(shard) = &mut self.shard {
+            shard.gateway().submit(now, volume, self.last_io, op);
+        }
+    }
+}
+
+/// Fills in what the shard says of itself.
+pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
+    let Some(replica) = shard.replica() else { return };
+    let (usage, progress, counters) = (replica.store().usage(), replica.progress(), replica.status());
+    status.capacity = usage.capacity;
+    status.used = usage.used;
+    status.objects = usage.objects;
+    status.recovery_epoch = progress.epoch.0;
+    status.recovery_total = progress.objects_left + progress.objects_done;
+    status.recovery_done = progress.objects_done;
+    status.recovery_bytes = progress.bytes_done;
+    status.recovered = progress.complete;
+    status.counters.extend([
+        ("replica_requests_waiting", counters.waiting as u64),
+        ("replica_requests_refused_busy", counters.busy),
+        ("replica_packets_foreign", counters.foreign),
+        ("recovery_objects_lost", progress.objects_lost),
+        ("recovery_objects_surplus", progress.objects_surplus),
+    ]);
+}

@@ -1,0 +1,189 @@
+//! Open volumes and who uses them. All users of a VDI on this node share one volume, so that one flush covers
+//! them all; it is closed, and its lock released, when the last one has gone.
+
+use crate::handle::{OpenVolume, VolumeAccessError};
+use mio::Token;
+use sheep_types::VdiId;
+use std::collections::BTreeMap;
+use tokio::sync::oneshot;
+
+/// Names a volume at the gateway, and at most one at a time.
+pub(crate) type VolumeId = u64;
+
+/// An open volume.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opened {
+    pub(super) size: u64,
+    pub(super) read_only: bool,
+}
+
+/// Who waits for a volume to be opened.
+pub(super) enum Waiter {
+    /// An NBD client.
+    Client(Token),
+    /// A call of the control API.
+    Api(oneshot::Sender<Result<OpenVolume, VolumeAccessError>>),
+}
+
+enum State {
+    Opening(Vec<Waiter>),
+    Open(Opened),
+    /// Being closed; whoever wants it meanwhile waits and it is opened anew.
+    Closing(Vec<Waiter>),
+}
+
+struct Volume {
+    vdi: VdiId,
+    read_only: bool,
+    users: usize,
+    state: State,
+}
+
+/// What the data thread has to do at the gateway.
+pub(super) enum Action {
+    Open { volume: VolumeId, vdi: VdiId, read_only: bool },
+    Close(VolumeId),
+    Nothing,
+}
+
+/// All volumes of this node.
+#[derive(Default)]
+pub(super) struct Volumes {
+    volumes: BTreeMap<VolumeId, Volume>,
+    last: VolumeId,
+}
+
+impl Volumes {
+    pub(super) fn len(&self) -> usize {
+        self.volumes.len()
+    }
+
+    /// Somebody wants the VDI. If it is open already, the waiter comes back with what is known.
+    pub(super) fn want(
+        &mut self,
+        vdi: VdiId,
+        read_only: bool,
+        waiter: Waiter,
+    ) -> (Action, Option<(Waiter, VolumeId, Opened)>) {
+        let known = self.volumes.iter_mut().find(|(_, v)| v.vdi == vdi && v.read_only == read_only);
+        if let Some((id, volume)) = known {
+            match &mut volume.state {
+                State::Opening(waiters) | State::Closing(waiters) => waiters.push(waiter),
+                State::Open(opened) => {
+                    volume.users += 1;
+                    return (Action::Nothing, Some((waiter, *id, *opened)));
+                }
+            }
+            return (Action::Nothing, None);
+        }
+        (self.open(vdi, read_only, vec![waiter]), None)
+    }
+
+    fn open(&mut self, vdi: VdiId, read_only: bool, waiters: Vec<Waiter>) -> Action {
+        self.last += 1;
+        let state = State::Opening(waiters);
+        self.volumes.insert(self.last, Volume { vdi, read_only, users: 0, state });
+        Action::Open { volume: self.last, vdi, read_only }
+    }
+
+    /// The gateway has opened it: who waited.
+    pub(super) fn opened(&mut self, id: VolumeId, opened: Opened) -> Vec<Waiter> {
+        let Some(volume) = self.volumes.get_mut(&id) else { return Vec::new() };
+        match core::mem::replace(&mut volume.state, State::Open(opened)) {
+            State::Opening(waiters) => {
+                volume.users = waiters.len();
+                waiters
+            }
+            State::Open(_) | State::Closing(_) => Vec::new(),
+        }
+    }
+
+    /// The gateway could not open it: who waited.
+    pub(super) fn failed(&mut self, id: VolumeId) -> Vec<Waiter> {
+        match self.volumes.remove(&id).map(|volume| volume.state) {
+            Some(State::Opening(waiters) | State::Closing(waiters)) => waiters,
+            Some(State::Open(_)) | None => Vec::new(),
+        }
+    }
+
+    /// A user has gone.
+    pub(super) fn release(&mut self, id: VolumeId) -> Action {
+        let Some(volume) = self.volumes.get_mut(&id) else { return Action::Nothing };
+        volume.users = volume.users.saturating_sub(1);
+        if volume.users == 0 && matches!(volume.state, State::Open(_)) {
+            volume.state = State::Closing(Vec::new());
+            return Action::Close(id);
+        }
+        Action::Nothing
+    }
+
+    /// The gateway serves it no longer: its users are told elsewhere; the handle is to be closed.
+    pub(super) fn lost(&mut self, id: VolumeId) -> Action {
+        match self.volumes.get_mut(&id) {
+            Some(volume) if matches!(volume.state, State::Open(_)) => {
+                volume.state = State::Closing(Vec::new());
+                Action::Close(id)
+            }
+            Some(_) | None => Action::Nothing,
+        }
+    }
+
+    /// The gateway has closed it; it is opened again if somebody has come meanwhile.
+    pub(super) fn closed(&mut self, id: VolumeId) -> Action {
+        match self.volumes.remove(&id) {
+            Some(Volume { vdi, read_only, state: State::Closing(waiters), .. }) if !waiters.is_empty() => {
+                self.open(vdi, read_only, waiters)
+            }
+            Some(_) | None => Action::Nothing,
+        }
+    }
+
+    /// Changes what later users are told of the size.
+    pub(super) fn resized(&mut self, id: VolumeId, size: u64) {
+        if let Some(Volume { state: State::Open(opened), .. }) = self.volumes.get_mut(&id) {
+            opened.size = size;
+        }
+    }
+
+    /// All that are open or being opened.
+    pub(super) fn ids(&self) -> Vec<VolumeId> {
+        self.volumes.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPENED: Opened = Opened { size: 1, read_only: false };
+
+    fn client(n: usize) -> Waiter {
+        Waiter::Client(Token(n))
+    }
+
+    #[test]
+    fn users_share_a_volume_and_the_last_one_closes_it() {
+        let mut volumes = Volumes::default();
+        let (Action::Open { volume, .. }, None) = volumes.want(VdiId(1), false, client(1)) else { panic!() };
+        assert!(matches!(volumes.want(VdiId(1), false, client(2)), (Action::Nothing, None)));
+        assert_eq!(volumes.opened(volume, OPENED).len(), 2);
+        assert!(matches!(volumes.want(VdiId(1), false, client(3)), (Action::Nothing, Some(_))));
+        assert!(matches!(volumes.release(volume), Action::Nothing));
+        assert!(matches!(volumes.release(volume), Action::Nothing));
+        assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
+        assert!(matches!(volumes.closed(volume), Action::Nothing));
+        assert_eq!(volumes.len(), 0);
+    }
+
+    #[test]
+    fn who_comes_while_it_closes_gets_it_anew() {
+        let mut volumes = Volumes::default();
+        let (Action::Open { volume, .. }, _) = volumes.want(VdiId(1), false, client(1)) else { panic!() };
+        volumes.opened(volume, OPENED);
+        assert!(matches!(volumes.lost(volume), Action::Close(_)));
+        assert!(matches!(volumes.want(VdiId(1), false, client(2)), (Action::Nothing, None)));
+        let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
+        assert_ne!(again, volume);
+        assert_eq!(volumes.opened(again, OPENED).len(), 1);
+    }
+}

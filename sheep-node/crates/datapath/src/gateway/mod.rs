@@ -7,7 +7,7 @@
 //! | Module | What it does |
 //! |--------|--------------|
 //! | `open` | lock, lease of the former holder, giving the lock back |
-//! | `settle` | after a holder that did not end cleanly: copies made equal |
+//! | `settle`, `coverage` | after a holder that did not end cleanly: copies made equal |
 //! | `io` | operations cut into parts, and put together again |
 //! | `write`, `object` | versions, members that hold a write, sending again |
 //! | `read` | choosing a member, checking what it sends |
@@ -18,6 +18,7 @@
 //! Why it is right: `docs/internals/gateway.md`.
 
 mod api;
+mod coverage;
 mod flush;
 mod io;
 mod map;

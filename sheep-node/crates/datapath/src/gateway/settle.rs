@@ -2,6 +2,7 @@
 //! under way is made equal to one of them, and all is made durable, before anything is served.
 
 use super::api::OpenError;
+use super::coverage::is_covered;
 use super::shared::{Core, Tag};
 use super::volume::{Phase, Volume};
 use sheep_types::{Epoch, Member, ObjectId, ObjectKind, Time, Version};
@@ -26,6 +27,8 @@ enum Stage {
     Start,
     /// Hot objects are being listed.
     Listing,
+    /// Members that may have objects that nobody else knows of are away. A new epoch begins anew.
+    Missing,
     /// Hot objects are being made equal.
     Equalizing,
     /// Everything becomes durable.
@@ -107,10 +110,7 @@ impl Volume {
                 let vid = self.vid;
                 self.ask_everybody(core, Tag::SettleList, &Request::Settle { vid, after: None });
             }
-            Stage::Listing if settle.waiting.is_empty() => {
-                settle.stage = Stage::Equalizing;
-                self.step_objects(core);
-            }
+            Stage::Listing if settle.waiting.is_empty() => self.end_listing(core),
             Stage::Equalizing => self.step_objects(core),
             Stage::Flushing if settle.waiting.is_empty() => {
                 settle.stage = Stage::Closing;
@@ -118,7 +118,7 @@ impl Volume {
                 self.ask_everybody(core, Tag::SettleDone, &request);
             }
             Stage::Closing if settle.waiting.is_empty() => self.end_settling(core),
-            Stage::Listing | Stage::Flushing | Stage::Closing => {}
+            Stage::Listing | Stage::Missing | Stage::Flushing | Stage::Closing => {}
         }
     }
 
@@ -191,6 +191,17 @@ impl Volume {
             None => {
                 settle.waiting.remove(&from);
             }
+        }
+    }
+
+    /// Everybody has listed what it has: is it all there is?
+    fn end_listing(&mut self, core: &mut Core) {
+        let since = self.settled_before(core);
+        let covered = is_covered(&core.view(), self.vid, self.geometry, self.size, since);
+        let settle = settle!(self);
+        settle.stage = if covered { Stage::Equalizing } else { Stage::Missing };
+        if covered {
+            self.step_objects(core);
         }
     }
 

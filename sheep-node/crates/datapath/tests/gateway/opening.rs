@@ -225,3 +225,63 @@ fn settling_begins_again_when_the_epoch_changes() {
     assert!(world.opened(101, next));
     assert_eq!(read(&mut world, 101, next, 0, 4096), vec![1; 4096]);
 }
+
+/// Five nodes, two copies: the members of a new object are cut off together with its holder.
+fn cut_off() -> (World, VdiId, u64, Vec<u64>) {
+    let settings = Settings { copies: 2, min_copies: 1, flush_interval_ms: 600_000, ..Settings::default() };
+    let mut world = World::new(5, settings, 7);
+    let vdi = world.create(4 << 20);
+    let handle = world.open(100, vdi);
+    world.act(100, handle, write(0, 4096, 1)).unwrap();
+    let object = ObjectId::data(world.vid(vdi), 0);
+    let holders = world.replicas.iter().filter(|(_, replica)| replica.memory.contains_key(&object));
+    let holders: Vec<u64> = holders.map(|(node, _)| node.0).collect();
+    assert_eq!(holders.len(), 2);
+    for node in &holders {
+        world.cut(*node);
+    }
+    world.kill_gateway(100);
+    let next = world.begin_open(101, vdi, OpenMode::Write);
+    world.run(Duration::from_secs(10));
+    assert!(!world.opened(101, next), "nobody who could know of new objects is there");
+    (world, vdi, next, holders)
+}
+
+#[test]
+fn a_take_over_waits_for_those_who_may_know_of_new_objects() {
+    let (mut world, _, next, holders) = cut_off();
+    // The first to be cut off cannot tell what the other one was given when it was alone.
+    world.rejoin(holders[0]);
+    world.recover();
+    world.run(Duration::from_secs(1));
+    assert!(!world.opened(101, next));
+    world.rejoin(holders[1]);
+    world.recover();
+    world.run(Duration::from_secs(1));
+    assert!(world.opened(101, next));
+    assert_eq!(read(&mut world, 101, next, 0, 4096), vec![1; 4096]);
+}
+
+#[test]
+fn members_that_are_out_are_given_up() {
+    let (mut world, _, next, holders) = cut_off();
+    world.out(holders[0]);
+    world.run(Duration::from_secs(1));
+    assert!(!world.opened(101, next), "one may still come back");
+    world.out(holders[1]);
+    world.run(Duration::from_secs(1));
+    assert!(world.opened(101, next));
+    assert_eq!(read(&mut world, 101, next, 0, 4096), vec![0; 4096]);
+}
+
+#[test]
+fn restarted_members_know_what_they_know() {
+    let (mut world, _, next, holders) = cut_off();
+    for node in &holders {
+        world.crash(*node);
+        world.start(*node);
+    }
+    world.recover();
+    world.run(Duration::from_secs(1));
+    assert!(world.opened(101, next), "what they had in memory is lost for good");
+}

@@ -250,17 +250,7 @@ fn a_flush_covers_members_that_joined_since() {
     }
     // Out of the ring goes node 1: other nodes take its places.
     world.crash(1);
-    let me = world.gateways[&NodeId(101)].0;
-    let down = world.state.node(NodeId(1)).unwrap().clone();
-    let sheep_state::NodeState::Down { since, .. } = down.state else { panic!("{:?}", down.state) };
-    let out = sheep_state::Command::ProposeOut {
-        node: NodeId(1),
-        incarnation: down.incarnation,
-        down_since: since,
-        by_operator: true,
-    };
-    world.order_now(me, out).unwrap();
-    world.publish();
+    world.out(1);
     world.recover();
     world.run(Duration::from_secs(3));
     world.act(100, handle, VolumeOp::Flush).unwrap();

@@ -5,8 +5,8 @@ use sheep_datapath::{
     Gateway, GatewayConfig, GatewayOutput, OpenMode, View, VolumeError, VolumeOp, VolumeReply,
 };
 use sheep_state::{
-    Addresses, ClusterState, Command, CreateVdi, DiskRecord, DiskState, EntryKind, Genesis, NodeUp, Outcome,
-    Refusal, Role, Settings,
+    Addresses, ClusterState, Command, CreateVdi, DiskRecord, DiskState, EntryKind, Genesis, NodeState,
+    NodeUp, Outcome, Refusal, Role, Settings,
 };
 use sheep_types::{
     ClusterId, CommandSeq, ConfigId, Geometry, Incarnation, LogIndex, Member, NodeId, ObjectId, Time, VdiId,
@@ -209,6 +209,35 @@ impl World {
         let replica = self.replicas.get_mut(&NodeId(node)).unwrap();
         replica.restart(Incarnation(replica.me.incarnation.0 + 1));
         self.reconfigure();
+    }
+
+    /// A storage node is cut off; it keeps what it has in memory.
+    pub(crate) fn cut(&mut self, node: u64) {
+        self.down.insert(NodeId(node));
+        self.reconfigure();
+    }
+
+    /// It is back, in the same run.
+    pub(crate) fn rejoin(&mut self, node: u64) {
+        self.down.remove(&NodeId(node));
+        let me = self.replicas[&NodeId(node)].me;
+        let NodeState::Down { since, .. } = self.state.node(me.node).unwrap().state else {
+            panic!("not down")
+        };
+        let up = NodeUp { seen_down_since: Some(since), ..node_up(Role::Storage) };
+        self.order_now(me, Command::NodeUp(up)).unwrap();
+        self.publish();
+    }
+
+    /// A node that is down is given up.
+    pub(crate) fn out(&mut self, node: u64) {
+        let me = self.gateways.values().next().unwrap().0;
+        let record = self.state.node(NodeId(node)).unwrap();
+        let (node, incarnation) = (record.node, record.incarnation);
+        let NodeState::Down { since, .. } = record.state else { panic!("not down") };
+        let out = Command::ProposeOut { node, incarnation, down_since: since, by_operator: true };
+        self.order_now(me, out).unwrap();
+        self.publish();
     }
 
     /// It comes back; its copies are not current before [`World::recover`].

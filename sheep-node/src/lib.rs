@@ -41,7 +41,18 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// A panic on any thread ends the process: half a node must not go on. (Not `panic = "abort"`, which would make
+/// tests build everything twice.)
+fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}
+
 fn run_node(config: &config::Config) -> ExitCode {
+    abort_on_panic();
     if let Err(problem) = telemetry::start(config) {
         return usage(&format!("{problem:#}"));
     }

@@ -132,7 +132,8 @@ impl Control {
         now: Time,
     ) -> Result<Self, ControlError> {
         config.log.validate()?;
-        let mut ring = Ring::new(config.ring.clone(), me, recovered.cluster(), recovered.number(), seed, now)?;
+        let mut ring =
+            Ring::new(config.ring.clone(), me, recovered.cluster(), recovered.number(), seed, now)?;
         // When links break, the side with the voters goes on.
         ring.set_weight(if config.profile.role == Role::Gateway { 0 } else { 1 });
         let log = Log::open(config.log.clone(), me, recovered, now);

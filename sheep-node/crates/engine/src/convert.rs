@@ -56,7 +56,9 @@ pub(crate) fn note_to_ring(from: sheep_log::Note) -> totem::Note {
 pub(crate) fn entry(from: &sheep_log::CommittedKind) -> EntryKind {
     use sheep_log::CommittedKind as Kind;
     match from {
-        Kind::Genesis { command, .. } => Genesis::decode(command).map_or(EntryKind::Unknown, EntryKind::Genesis),
+        Kind::Genesis { command, .. } => {
+            Genesis::decode(command).map_or(EntryKind::Unknown, EntryKind::Genesis)
+        }
         Kind::Install { term, members } => EntryKind::Install { term: *term, members: members.clone() },
         Kind::Voters { list } => EntryKind::Voters { voters: list.clone() },
         Kind::Command { origin, seq, command } => {

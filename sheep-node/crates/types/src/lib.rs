@@ -11,8 +11,8 @@ mod version;
 
 pub use geometry::{BLOCK_SIZE, Geometry, GeometryError, MAX_VOLUME_SIZE, MIN_VOLUME_SIZE, SECTOR_SIZE};
 pub use ids::{
-    Birth, ClusterId, CommandSeq, ConfigId, Epoch, Generation, Incarnation, LogIndex, Member, NodeId, Place, Term,
-    VdiId, Vid,
+    Birth, ClusterId, CommandSeq, ConfigId, Epoch, Generation, Incarnation, LogIndex, Member, NodeId, Place,
+    Term, VdiId, Vid,
 };
 pub use object::{ObjectId, ObjectKind};
 pub use time::Time;

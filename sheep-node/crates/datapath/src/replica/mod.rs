@@ -2,6 +2,7 @@
 //! up to date after each change of the epoch.
 
 mod admit;
+mod api;
 mod convert;
 mod equalize;
 mod hot;
@@ -12,13 +13,13 @@ mod timers;
 mod waiting;
 mod write;
 
+use crate::View;
 use crate::recovery::{FLOORS, Recovery};
-use crate::{Mutants, View};
-use core::time::Duration;
+pub use api::{ReplicaConfig, ReplicaOutput, ReplicaStatus};
 use hot::HotMarks;
 pub(crate) use jobs::Job;
 use sheep_state::Command;
-use sheep_store::{DiskOp, DiskOpId, DiskResult, Event, Header as CopyHeader, Op, Store};
+use sheep_store::{DiskOpId, DiskResult, Event, Header as CopyHeader, Op, Store};
 use sheep_types::{ClusterId, Epoch, LogIndex, Member, ObjectId, Time, Vid};
 use sheep_wire::{Header, Message, Packet, Refusal, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,86 +29,6 @@ use waiting::Waiting;
 
 use convert::{pieces_of, read_data};
 pub(crate) use equalize::Then;
-
-/// Settings of a replica that are not the cluster's.
-#[derive(Clone, Debug)]
-pub struct ReplicaConfig {
-    /// Identity of the disk, as epochs list it; `None` where epochs list no disks. Only the very disk of an
-    /// epoch may say that a copy was never current then.
-    pub disk: Option<u64>,
-    /// How long a request waits for an epoch or a log index that is not applied here yet.
-    pub view_wait: Duration,
-    /// How long a write waits for the write before it: two connections may overtake each other.
-    pub order_wait: Duration,
-    /// How long a write waits for the validation of the copy.
-    pub validate_wait: Duration,
-    /// Most requests that wait, for whatever reason.
-    pub waiting_requests: usize,
-    /// Most bytes of payload that wait.
-    pub waiting_bytes: usize,
-    /// An answer of another replica that has not come after this time is asked for again.
-    pub ask_timeout: Duration,
-    /// The same, for answers that carry or move a whole object.
-    pub move_timeout: Duration,
-    /// First pause before an object that could not be brought up to date is tried again; doubled each time.
-    pub retry_min: Duration,
-    /// Longest such pause.
-    pub retry_max: Duration,
-    /// Objects being validated at once.
-    pub walks: usize,
-    /// Whole objects being fetched at once.
-    pub fetches: usize,
-    /// Rules to break on purpose, for tests of the checkers.
-    pub mutants: Mutants,
-}
-
-impl Default for ReplicaConfig {
-    fn default() -> Self {
-        Self {
-            disk: None,
-            view_wait: Duration::from_secs(5),
-            order_wait: Duration::from_millis(20),
-            validate_wait: Duration::from_millis(500),
-            waiting_requests: 4096,
-            waiting_bytes: 64 << 20,
-            ask_timeout: Duration::from_secs(1),
-            move_timeout: Duration::from_secs(3),
-            retry_min: Duration::from_millis(10),
-            retry_max: Duration::from_secs(1),
-            walks: 256,
-            fetches: 8,
-            mutants: Mutants::default(),
-        }
-    }
-}
-
-/// An effect of a replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReplicaOutput {
-    /// Send this; to the own node without a network.
-    Send(Packet),
-    /// Do this on the disk and give the result back.
-    Disk(DiskOp),
-    /// Order a command; nobody waits for its result.
-    Propose(Command),
-    /// The store is of no use any more: the node's incarnation ends. Said once.
-    StoreFailed,
-}
-
-/// What a replica counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReplicaStatus {
-    /// Whether the store has started and not failed.
-    pub serving: bool,
-    /// Requests that wait.
-    pub waiting: usize,
-    /// Store operations under way.
-    pub jobs: usize,
-    /// Packets of another cluster, dropped.
-    pub foreign: u64,
-    /// Requests refused because too much waits.
-    pub busy: u64,
-}
 
 /// The replica of one shard. See the [crate] documentation.
 ///

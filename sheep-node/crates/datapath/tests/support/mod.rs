@@ -5,56 +5,25 @@
 #![allow(clippy::print_stdout, reason = "traces, when asked for")]
 
 pub(crate) mod log;
+mod look;
+mod util;
 pub(crate) mod volume;
 
-use bytes::Bytes;
 use core::time::Duration;
 use log::Log;
 use sheep_datapath::{
     Gateway, GatewayConfig, GatewayOutput, Mutants, Replica, ReplicaConfig, Shard, ShardOutput, View,
 };
 use sheep_store::{DiskOpId, DiskResult, Store, StoreConfig, StoreIdentity, VirtualDisk};
-use sheep_types::{
-    ClusterId, Epoch, Generation, Geometry, LogIndex, Member, NodeId, ObjectId, Time, VdiId, Vid,
-};
+use sheep_types::{ClusterId, Epoch, Generation, Geometry, LogIndex, Member, NodeId, Time, VdiId, Vid};
 use sheep_wire::{Header, Message, Packet, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+pub(crate) use util::{BLOCK, Rng, block};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(77);
-pub(crate) const BLOCK: usize = 4096;
 /// The node that tests send requests from by hand; a gateway in the state.
 pub(crate) const HAND: u64 = 100;
-
-/// SplitMix64.
-#[derive(Debug)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    pub(crate) fn micros(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_micros(from + self.below(to - from))
-    }
-}
 
 pub(crate) fn geometry() -> Geometry {
     Geometry::with_object_size(64 << 10).unwrap()
@@ -514,80 +483,6 @@ impl Net {
         }
     }
 
-    /// Runs until every running storage node has recovered in the present epoch, or panics.
-    pub(crate) fn settle(&mut self) {
-        for _ in 0..2000 {
-            self.run_for(Duration::from_millis(10));
-            let epoch = self.log.state.epoch();
-            let done = self.nodes.values().filter(|node| node.stores).all(|node| {
-                let up = self.log.state.is_up(node.me);
-                !up || node.shard.as_ref().and_then(Shard::replica).is_none_or(|replica| {
-                    let progress = replica.progress();
-                    progress.epoch == epoch && progress.complete
-                })
-            });
-            if done {
-                return;
-            }
-        }
-        panic!("recovery does not end: {:?}", self.progress());
-    }
-
-    pub(crate) fn progress(&self) -> Vec<(NodeId, Option<sheep_datapath::Progress>)> {
-        let progress = |node: &Node| node.shard.as_ref().and_then(Shard::replica).map(Replica::progress);
-        self.nodes.iter().map(|(id, node)| (*id, progress(node))).collect()
-    }
-
-    /// What every replica thinks of objects that some replica cannot bring up to date.
-    pub(crate) fn explain(&self) -> String {
-        use core::fmt::Write;
-        let mut text = String::new();
-        let replicas =
-            || self.nodes.values().filter_map(|node| Some((node.me, node.shard.as_ref()?.replica()?)));
-        let objects: BTreeSet<ObjectId> = replicas().flat_map(|(_, replica)| replica.unrecovered()).collect();
-        for object in objects {
-            writeln!(text, "{object}").unwrap();
-            for epoch in (self.log.state.oldest_epoch().0..=self.log.state.epoch().0).rev().map(Epoch) {
-                let kinds: Vec<String> = replicas()
-                    .filter_map(|(me, replica)| {
-                        let standing = replica.standing_at(object, epoch)?;
-                        let view = self.view_of(me.node);
-                        let set = view.in_set_at(epoch, object, me.node);
-                        let up = view.up_at(epoch, me.node).map(|member| member.incarnation.0);
-                        Some(format!("{:?} set {set} up {up:?}: {:?}", me.node, standing.kind))
-                    })
-                    .collect();
-                writeln!(text, "  {epoch}: {kinds:?}").unwrap();
-            }
-            for (me, replica) in replicas() {
-                writeln!(
-                    text,
-                    "  {me:?} {:?} {:?}",
-                    replica.store().header(object),
-                    replica.store().header(ObjectId(u64::MAX))
-                )
-                .unwrap();
-            }
-        }
-        text
-    }
-
-    pub(crate) fn replica(&self, node: u64) -> &Replica {
-        self.nodes[&NodeId(node)].shard.as_ref().and_then(Shard::replica).expect("runs and stores")
-    }
-
-    /// The object's present set, as node numbers.
-    pub(crate) fn set(&self, object: ObjectId) -> Vec<u64> {
-        let view = View::advance(
-            None,
-            self.log.member(1),
-            CLUSTER,
-            self.log.state.applied(),
-            Arc::clone(&self.log.snapshot),
-        );
-        view.set(object).into_iter().map(|node| node.0).collect()
-    }
-
     /// Cuts a node off from everybody and from the log.
     pub(crate) fn isolate(&mut self, node: u64) {
         self.outside.insert(node);
@@ -603,11 +498,4 @@ impl Net {
         self.outside.remove(&node);
         self.cut.retain(|(from, to)| *from != node && *to != node);
     }
-}
-
-/// A block full of one number, with its checksum.
-pub(crate) fn block(tag: u64) -> (Bytes, Vec<u32>) {
-    let bytes: Vec<u8> = tag.to_le_bytes().iter().copied().cycle().take(BLOCK).collect();
-    let crc = crc32c::crc32c(&bytes);
-    (Bytes::from(bytes), vec![crc])
 }

@@ -1,0 +1,87 @@
+//! Settings of a replica, and what comes out of it.
+
+use crate::Mutants;
+use core::time::Duration;
+use sheep_state::Command;
+use sheep_store::DiskOp;
+use sheep_wire::Packet;
+
+/// Settings of a replica that are not the cluster's.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// Identity of the disk, as epochs list it; `None` where epochs list no disks. Only the very disk of an
+    /// epoch may say that a copy was never current then.
+    pub disk: Option<u64>,
+    /// How long a request waits for an epoch or a log index that is not applied here yet.
+    pub view_wait: Duration,
+    /// How long a write waits for the write before it: two connections may overtake each other.
+    pub order_wait: Duration,
+    /// How long a write waits for the validation of the copy.
+    pub validate_wait: Duration,
+    /// Most requests that wait, for whatever reason.
+    pub waiting_requests: usize,
+    /// Most bytes of payload that wait.
+    pub waiting_bytes: usize,
+    /// An answer of another replica that has not come after this time is asked for again.
+    pub ask_timeout: Duration,
+    /// The same, for answers that carry or move a whole object.
+    pub move_timeout: Duration,
+    /// First pause before an object that could not be brought up to date is tried again; doubled each time.
+    pub retry_min: Duration,
+    /// Longest such pause.
+    pub retry_max: Duration,
+    /// Objects being validated at once.
+    pub walks: usize,
+    /// Whole objects being fetched at once.
+    pub fetches: usize,
+    /// Rules to break on purpose, for tests of the checkers.
+    pub mutants: Mutants,
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        Self {
+            disk: None,
+            view_wait: Duration::from_secs(5),
+            order_wait: Duration::from_millis(20),
+            validate_wait: Duration::from_millis(500),
+            waiting_requests: 4096,
+            waiting_bytes: 64 << 20,
+            ask_timeout: Duration::from_secs(1),
+            move_timeout: Duration::from_secs(3),
+            retry_min: Duration::from_millis(10),
+            retry_max: Duration::from_secs(1),
+            walks: 256,
+            fetches: 8,
+            mutants: Mutants::default(),
+        }
+    }
+}
+
+/// An effect of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaOutput {
+    /// Send this; to the own node without a network.
+    Send(Packet),
+    /// Do this on the disk and give the result back.
+    Disk(DiskOp),
+    /// Order a command; nobody waits for its result.
+    Propose(Command),
+    /// The store is of no use any more: the node's incarnation ends. Said once.
+    StoreFailed,
+}
+
+/// What a replica counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Whether the store has started and not failed.
+    pub serving: bool,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Store operations under way.
+    pub jobs: usize,
+    /// Packets of another cluster, dropped.
+    pub foreign: u64,
+    /// Requests refused because too much waits.
+    pub busy: u64,
+}

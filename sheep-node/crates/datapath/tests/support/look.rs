@@ -1,0 +1,84 @@
+//! Looking at the simulated cluster.
+
+use super::{CLUSTER, Net, Node};
+use core::fmt::Write;
+use core::time::Duration;
+use sheep_datapath::{Progress, Replica, Shard, View};
+use sheep_types::{Epoch, NodeId, ObjectId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Net {
+    /// Runs until every running storage node has recovered in the present epoch, or panics.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..2000 {
+            self.run_for(Duration::from_millis(10));
+            let epoch = self.log.state.epoch();
+            let done = self.nodes.values().filter(|node| node.stores).all(|node| {
+                let up = self.log.state.is_up(node.me);
+                !up || node.shard.as_ref().and_then(Shard::replica).is_none_or(|replica| {
+                    let progress = replica.progress();
+                    progress.epoch == epoch && progress.complete
+                })
+            });
+            if done {
+                return;
+            }
+        }
+        panic!("recovery does not end: {:?}", self.progress());
+    }
+
+    pub(crate) fn progress(&self) -> Vec<(NodeId, Option<Progress>)> {
+        let progress = |node: &Node| node.shard.as_ref().and_then(Shard::replica).map(Replica::progress);
+        self.nodes.iter().map(|(id, node)| (*id, progress(node))).collect()
+    }
+
+    /// What every replica thinks of objects that some replica cannot bring up to date.
+    pub(crate) fn explain(&self) -> String {
+        let mut text = String::new();
+        let replicas =
+            || self.nodes.values().filter_map(|node| Some((node.me, node.shard.as_ref()?.replica()?)));
+        let objects: BTreeSet<ObjectId> = replicas().flat_map(|(_, replica)| replica.unrecovered()).collect();
+        for object in objects {
+            writeln!(text, "{object}").unwrap();
+            for epoch in (self.log.state.oldest_epoch().0..=self.log.state.epoch().0).rev().map(Epoch) {
+                let kinds: Vec<String> = replicas()
+                    .filter_map(|(me, replica)| {
+                        let standing = replica.standing_at(object, epoch)?;
+                        let view = self.view_of(me.node);
+                        let set = view.in_set_at(epoch, object, me.node);
+                        let up = view.up_at(epoch, me.node).map(|member| member.incarnation.0);
+                        Some(format!("{:?} set {set} up {up:?}: {:?}", me.node, standing.kind))
+                    })
+                    .collect();
+                writeln!(text, "  {epoch}: {kinds:?}").unwrap();
+            }
+            for (me, replica) in replicas() {
+                writeln!(
+                    text,
+                    "  {me:?} {:?} {:?}",
+                    replica.store().header(object),
+                    replica.store().header(ObjectId(u64::MAX))
+                )
+                .unwrap();
+            }
+        }
+        text
+    }
+
+    pub(crate) fn replica(&self, node: u64) -> &Replica {
+        self.nodes[&NodeId(node)].shard.as_ref().and_then(Shard::replica).expect("runs and stores")
+    }
+
+    /// The object's present set, as node numbers.
+    pub(crate) fn set(&self, object: ObjectId) -> Vec<u64> {
+        let view = View::advance(
+            None,
+            self.log.member(1),
+            CLUSTER,
+            self.log.state.applied(),
+            Arc::clone(&self.log.snapshot),
+        );
+        view.set(object).into_iter().map(|node| node.0).collect()
+    }
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "what happened, for people")]
 
+mod answers;
 #[cfg(feature = "mutants")]
 mod mutants;
 #[path = "../support/mod.rs"]

@@ -3,7 +3,7 @@
 use crate::support::{BLOCK, HAND, Net, Rng};
 use bytes::Bytes;
 use core::time::Duration;
-use sheep_datapath::{GatewayOutput, Mutants, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply};
+use sheep_datapath::{Mutants, OpenMode, VolumeOp};
 use sheep_state::Command;
 use sheep_types::{NodeId, VdiId};
 use std::collections::BTreeMap;
@@ -12,27 +12,27 @@ const BLOCKS: u64 = 256;
 
 /// A write of a block, in order of submission.
 #[derive(Clone, Copy, Debug)]
-struct Write {
+pub(crate) struct Write {
     /// Ascending with submission.
-    id: u64,
-    tag: u64,
+    pub(crate) id: u64,
+    pub(crate) tag: u64,
     /// Storage crashes before it was acknowledged; `None` if it was not.
-    acked: Option<u64>,
-    flushed: bool,
+    pub(crate) acked: Option<u64>,
+    pub(crate) flushed: bool,
 }
 
 /// What a block may hold: the newest write that cannot be lost, or any later one.
 #[derive(Clone, Debug)]
-struct Block {
-    writes: Vec<Write>,
+pub(crate) struct Block {
+    pub(crate) writes: Vec<Write>,
     /// An operation is under way that writes it.
-    busy: bool,
+    pub(crate) busy: bool,
     /// The present session has read or written it: what it then held stays.
-    known: bool,
+    pub(crate) known: bool,
 }
 
 #[derive(Debug)]
-enum Io {
+pub(crate) enum Io {
     Read {
         first: u64,
         lows: Vec<u64>,
@@ -46,12 +46,12 @@ enum Io {
 }
 
 #[derive(Debug)]
-struct Session {
-    node: u64,
-    handle: u64,
-    open: bool,
+pub(crate) struct Session {
+    pub(crate) node: u64,
+    pub(crate) handle: u64,
+    pub(crate) open: bool,
     closing: bool,
-    ios: BTreeMap<u64, Io>,
+    pub(crate) ios: BTreeMap<u64, Io>,
 }
 
 #[derive(Debug, Default)]
@@ -71,16 +71,16 @@ pub(crate) struct World {
     rng: Rng,
     vdi: VdiId,
     storage: u64,
-    blocks: Vec<Block>,
-    session: Option<Session>,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) session: Option<Session>,
     next_handle: u64,
     next_io: u64,
     next_tag: u64,
-    crashes: u64,
+    pub(crate) crashes: u64,
     /// What happens to a node later, by time in ms.
     plans: BTreeMap<(u64, u64), Plan>,
     pub(crate) counts: Counts,
-    seed: u64,
+    pub(crate) seed: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    fn end_session(&mut self) {
+    pub(crate) fn end_session(&mut self) {
         self.say("session ends");
         self.session = None;
         for block in &mut self.blocks {
@@ -254,7 +254,7 @@ impl World {
         self.gateway(node, |gateway| gateway.open(now, handle, vdi, OpenMode::Write));
     }
 
-    fn gateway(&mut self, node: u64, act: impl FnOnce(&mut sheep_datapath::Gateway)) {
+    pub(crate) fn gateway(&mut self, node: u64, act: impl FnOnce(&mut sheep_datapath::Gateway)) {
         if let Some(shard) = self.net.nodes.get_mut(&NodeId(node)).and_then(|node| node.shard.as_mut()) {
             act(shard.gateway());
         }
@@ -322,106 +322,6 @@ impl World {
         }
         let now = self.net.now;
         self.gateway(node, |gateway| gateway.submit(now, handle, number, op));
-    }
-
-    fn listen(&mut self) {
-        for (node, output) in core::mem::take(&mut self.net.said) {
-            let Some(session) = &mut self.session else { continue };
-            if session.node != node.0 {
-                continue;
-            }
-            let mine = session.handle;
-            match output {
-                GatewayOutput::Opened { handle, .. } if handle == mine => session.open = true,
-                GatewayOutput::OpenFailed { handle, error } if handle == mine => {
-                    assert!(
-                        !matches!(error, sheep_datapath::OpenError::MapLost),
-                        "seed {}: {error}",
-                        self.seed
-                    );
-                    self.end_session();
-                }
-                GatewayOutput::Lost { handle, reason } if handle == mine => {
-                    if matches!(reason, sheep_datapath::LostReason::WritesMissing) {
-                        self.counts.lost += 1;
-                    }
-                    let (now, node) = (self.net.now, node.0);
-                    self.gateway(node, |gateway| gateway.close(now, mine));
-                    self.end_session();
-                }
-                GatewayOutput::Closed { handle } if handle == mine => self.end_session(),
-                GatewayOutput::Done { handle, io, result } if handle == mine => self.done(io, result),
-                _ => {}
-            }
-        }
-    }
-
-    fn done(&mut self, io: u64, result: Result<VolumeReply, VolumeError>) {
-        let Some(io) = self.session.as_mut().and_then(|session| session.ios.remove(&io)) else { return };
-        if let Err(error) = result {
-            let over = matches!(error, VolumeError::Lost | VolumeError::ShuttingDown);
-            assert!(over, "seed {}: {io:?} failed: {error} at {:?}", self.seed, self.net.now);
-            return;
-        }
-        match (io, result) {
-            (Io::Read { first, lows }, Ok(VolumeReply::Read(extents))) => self.check(first, &lows, &extents),
-            (Io::Write { first, count }, _) => {
-                self.counts.writes += 1;
-                for block in &mut self.blocks[first as usize..(first + count) as usize] {
-                    block.busy = false;
-                    block.known = true;
-                    if let Some(write) = block.writes.last_mut() {
-                        write.acked = Some(self.crashes);
-                    }
-                }
-            }
-            (Io::Flush(covered), _) => {
-                self.counts.flushes += 1;
-                for (block, covered) in self.blocks.iter_mut().zip(covered) {
-                    if let Some(write) = block.writes.iter_mut().find(|write| write.id == covered) {
-                        write.flushed = true;
-                    }
-                }
-            }
-            (io, result) => panic!("seed {}: {io:?} gave {result:?}", self.seed),
-        }
-    }
-
-    fn check(&mut self, first: u64, lows: &[u64], extents: &[ReadExtent]) {
-        self.counts.reads += 1;
-        let mut bytes = Vec::new();
-        for extent in extents {
-            match extent {
-                ReadExtent::Data(data) => bytes.extend_from_slice(data),
-                ReadExtent::Hole(len) => bytes.resize(bytes.len() + *len as usize, 0),
-            }
-        }
-        assert_eq!(bytes.len(), lows.len() * BLOCK);
-        for ((number, low), found) in (first..).zip(lows).zip(bytes.chunks(BLOCK)) {
-            let tag = u64::from_le_bytes(*found.first_chunk().unwrap());
-            assert!(
-                found.chunks(8).all(|c| c == tag.to_le_bytes()),
-                "seed {}: torn block {number}",
-                self.seed
-            );
-            let (seed, now) = (self.seed, self.net.now);
-            let block = &mut self.blocks[number as usize];
-            let fits = |write: &&Write| write.tag == tag && write.id >= *low;
-            let matching = block.writes.iter().filter(fits).count();
-            let right = matching > 0;
-            assert!(
-                right,
-                "seed {seed}: block {number} reads {tag}, not from {low} on of {:?}, at {now:?}",
-                block.writes
-            );
-            // What a session has seen it goes on seeing, unless it writes.
-            if !block.known && !block.busy && matching == 1 {
-                block.writes.retain(|write| write.tag == tag && write.id >= *low);
-                block.writes[0].acked = Some(self.crashes);
-                block.writes[0].flushed = true;
-                block.known = true;
-            }
-        }
     }
 
     fn renew_leases(&mut self) {

@@ -1,6 +1,6 @@
-//! Looking at the simulated cluster.
+//! Looking at the simulated cluster, and cutting it up.
 
-use super::{CLUSTER, Net, Node};
+use super::{CLUSTER, HAND, Net, Node};
 use core::fmt::Write;
 use core::time::Duration;
 use sheep_datapath::{Progress, Replica, Shard, View};
@@ -80,5 +80,21 @@ impl Net {
             Arc::clone(&self.log.snapshot),
         );
         view.set(object).into_iter().map(|node| node.0).collect()
+    }
+
+    /// Cuts a node off from everybody and from the log.
+    pub(crate) fn isolate(&mut self, node: u64) {
+        self.outside.insert(node);
+        let others: Vec<u64> = self.nodes.keys().map(|other| other.0).chain([HAND]).collect();
+        for other in others.into_iter().filter(|other| *other != node) {
+            self.cut.insert((node, other));
+            self.cut.insert((other, node));
+        }
+    }
+
+    /// Ends what [`Net::isolate`] did.
+    pub(crate) fn rejoin(&mut self, node: u64) {
+        self.outside.remove(&node);
+        self.cut.retain(|(from, to)| *from != node && *to != node);
     }
 }

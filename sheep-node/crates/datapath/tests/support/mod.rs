@@ -482,20 +482,4 @@ impl Net {
             self.step();
         }
     }
-
-    /// Cuts a node off from everybody and from the log.
-    pub(crate) fn isolate(&mut self, node: u64) {
-        self.outside.insert(node);
-        let others: Vec<u64> = self.nodes.keys().map(|other| other.0).chain([HAND]).collect();
-        for other in others.into_iter().filter(|other| *other != node) {
-            self.cut.insert((node, other));
-            self.cut.insert((other, node));
-        }
-    }
-
-    /// Ends what [`Net::isolate`] did.
-    pub(crate) fn rejoin(&mut self, node: u64) {
-        self.outside.remove(&node);
-        self.cut.retain(|(from, to)| *from != node && *to != node);
-    }
 }

@@ -4,6 +4,7 @@
 mod rival;
 
 use crate::oracle::{Oracle, ReadTicket, Run, Tag};
+use crate::node::Node;
 use crate::world::{Event, World};
 use bytes::{BufMut, Bytes, BytesMut};
 use sheep_datapath::{GatewayOutput, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply};
@@ -119,6 +120,7 @@ impl World {
         let pause = self.rng.range(think / 4, think * 2);
         self.schedule(pause, Event::Client(number));
         self.use_rivals(number);
+        self.orders(number);
         match self.clients[number].place {
             // While all is verified the run decides where.
             Place::Away if self.clients[number].verifying.is_some() => {}
@@ -297,11 +299,19 @@ impl World {
     fn opened(&mut self, node: usize, handle: u64) {
         let Some(number) = self.client_of(handle) else { return };
         self.trace.say(self.now, &format!("client {number} has its volume open at node {node}"));
+        // Holders that the new gateway's epoch does not have count as gone: of an object that no map names yet
+        // nobody else can know. That is a crash of the writer, and loses no more than what was not flushed.
+        let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
+        let up = |n: &Node| view.as_ref().is_some_and(|view| view.state.is_up(n.member()));
         let runs: Vec<Option<u64>> =
-            self.nodes.iter().map(|n| n.running.as_ref().map(|_| n.incarnation)).collect();
+            self.nodes.iter().map(|n| n.running.as_ref().filter(|_| up(n)).map(|_| n.incarnation)).collect();
+        let given_up = &self.given_up;
         let client = &mut self.clients[number];
         client.place = Place::Open(node);
-        client.oracle.new_session(|(index, run)| runs[index] == Some(u64::from(run)));
+        client.oracle.new_session(|(index, run)| {
+            let run = u64::from(run);
+            runs[index] == Some(run) && !given_up.contains(&(index, run))
+        });
         if client.opened_before && !client.clean {
             self.counts.take_overs += 1;
         }

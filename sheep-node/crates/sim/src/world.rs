@@ -11,13 +11,13 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use sheep_datapath::{GatewayOutput, Shard, ShardOutput, View};
 use sheep_engine::{Control, ControlOutput, FileId, Published};
-use sheep_state::{Command, Genesis, Outcome, Refusal, Settings};
+use sheep_state::{Command, Genesis, NodeState, Outcome, Refusal, Settings};
 use sheep_store::{DiskOp, DiskOpId, DiskOpKind};
 use sheep_totem::Destination;
 use sheep_types::{ClusterId, Geometry, LogIndex, Member, NodeId, Time};
 use sheep_wire::Packet;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 /// Token of commands whose answer nobody waits for.
@@ -115,11 +115,14 @@ pub struct World {
     pub counts: Counts,
     /// Number of times the network was changed; a healing of an earlier state is void.
     pub net_changes: u64,
-    agreement: Agreement,
+    agreement: BTreeMap<ClusterId, Agreement>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
     /// The first thing that must not be.
     violation: Option<String>,
+    /// Runs of nodes that the cluster has given up (taken out) at some time: what only they held in memory may be
+    /// gone.
+    pub given_up: BTreeSet<(usize, u64)>,
     /// Answers to the world's own commands.
     pub answers: BTreeMap<u64, Result<Outcome, Refusal>>,
     timers: BTreeMap<(usize, bool), u64>,
@@ -153,10 +156,11 @@ impl World {
             rng,
             counts: Counts::default(),
             net_changes: 0,
-            agreement: Agreement::default(),
+            agreement: BTreeMap::new(),
             queue: BinaryHeap::new(),
             order: 0,
             violation: None,
+            given_up: BTreeSet::new(),
             answers: BTreeMap::new(),
             timers: BTreeMap::new(),
             hooks: Hooks::default(),
@@ -403,9 +407,15 @@ impl World {
     fn check_published(&mut self, node: usize, published: &Published) {
         let Some(running) = &self.nodes[node].running else { return };
         let commit = running.control.log().commit();
-        let committed = self.agreement.committed(node, commit);
-        let applied = self.agreement.applied(node, published.index, published.state.hash());
+        let agreement = self.agreement.entry(published.state.cluster()).or_default();
+        let committed = agreement.committed(node, commit);
+        let applied = agreement.applied(node, published.index, published.state.hash());
         self.counts.epochs = self.counts.epochs.max(published.state.epoch().0);
+        for record in published.state.nodes().filter(|record| matches!(record.state, NodeState::Out { .. })) {
+            if let Some(index) = self.nodes.iter().position(|machine| machine.id == record.node) {
+                self.given_up.insert((index, record.incarnation.0));
+            }
+        }
         if let Err(problem) = committed.and(applied) {
             self.violate(problem);
         }
@@ -476,6 +486,11 @@ impl World {
                 let view =
                     View::advance(running.view.as_deref(), me, cluster, published.index, published.state);
                 let view = Arc::new(view);
+                if running.view.as_ref().is_some_and(|before| before.epoch() != view.epoch()) {
+                    // Progress is counted anew in every epoch.
+                    let replica = running.shard.as_ref().and_then(|shard| shard.replica());
+                    self.counts.recovered += replica.map_or(0, |replica| replica.progress().objects_done);
+                }
                 running.view = Some(Arc::clone(&view));
                 if running.shard.is_none() && cluster != ClusterId(0) {
                     self.nodes[node].make_shard(self.now, cluster, geometry, &self.options);
@@ -548,7 +563,7 @@ impl World {
     fn test_peer(&mut self, node: usize, report: LogIndex, peer: Member) {
         let reachable = self.index_of(peer.node).is_some_and(|to| {
             let machine = &self.nodes[to];
-            let runs = machine.running.is_some() && machine.paused_until <= self.now;
+            let runs = machine.running.is_some() && machine.paused_until <= self.now && !self.hooks.deaf.contains(&to);
             runs && self.net.carries(node, to) && self.net.carries(to, node)
         });
         self.queue_to_control(node, ToControl::Tested(report, reachable));

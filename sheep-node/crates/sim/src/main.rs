@@ -37,6 +37,9 @@ struct Arguments {
     /// For every broken variant (those that contain the value, if given): which seed catches it first.
     #[arg(long, num_args = 0..=1, default_missing_value = "")]
     mutant_table: Option<String>,
+    /// Runs a scripted scenario instead (`list` names them all).
+    #[arg(long)]
+    scenario: Option<String>,
     /// Clients give sessions up without closing them.
     #[arg(long)]
     rivals: bool,
@@ -61,13 +64,35 @@ fn main() -> Result<()> {
     if let Some(name) = arguments.mutant.as_ref().or(arguments.preset.as_ref()) {
         mutants::check(name).map_err(anyhow::Error::msg)?;
     }
-    seeds(&arguments)
+    match &arguments.scenario {
+        Some(name) => scenario(name, arguments.mutant.as_deref()),
+        None => seeds(&arguments),
+    }
+}
+
+fn scenario(name: &str, mutant: Option<&str>) -> Result<()> {
+    let mut failed = Vec::new();
+    let all = sheep_sim::scenario::ALL.iter().flat_map(|list| list.iter());
+    for scenario in all.filter(|scenario| name == "all" || name == "list" || name == scenario.name) {
+        if name == "list" {
+            println!("{:<34} {}", scenario.name, scenario.rule);
+        } else if let Err(problem) =
+            catch_unwind(|| (scenario.run)(mutant)).unwrap_or_else(|_| Err("an assertion".into()))
+        {
+            println!("{} FAILED: {problem}", scenario.name);
+            failed.push(scenario.name);
+        } else {
+            println!("{} passed", scenario.name);
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("{} scenarios failed: {failed:?}", failed.len()) }
 }
 
 /// Keeps what a panic says; prints it at once if the process ends with it.
 fn tell_panics() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.to_string().replace('\n', " ");
+        eprintln!("{text}");
         if let Ok(mut panic) = PANIC.lock() {
             if cfg!(panic = "abort") {
                 println!("seed {} FAILED: {text}", panic.0);

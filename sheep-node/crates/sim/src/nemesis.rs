@@ -15,6 +15,9 @@ impl World {
         let Some(fault) = self.rng.pick(&faults).copied() else { return };
         self.counts.faults += 1;
         let node = self.rng.index(self.nodes.len());
+        if self.options.restless {
+            self.net.heal();
+        }
         match fault {
             Fault::Crash => self.crash_and_restart(node),
             Fault::Pause => self.pause(node),
@@ -45,7 +48,8 @@ impl World {
 
     fn net_changed(&mut self, least_ms: u64, most_ms: u64) {
         self.net_changes += 1;
-        let after = self.rng.range(least_ms, most_ms) * MS;
+        let shorter = if self.options.restless { 8 } else { 1 };
+        let after = self.rng.range(least_ms, most_ms.div_ceil(shorter).max(least_ms)) * MS;
         let change = self.net_changes;
         self.schedule(after, Event::Heal(change));
     }

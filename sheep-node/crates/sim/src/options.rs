@@ -74,6 +74,10 @@ pub struct Options {
     pub recovery_limit: Duration,
     /// Whether clients give sessions up without closing them, and the old gateways are used on.
     pub rivals: bool,
+    /// Network faults are short, and each one ends the one before.
+    pub restless: bool,
+    /// Clients also order commands that have nothing to do with their volumes.
+    pub commands: bool,
     /// The rule that is left out, by name, if the build has broken variants.
     pub mutant: Option<String>,
     /// Print what happens.
@@ -110,6 +114,8 @@ impl Options {
             depth: rng.range(1, 8) as usize,
             recovery_limit: Duration::from_secs(120),
             rivals: false,
+            restless: false,
+            commands: false,
             mutant: None,
             verbose: false,
         }

@@ -20,7 +20,8 @@ pub(crate) fn print(part: &str, first: u64, count: u64) -> Result<()> {
             let left = (first + count).saturating_sub(next);
             let found = if left == 0 { None } else { failure(&["--mutant", rule.name], next, left)? };
             let Some((seed, said)) = found else { break format!("not caught in {count}") };
-            if failure(&["--preset", rule.name], seed, 1)?.is_none() {
+            let concerns = mutants::concerns(rule.name, &said);
+            if concerns && failure(&["--preset", rule.name], seed, 1)?.is_none() {
                 break format!("{} | {:.0} | {said}", seed - first + 1, started.elapsed().as_secs_f64());
             }
             next = seed + 1;

@@ -89,6 +89,16 @@ impl World {
         }
     }
 
+    /// Orders something at any node: what the log is for.
+    pub(super) fn orders(&mut self, number: usize) {
+        let Some(vdi) = self.clients[number].vdi else { return };
+        if self.options.commands && !self.options.faults.is_empty() && self.rng.chance(300_000) {
+            let node = self.rng.index(self.nodes.len());
+            let value = Some(self.now.to_string());
+            self.order(node, &Command::SetAttribute { vdi, key: format!("node{node}"), value });
+        }
+    }
+
     /// Uses the gateways that were given up.
     pub(super) fn use_rivals(&mut self, number: usize) {
         for at in 0..self.clients[number].rivals.len() {

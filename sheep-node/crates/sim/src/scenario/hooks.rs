@@ -2,6 +2,7 @@
 
 use crate::world::{Event, World};
 use sheep_datapath::GatewayOutput;
+use std::collections::BTreeSet;
 
 /// What becomes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Hooks {
     held: Vec<Event>,
     /// What gateways said about the script's volumes, with the node that said it.
     pub outputs: Vec<(usize, GatewayOutput)>,
+    /// Nodes that do not answer when the data path to them is tested.
+    pub deaf: BTreeSet<usize>,
 }
 
 impl Hooks {

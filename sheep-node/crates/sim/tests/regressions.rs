@@ -1,0 +1,19 @@
+//! Seeds that found a bug once, each with what it was.
+
+use sheep_sim::{Options, run};
+
+fn passes(seed: u64, rivals: bool) {
+    let mut options = Options::from_seed(seed);
+    options.rivals = rivals;
+    if let Some(failure) = run(options).failure {
+        panic!("seed {seed}: {failure}");
+    }
+}
+
+/// Every holder of an acknowledged, unflushed first write is cut off together with its gateway: the reference
+/// asked the next holder for a write that nobody it could reach had heard of.
+#[test]
+fn holders_that_are_cut_off_do_not_count() {
+    passes(23, true);
+    passes(43, true);
+}

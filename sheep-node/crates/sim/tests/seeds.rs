@@ -1,0 +1,64 @@
+//! Random runs of whole clusters. `SIM_SEEDS` says how many, `SIM_FIRST` from where; a failing one is repeated by
+//! `make sim SEED=n`, or by `sheep-sim --seed n --rivals` if it says so.
+#![allow(clippy::print_stdout)]
+
+use sheep_sim::checks::Counts;
+use sheep_sim::{Options, run};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// As many as two cores do in about three minutes.
+const SEEDS: u64 = 200;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn random_seeds_pass() {
+    let (first, count) = (number("SIM_FIRST", 1), number("SIM_SEEDS", SEEDS));
+    let next = AtomicU64::new(first);
+    let found: Mutex<(Counts, Vec<String>)> = Mutex::default();
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                break;
+            }
+            let mut options = Options::from_seed(seed);
+            // Every other run has clients that give up gateways which live.
+            options.rivals = seed % 2 == 0;
+            let how = if options.rivals { " --rivals" } else { "" };
+            let report = catch_unwind(AssertUnwindSafe(|| run(options)));
+            let mut found = found.lock().expect("nothing panics here");
+            match report {
+                Ok(report) => {
+                    found.0.add(&report.counts);
+                    if let Some(failure) = report.failure {
+                        found.1.push(format!("sheep-sim --seed {seed}{how}: {failure}"));
+                    }
+                }
+                Err(_) => found.1.push(format!("sheep-sim --seed {seed}{how}: an assertion")),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        (0..cores).for_each(|_| drop(scope.spawn(work)));
+    });
+    let (total, failures) = found.into_inner().expect("nothing panics here");
+    println!("{count} seeds: {total:?}");
+    assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
+    let happened = [
+        ("take-overs", total.take_overs),
+        ("epochs", total.epochs),
+        ("power cuts", total.power_cuts),
+        ("recoveries", total.recovered),
+        ("lost disks", total.lost_disks),
+        ("reads", total.reads),
+    ];
+    for (what, number) in happened {
+        assert!(number > 0, "no {what} in {count} seeds");
+    }
+}

@@ -157,17 +157,11 @@ impl ClusterState {
     }
 
     /// Forgets epochs that nobody needs any more to tell which copies are current: everybody has recovered in a
-    /// later one. A node that is down counts too, because its copies may turn out to be the only ones; one that
-    /// is out counts until all others have recovered without it.
+    /// later one. Nodes that are down or out count too, until they are removed: theirs may turn out to be the only
+    /// copies of something that the others never heard of. ([`MAX_EPOCHS`](crate::limits::MAX_EPOCHS) bounds it.)
     pub(crate) fn drop_recovered_epochs(&mut self, changes: &mut Changes) {
-        let storage = || self.nodes.values().filter(|node| node.role == Role::Storage);
-        let recovered = storage().filter(|node| node.state.is_up()).map(|node| node.recovered).min();
-        let recovered = recovered.unwrap_or(Epoch(0));
-        let needed = storage().filter(|node| match node.state {
-            NodeState::Up | NodeState::Leaving | NodeState::Down { .. } => true,
-            NodeState::Out { epoch, .. } => recovered < epoch,
-        });
-        let floor = needed.map(|node| node.recovered).min().unwrap_or(Epoch(0)).min(recovered);
+        let storage = self.nodes.values().filter(|node| node.role == Role::Storage);
+        let floor = storage.map(|node| node.recovered).min().unwrap_or(Epoch(0));
         if floor > self.epochs.oldest() {
             changes.history |= Arc::make_mut(&mut self.epochs).drop_before(floor);
         }

@@ -228,7 +228,11 @@ fn a_node_that_is_down_keeps_the_epochs_that_prove_its_copies() {
     assert_eq!(cluster.state.oldest_epoch(), first, "its copies may be the last of something");
     cluster.run(1, out(&cluster, 4)).unwrap();
     recover(&mut cluster);
-    assert_eq!(cluster.state.oldest_epoch(), first, "out, but it may return with what nobody else ever heard of");
+    assert_eq!(
+        cluster.state.oldest_epoch(),
+        first,
+        "out, but it may return with what nobody else ever heard of"
+    );
     cluster.run(1, Command::NodeRemove { node: n(4), force: false }).unwrap();
     recover(&mut cluster);
     assert_eq!(cluster.state.oldest_epoch(), cluster.state.epoch());

@@ -18,6 +18,7 @@ mod rendezvous;
 mod ring_socket;
 mod seal;
 mod telemetry;
+mod strangers;
 #[cfg(test)]
 mod testing;
 

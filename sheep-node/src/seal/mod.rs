@@ -33,7 +33,7 @@ const VERSION: u8 = 1;
 const MAX_SENDERS: usize = 8192;
 
 /// The cluster's key: 32 random bytes.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ClusterKey([u8; 32]);
 
 impl ClusterKey {

@@ -21,7 +21,7 @@ impl Replica {
         if header.to != self.me.incarnation && !any_run {
             return self.refuse(&header, Refusal::WrongIncarnation);
         }
-        if self.failed {
+        if self.failed.is_some() {
             return self.refuse(&header, Refusal::StoreFailed);
         }
         if is_ping {

@@ -19,7 +19,7 @@ pub use api::{ReplicaConfig, ReplicaOutput, ReplicaStatus};
 use hot::HotMarks;
 pub(crate) use jobs::Job;
 use sheep_state::Command;
-use sheep_store::{DiskOpId, DiskResult, Event, Header as CopyHeader, Op, Store};
+use sheep_store::{DiskOpId, DiskResult, Event, Header as CopyHeader, Op, Store, StoreError};
 use sheep_types::{ClusterId, Epoch, LogIndex, Member, ObjectId, Time, Vid};
 use sheep_wire::{Header, Message, Packet, Refusal, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +41,7 @@ pub struct Replica {
     pub(crate) view: Option<Arc<View>>,
     store: Store,
     ready: bool,
-    failed: bool,
+    failed: Option<StoreError>,
     foreign: u64,
     busy: u64,
     next_token: u64,
@@ -90,7 +90,7 @@ impl Replica {
             view: None,
             store,
             ready: false,
-            failed: false,
+            failed: None,
             foreign: 0,
             busy: 0,
             next_token: 0,
@@ -182,12 +182,17 @@ impl Replica {
     /// What is under way.
     pub fn status(&self) -> ReplicaStatus {
         ReplicaStatus {
-            serving: self.ready && !self.failed,
+            serving: self.ready && self.failed.is_none(),
             waiting: self.waiting.len(),
             jobs: self.jobs.len(),
             foreign: self.foreign,
             busy: self.busy,
         }
+    }
+
+    /// Why the store has failed, if it has.
+    pub fn store_failure(&self) -> Option<&StoreError> {
+        self.failed.as_ref()
     }
 
     /// The store, to look at.
@@ -253,8 +258,8 @@ impl Replica {
                     self.finish(now, job, result);
                 }
             }
-            Event::Failed(_) => {
-                self.failed = true;
+            Event::Failed(problem) => {
+                self.failed = Some(problem);
                 self.stalled.clear();
                 self.outputs.push_back(ReplicaOutput::StoreFailed);
                 for (header, _) in self.waiting.take_all() {
@@ -323,7 +328,7 @@ impl Replica {
 
     /// Whether the store works.
     pub(crate) fn is_serving(&self) -> bool {
-        self.ready && !self.failed
+        self.ready && self.failed.is_none()
     }
 
     /// Hands an operation to the store. Its result, even an immediate one, comes to `finish` later.

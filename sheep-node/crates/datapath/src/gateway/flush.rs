@@ -35,6 +35,9 @@ enum Stage {
     Order { token: u64 },
     /// Discarded objects go.
     Remove,
+    /// Their going becomes durable: a copy that came back with a restart, marked as pending, would look like a new
+    /// object that the map does not name yet.
+    Removed,
 }
 
 /// A whole object to be discarded, for an operation.
@@ -134,7 +137,8 @@ impl Volume {
                 Stage::Data => self.flusher.asked.is_empty() && self.end_data(core),
                 Stage::Map => self.step_map(core),
                 Stage::Order { .. } => false,
-                Stage::Remove => self.flusher.asked.is_empty() && self.end_cycle(core),
+                Stage::Remove => self.flusher.asked.is_empty() && self.flush_removed(core),
+                Stage::Removed => self.flusher.asked.is_empty() && self.end_cycle(core),
             };
             if !go_on {
                 return;
@@ -178,10 +182,7 @@ impl Volume {
             let up = core.view().up_members();
             members.retain(|member| up.contains(member));
         }
-        for member in members {
-            let number = self.call(core, Tag::Flush, member, Request::Flush { vid: self.vid });
-            self.flusher.asked.insert(number);
-        }
+        self.flush_members(core, members);
         true
     }
 
@@ -350,6 +351,23 @@ impl Volume {
         true
     }
 
+    fn flush_removed(&mut self, core: &mut Core) -> bool {
+        self.flusher.stage = Stage::Removed;
+        let mut members: BTreeSet<Member> = BTreeSet::new();
+        for discard in self.flusher.clearing.clone() {
+            members.extend(&self.placed(core, ObjectId::data(self.vid, discard.index)).members);
+        }
+        self.flush_members(core, members);
+        true
+    }
+
+    fn flush_members(&mut self, core: &mut Core, members: BTreeSet<Member>) {
+        for member in members {
+            let number = self.call(core, Tag::Flush, member, Request::Flush { vid: self.vid });
+            self.flusher.asked.insert(number);
+        }
+    }
+
     fn end_cycle(&mut self, core: &mut Core) -> bool {
         let flusher = &mut self.flusher;
         flusher.stage = Stage::Idle;
@@ -401,7 +419,7 @@ impl Volume {
         self.flusher.asked.clear();
         match self.flusher.stage {
             Stage::Data if !core.config.mutants.is(Mutant::FlushOldSet) => self.flusher.stage = Stage::Drain,
-            Stage::Remove => {
+            Stage::Remove | Stage::Removed => {
                 self.remove_objects(core);
             }
             Stage::Data | Stage::Idle | Stage::Drain | Stage::Map | Stage::Order { .. } => {}

@@ -165,7 +165,6 @@ impl Replica {
             Request::Remove { object, version, .. } => {
                 if self.memory.get(object).is_some_and(|copy| copy.version <= *version) {
                     self.memory.remove(object);
-                    self.disk.remove(object);
                     self.current.remove(object);
                 }
                 Reply::Done

@@ -16,9 +16,10 @@ mod log_file;
 mod metrics;
 mod rendezvous;
 mod ring_socket;
+mod ringload;
 mod seal;
-mod telemetry;
 mod strangers;
+mod telemetry;
 #[cfg(test)]
 mod testing;
 
@@ -39,6 +40,27 @@ pub fn run() -> ExitCode {
         },
         Ok(Invocation::Run(config)) => run_node(&config),
         Err(problem) => usage(&problem),
+    }
+}
+
+/// Runs the program `ringload`, which measures the ring alone. Exit status as of [`run`].
+pub fn run_ringload() -> ExitCode {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let options = match ringload::parse(args) {
+        Ok(options) => options,
+        Err(error) => {
+            // Nobody is left to tell if that fails.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    abort_on_panic();
+    match ringload::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            let _ = writeln!(std::io::stderr(), "ringload: {problem:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod corosync;
 pub mod disk;
 pub mod load;
+pub mod machine;
 pub mod systems;
 
 use serde_json::{Value, json};
@@ -10,14 +11,14 @@ use serde_json::{Value, json};
 use crate::page::table;
 
 /// One measurement.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Row {
     /// Who: `sheepdog`, `raw`, `nbdkit-file`, ...
     pub system: String,
     /// What: `randwrite-4k-qd32-durable`, ...
     pub workload: String,
-    /// Operations per second; `None`: could not be measured.
-    pub result: Option<Figures>,
+    /// What was measured, or why nothing was.
+    pub result: Result<Figures, String>,
 }
 
 /// What was measured.
@@ -39,15 +40,15 @@ pub struct Figures {
     pub disk_bytes_per_io: f64,
 }
 
-/// All rows of a run as JSON.
+/// All rows of a run as JSON; what could not be measured has no figures but `missing`, the reason.
 pub fn to_json(rows: &[Row]) -> Value {
-    let measured = rows.iter().filter_map(|row| row.result.map(|figures| (row, figures)));
-    let list = measured.map(|(row, f)| {
-        json!({
+    let list = rows.iter().map(|row| match &row.result {
+        Ok(f) => json!({
             "system": row.system, "workload": row.workload, "iops": f.iops, "mbps": f.mbps, "p50_us": f.p50_us,
             "p99_us": f.p99_us, "cpu_us_per_io": f.cpu_us_per_io, "disk_writes_per_io": f.disk_writes_per_io,
             "disk_bytes_per_io": f.disk_bytes_per_io,
-        })
+        }),
+        Err(reason) => json!({"system": row.system, "workload": row.workload, "missing": reason}),
     });
     Value::Array(list.collect())
 }
@@ -73,14 +74,14 @@ pub fn to_text(rows: &[Row]) -> String {
             lines.push(vec![workload.to_owned()]);
         }
         let name = format!("  {}", row.system);
-        let Some(f) = row.result else {
+        let Ok(f) = &row.result else {
             lines.push(vec![name, "MISSING".to_owned()]);
             continue;
         };
         let whole = |number: f64| format!("{number:.0}");
         let tenth = |number: f64| format!("{number:.1}");
         let ours = rows.iter().find(|other| other.system == "sheepdog" && other.workload == row.workload);
-        let ratio = match ours.and_then(|ours| ours.result) {
+        let ratio = match ours.and_then(|ours| ours.result.as_ref().ok()) {
             Some(ours) if row.system != "sheepdog" && f.iops > 0.0 => format!("{:.2} x", ours.iops / f.iops),
             _ => String::new(),
         };
@@ -108,7 +109,9 @@ mod tests {
         let row = |system: &str, workload: &str, iops: Option<f64>| Row {
             system: system.to_owned(),
             workload: workload.to_owned(),
-            result: iops.map(|iops| Figures { iops, ..Figures::default() }),
+            result: iops
+                .map(|iops| Figures { iops, ..Figures::default() })
+                .ok_or_else(|| "no such program".to_owned()),
         };
         let rows = [
             row("sheepdog", "a", Some(50.0)),
@@ -119,6 +122,9 @@ mod tests {
         let text = to_text(&rows);
         assert_eq!(text.matches("MISSING").count(), 1);
         assert_eq!(text.matches("0.50 x").count(), 1);
-        assert_eq!(to_json(&rows).as_array().unwrap().len(), 3);
+        let json = to_json(&rows);
+        let missing: Vec<&Value> = json.as_array().unwrap().iter().filter(|r| r["iops"].is_null()).collect();
+        assert_eq!(json.as_array().unwrap().len(), 4);
+        assert!(missing.len() == 1 && missing[0]["missing"] == "no such program");
     }
 }

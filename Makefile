@@ -10,6 +10,9 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/sheepdog/target
 CARGO ?= cargo
 BIN := $(CARGO_TARGET_DIR)/release
 
+# Where tests that fail leave the logs of their nodes.
+export E2E_LOGS ?= $(CURDIR)/target/e2e-logs
+
 # Debian packages of the programs that the tests, the demonstration and the benchmarks call.
 PACKAGES := e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
             qemu-system-common qemu-system-x86 qemu-utils util-linux

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -13,8 +13,8 @@ use crate::scratch::{Scratch, host, loopback_network};
 use crate::wait_until;
 
 /// How long a node may take from start to serving, on a loaded machine.
-pub const READY: Duration = Duration::from_secs(60);
-/// Line in the log that says a node serves.
+pub const READY: Duration = Duration::from_secs(120);
+/// Line in the log that says a node listens everywhere.
 pub const READY_LINE: &str = "sheep ready";
 /// Port of NBD over TCP, on each node's own address.
 pub const NBD_PORT: u16 = 10809;
@@ -105,7 +105,7 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the node says that it serves; `seen` is how often it had said so before this start.
+    /// Waits until the node says that it listens; `seen` is how often it had said so before this start.
     ///
     /// # Errors
     /// It ends, or takes longer than [`READY`].
@@ -123,17 +123,35 @@ impl Node {
         })
     }
 
+    /// Waits until the node is up in its cluster in this run, and may act.
+    ///
+    /// # Errors
+    /// It takes longer than [`READY`].
+    pub fn wait_member(&self) -> Result<Duration> {
+        let dog = self.dog()?;
+        let what = format!("node {} up in its cluster", self.index);
+        wait_until(&what, READY, Duration::from_millis(100), || {
+            let (Ok(me), Ok(nodes)) = (dog.json(&["node", "info"]), dog.nodes()) else { return Ok(false) };
+            let known = nodes.iter().find(|node| text(node, "id") == text(&me, "id"));
+            let same_run =
+                |node| text(node, "state") == "up" && count(node, "incarnation") == count(&me, "incarnation");
+            Ok(me["primary"] == true && known.is_some_and(same_run))
+        })
+    }
+
     /// Starts (again) and waits until it serves.
     ///
     /// # Errors
-    /// As [`Node::launch`] and [`Node::wait_ready`].
+    /// As [`Node::launch`], [`Node::wait_ready`] and [`Node::wait_member`].
     pub fn start(&mut self) -> Result<Duration> {
-        let seen = self.times_ready();
+        let (seen, begin) = (self.times_ready(), Instant::now());
         self.launch(false)?;
-        self.wait_ready(seen)
+        self.wait_ready(seen)?;
+        self.wait_member()?;
+        Ok(begin.elapsed())
     }
 
-    /// How often its log says that it serves.
+    /// How often its log says that it listens.
     pub fn times_ready(&self) -> usize {
         std::fs::read_to_string(self.log_path()).unwrap_or_default().matches(READY_LINE).count()
     }
@@ -171,7 +189,7 @@ impl Node {
     /// # Errors
     /// `dog` has not been built.
     pub fn dog(&self) -> Result<Dog> {
-        Dog::new(self.dir.display().to_string())
+        Ok(Dog::new(self.dir.display().to_string())?.in_namespace_of(self.netns_of))
     }
 }
 
@@ -264,7 +282,7 @@ impl Cluster {
         self.wait_up(self.nodes.len())
     }
 
-    /// Waits until `nodes` nodes are up, as the first running node sees it.
+    /// Waits until `nodes` nodes are up, as the first running node sees it, and every running node may act.
     ///
     /// # Errors
     /// It takes longer than [`READY`].
@@ -273,8 +291,11 @@ impl Cluster {
         wait_until(&format!("{nodes} nodes up"), READY, Duration::from_millis(100), || {
             let list = dog.nodes().unwrap_or_default();
             Ok(list.iter().filter(|node| text(node, "state") == "up").count() == nodes)
-        })
-        .map(drop)
+        })?;
+        self.nodes
+            .iter_mut()
+            .filter_map(|node| node.is_running().then_some(&*node))
+            .try_for_each(|node| node.wait_member().map(drop))
     }
 
     /// Waits until nothing has to be re-created anywhere.
@@ -287,6 +308,43 @@ impl Cluster {
             let Ok(info) = dog.cluster_info() else { return Ok(false) };
             Ok(count(&info, "objects_to_recover") == 0 && text(&info, "health") == "ok")
         })
+    }
+
+    /// Waits until nobody has a volume open: whoever disconnects gives its lock back a moment later.
+    ///
+    /// # Errors
+    /// It takes longer than [`READY`].
+    pub fn wait_closed(&mut self, volume: &str) -> Result<()> {
+        let dog = self.any_dog()?;
+        wait_until(&format!("{volume} closed"), READY, Duration::from_millis(50), || {
+            let volumes = dog.volumes().unwrap_or_default();
+            Ok(volumes.iter().any(|vdi| text(vdi, "name") == volume && vdi["lock"].is_null()))
+        })
+        .map(drop)
+    }
+
+    /// Waits until `dog cluster check` finds nothing wrong.
+    ///
+    /// # Errors
+    /// Nodes have different states, or it takes longer than `limit`; the error says what was wrong last.
+    pub fn wait_sound(&mut self, limit: Duration) -> Result<()> {
+        let dog = self.any_dog()?;
+        let mut last = None;
+        let waited = wait_until("a sound cluster", limit, Duration::from_millis(500), || {
+            match dog.run(&["cluster", "check"]) {
+                Ok(_) => Ok(true),
+                // That never gets better by itself, and must not be waited away.
+                Err(error) if error.to_string().contains("states differ") => Err(error),
+                Err(error) => {
+                    last = Some(error);
+                    Ok(false)
+                }
+            }
+        });
+        match (waited, last) {
+            (Err(_), Some(last)) => Err(last),
+            (waited, _) => waited.map(drop),
+        }
     }
 
     /// Node number `index`, from 1.
@@ -331,11 +389,19 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for node in &self.nodes {
-                if let Some(process) = &node.process {
-                    eprintln!("---- last lines of {}:\n{}", process.name(), process.log_tail(40));
-                }
+        if !std::thread::panicking() {
+            return;
+        }
+        let keep = std::env::var_os("E2E_LOGS").map(PathBuf::from);
+        for node in &self.nodes {
+            if let Some(process) = &node.process {
+                eprintln!("---- last lines of {}:\n{}", process.name(), process.log_tail(40));
+            }
+            if let Some(dir) = &keep {
+                let name = node.log_path().file_name().unwrap_or_default().to_owned();
+                // Only a help for whoever looks for the cause; the failure itself is told anyway.
+                let _ = std::fs::create_dir_all(dir)
+                    .and_then(|()| std::fs::copy(node.log_path(), dir.join(name)));
             }
         }
     }

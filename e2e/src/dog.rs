@@ -12,6 +12,7 @@ use crate::process::{Spec, workspace_binary};
 pub struct Dog {
     program: std::path::PathBuf,
     server: String,
+    netns_of: Option<u32>,
 }
 
 /// What a failed command left: status and message.
@@ -28,11 +29,18 @@ impl Dog {
     /// # Errors
     /// `dog` has not been built.
     pub fn new(server: String) -> Result<Dog> {
-        Ok(Dog { program: workspace_binary("dog")?, server })
+        Ok(Dog { program: workspace_binary("dog")?, server, netns_of: None })
+    }
+
+    /// Runs it in the network namespace of another process: some commands talk to all nodes.
+    pub fn in_namespace_of(mut self, pid: Option<u32>) -> Dog {
+        self.netns_of = pid;
+        self
     }
 
     fn output(&self, words: &[&str]) -> Result<Output> {
         let spec = Spec::new("dog", &self.program).args(["-s", &self.server]).args(words);
+        let spec = spec.in_namespace_of(self.netns_of);
         spec.command().output().with_context(|| format!("running dog {}", words.join(" ")))
     }
 
@@ -43,8 +51,9 @@ impl Dog {
     pub fn run(&self, words: &[&str]) -> Result<String> {
         let output = self.output(words)?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("dog {}: {}: {}", words.join(" "), output.status, said.trim());
+            // `cluster check` says on standard output what is wrong.
+            let said = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+            bail!("dog {}: {}: {}", words.join(" "), output.status, said.concat().trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

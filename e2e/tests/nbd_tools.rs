@@ -43,8 +43,8 @@ fn nbdinfo_lists_and_describes() {
         assert_eq!(export[can], true, "{can}");
     }
     assert_eq!(export["is_read_only"], false);
-    assert_eq!(export["block_minimum"], 512);
-    assert_eq!(export["block_preferred"], 4096);
+    assert_eq!(export["block_size_minimum"], 512);
+    assert_eq!(export["block_size_preferred"], 4096);
 
     let socket = cluster.node(1).nbd_socket();
     let all = run("nbdinfo", ["--list", &format!("nbd+unix:///?socket={}", socket.display())]).unwrap();
@@ -60,14 +60,16 @@ fn nbdinfo_lists_and_describes() {
 fn copies_in_and_out_are_equal() {
     let _one = serial();
     let check = LeakCheck::start();
-    let (cluster, one, two) = cluster();
+    let (mut cluster, one, two) = cluster();
     let sample = sample(&cluster, 256);
     run("nbdcopy", [&sample, &one]).unwrap();
     // Through another node, once the first has let go.
+    cluster.wait_closed("disk").unwrap();
     compare(&sample, &two).unwrap();
     let back = cluster.path().join("back.raw").display().to_string();
     run("nbdcopy", [&two, &back]).unwrap();
     run("cmp", [&sample, &back]).unwrap();
+    cluster.wait_closed("disk").unwrap();
     let (used, holes) = allocation(&one).unwrap();
     assert_eq!(used + holes, 256 * MIB);
     assert!(used >= 23 * MIB && holes >= 128 * MIB, "{used} used, {holes} holes");
@@ -79,9 +81,10 @@ fn copies_in_and_out_are_equal() {
 fn qemu_img_converts_maps_checks_and_compares() {
     let _one = serial();
     let check = LeakCheck::start();
-    let (cluster, one, two) = cluster();
+    let (mut cluster, one, two) = cluster();
     let sample = sample(&cluster, 256);
     run("qemu-img", ["convert", "-n", "-f", "raw", "-O", "raw", &sample, &one]).unwrap();
+    cluster.wait_closed("disk").unwrap();
     compare(&sample, &two).unwrap();
     let map = run("qemu-img", ["map", "--output=json", "-f", "raw", &two]).unwrap();
     let map: serde_json::Value = serde_json::from_str(&map).unwrap();
@@ -95,7 +98,9 @@ fn qemu_img_converts_maps_checks_and_compares() {
     assert!(zero >= 128 * MIB, "only {zero} bytes known to be zero");
     // A qcow2 inside the volume: check needs metadata that is flushed and read back exactly.
     run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", &sample, &format!("{sample}.qcow2")]).unwrap();
+    cluster.wait_closed("disk").unwrap();
     run("nbdcopy", [&format!("{sample}.qcow2"), &one]).unwrap();
+    cluster.wait_closed("disk").unwrap();
     run("qemu-img", ["check", "-f", "qcow2", &two]).unwrap();
     drop(cluster);
     check.finish().unwrap();
@@ -155,13 +160,14 @@ for bad in (lambda: h.pread(512, h.get_size()), lambda: h.pwrite(b"x" * 512, h.g
 fn fio_verifies_what_it_wrote_through_another_node() {
     let _one = serial();
     let check = LeakCheck::start();
-    let (cluster, one, two) = cluster();
+    let (mut cluster, one, two) = cluster();
     let job = |uri: &str| {
         Fio::new(Target::Nbd(uri.to_owned()), Pattern::RandomWrite, "64M")
             .set("bsrange=512-64k")
             .set("iodepth=16")
     };
     job(&one).verify(11).run().unwrap();
+    cluster.wait_closed("disk").unwrap();
     job(&two).verify_only(11).run().unwrap();
     drop(cluster);
     check.finish().unwrap();

@@ -3,8 +3,8 @@
 
 mod rival;
 
-use crate::oracle::{Oracle, ReadTicket, Run, Tag};
 use crate::node::Node;
+use crate::oracle::{Oracle, ReadTicket, Run, Tag};
 use crate::world::{Event, World};
 use bytes::{BufMut, Bytes, BytesMut};
 use sheep_datapath::{GatewayOutput, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply};

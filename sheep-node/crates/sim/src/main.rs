@@ -1,5 +1,7 @@
 //! `sheep-sim`: runs seeds, prints what they found.
 
+#![allow(clippy::print_stdout)]
+
 use anyhow::{Result, bail};
 use clap::Parser;
 use sheep_sim::checks::Counts;

@@ -50,6 +50,13 @@ pub fn concerns(name: &str, said: &str) -> bool {
     !order || !of_data || (name.contains("lease") && said.contains("stale"))
 }
 
+/// The options of a seed with a variant's preset, as text: to tell which variants run alike.
+pub fn options(name: &str, seed: u64) -> String {
+    let mut options = Options::from_seed(seed);
+    preset(name, &mut options);
+    format!("{options:?}")
+}
+
 /// Makes what the variant needs likely: kinds of fault, their frequency, sizes. The checkers stay the same.
 pub fn preset(name: &str, options: &mut Options) {
     let network = [Fault::Partition, Fault::OneWay, Fault::BrokenPair, Fault::BadNetwork, Fault::Crash];
@@ -68,7 +75,8 @@ pub fn preset(name: &str, options: &mut Options) {
             options.faults = network.to_vec();
             options.faults.extend([Fault::SlowDisk, Fault::PowerCut, Fault::LostDisk, Fault::Partition]);
             options.nodes = options.nodes.max(5);
-            options.fault_interval = Duration::from_millis(if options.seed % 2 == 0 { 500 } else { 1200 });
+            options.fault_interval =
+                Duration::from_millis(if options.seed.is_multiple_of(2) { 500 } else { 1200 });
             options.clients = 1;
             options.think = Duration::from_millis(20);
             options.out_delay = Duration::from_secs(4);

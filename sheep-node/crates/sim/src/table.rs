@@ -1,46 +1,80 @@
-//! Which seed catches which broken variant, and what the checker said.
+//! Which seeds catch which broken variant, and what the checker said.
 
 use anyhow::{Context, Result, bail};
-use sheep_sim::mutants;
+use sheep_sim::mutants::{self, Rule};
+use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Prints a line per variant. Each seed runs in a process of its own, because a broken variant may end it. A seed
-/// counts only if it passes with all rules in force.
+/// Failed seeds of some runs, with what a checker said.
+type Failures = BTreeMap<u64, String>;
+
+/// Prints a line per variant: the first of the seeds that fails with it and passes without, how many such there
+/// are, and how many fail even without. Several variants run at once, each in a process of its own.
 pub(crate) fn print(part: &str, first: u64, count: u64) -> Result<()> {
     if mutants::all().is_empty() {
         bail!("this build has no broken variants: build it with --features mutants");
     }
-    println!("| variant | seeds until caught | seconds | what the checker said |");
-    println!("|---|---|---|---|");
-    for rule in mutants::all().iter().filter(|rule| rule.name.contains(part)) {
-        let started = Instant::now();
-        let mut next = first;
-        let line = loop {
-            let left = (first + count).saturating_sub(next);
-            let found = if left == 0 { None } else { failure(&["--mutant", rule.name], next, left)? };
-            let Some((seed, said)) = found else { break format!("not caught in {count}") };
-            let concerns = mutants::concerns(rule.name, &said);
-            if concerns && failure(&["--preset", rule.name], seed, 1)?.is_none() {
-                break format!("{} | {:.0} | {said}", seed - first + 1, started.elapsed().as_secs_f64());
+    println!("| variant | first seed | caught by | fail anyway | what the checker said |");
+    println!("|---|---|---|---|---|");
+    let rules: Vec<&Rule> = mutants::all().iter().filter(|rule| rule.name.contains(part)).collect();
+    let next = AtomicUsize::new(0);
+    let sound: Mutex<BTreeMap<String, Failures>> = Mutex::default();
+    let trouble = Mutex::new(Ok(()));
+    let work = || {
+        while let Some(rule) = rules.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match line(rule, first, count, &sound) {
+                Ok(line) => println!("{line}"),
+                Err(error) => *trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Err(error),
             }
-            next = seed + 1;
-        };
-        println!("| `{}` | {line} |", rule.name);
-    }
-    Ok(())
+        }
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        (0..cores).for_each(|_| drop(scope.spawn(work)));
+    });
+    trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// The first seed that fails, and why.
-fn failure(which: &[&str], first: u64, count: u64) -> Result<Option<(u64, String)>> {
+fn line(rule: &Rule, first: u64, count: u64, sound: &Mutex<BTreeMap<String, Failures>>) -> Result<String> {
+    let broken = failures("--mutant", rule.name, first, count)?;
+    // Variants whose runs have the same options share the runs without them.
+    let options: Vec<String> = (first..first + count).map(|seed| mutants::options(rule.name, seed)).collect();
+    let known =
+        sound.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&options.concat()).cloned();
+    let without = match known {
+        Some(without) => without,
+        None => failures("--preset", rule.name, first, count)?,
+    };
+    let mut sound = sound.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    sound.insert(options.concat(), without.clone());
+    let caught = broken
+        .iter()
+        .filter(|(seed, said)| !without.contains_key(*seed) && mutants::concerns(rule.name, said));
+    let caught: Vec<_> = caught.collect();
+    let anyway = without.len();
+    Ok(match caught.first() {
+        Some((seed, said)) => {
+            let said: String = said.chars().take(160).collect();
+            format!("| `{}` | {seed} | {} of {count} | {anyway} | {said} |", rule.name, caught.len())
+        }
+        None => format!("| `{}` | | 0 of {count} | {anyway} | |", rule.name),
+    })
+}
+
+/// The seeds that fail, and why.
+fn failures(which: &str, name: &str, first: u64, count: u64) -> Result<Failures> {
     let program = std::env::current_exe().context("own path")?;
     let range = [format!("--seed={first}"), format!("--count={count}")];
-    let output = Command::new(program).args(which).args(range).output().context("running a seed")?;
+    let output = Command::new(program).args([which, name, "--keep-going"]).args(range).output();
+    let output = output.context("running seeds")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().find_map(|line| line.strip_prefix("seed ")?.split_once(" FAILED: "));
-    let found = line.and_then(|(seed, said)| Some((seed.parse().ok()?, said.to_owned())));
-    if found.is_none() && !output.status.success() {
-        bail!("a run ended without a word: {}", String::from_utf8_lossy(&output.stderr));
+    let lines = text.lines().filter_map(|line| line.strip_prefix("seed ")?.split_once(" FAILED: "));
+    let found: Failures =
+        lines.filter_map(|(seed, said)| Some((seed.parse().ok()?, said.to_owned()))).collect();
+    if found.is_empty() && !output.status.success() {
+        bail!("runs ended without a word: {}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(found)
 }

@@ -563,7 +563,9 @@ impl World {
     fn test_peer(&mut self, node: usize, report: LogIndex, peer: Member) {
         let reachable = self.index_of(peer.node).is_some_and(|to| {
             let machine = &self.nodes[to];
-            let runs = machine.running.is_some() && machine.paused_until <= self.now && !self.hooks.deaf.contains(&to);
+            let runs = machine.running.is_some()
+                && machine.paused_until <= self.now
+                && !self.hooks.deaf.contains(&to);
             runs && self.net.carries(node, to) && self.net.carries(to, node)
         });
         self.queue_to_control(node, ToControl::Tested(report, reachable));

@@ -7,7 +7,7 @@ use std::time::Duration;
 fn short(seed: u64) -> Options {
     let mut options = Options::from_seed(seed);
     options.duration = Duration::from_secs(20);
-    options.rivals = seed % 2 == 0;
+    options.rivals = seed.is_multiple_of(2);
     options
 }
 

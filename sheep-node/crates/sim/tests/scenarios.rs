@@ -36,6 +36,7 @@ scenarios! {
     late_writes_are_fenced: "late-writes-are-fenced",
     answered_writes_outlive_replicas: "answered-writes-outlive-replicas",
     higher_is_not_fresher: "higher-is-not-fresher",
+    a_source_is_not_older: "a-source-is-not-older",
     reads_wait_for_writes: "reads-wait-for-writes",
     creation_survives_power_cuts: "creation-survives-power-cuts",
     one_decides: "one-decides",

@@ -28,7 +28,7 @@ fn random_seeds_pass() {
             }
             let mut options = Options::from_seed(seed);
             // Every other run has clients that give up gateways which live.
-            options.rivals = seed % 2 == 0;
+            options.rivals = seed.is_multiple_of(2);
             let how = if options.rivals { " --rivals" } else { "" };
             let report = catch_unwind(AssertUnwindSafe(|| run(options)));
             let mut found = found.lock().expect("nothing panics here");

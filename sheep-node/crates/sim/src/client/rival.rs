@@ -167,7 +167,7 @@ impl World {
                 let sessions = self.clients[number].sessions;
                 let rival = &mut self.clients[number].rivals[at];
                 let over = rival.session != sessions;
-                let Some(pending) = rival.pending.remove(&io) else { return None };
+                let pending = rival.pending.remove(&io)?;
                 match (over, result) {
                     (true, Ok(_)) => self.violate(format!(
                         "the gateway of client {number} at node {node} serves after the volume was opened elsewhere"

@@ -1,7 +1,7 @@
 //! Locks, leases and fences: one writer at a time, and nobody reads what is over.
 
-use super::script::{Script, Session, Setup, Verdict, ensure};
 use super::Scenario;
+use super::script::{Script, Session, Setup, Verdict, ensure};
 use crate::world::Event;
 use sheep_state::{AccessMode, Command, Outcome};
 use sheep_types::VdiId;
@@ -10,7 +10,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "an-old-token-renews-nothing",
         rule: "a token that waited in the socket of a stopped node does not renew its lease",
-        mutants: &[],
+        mutants: &["log:lease-without-support"],
         run: an_old_token_renews_nothing,
     },
     Scenario {
@@ -22,7 +22,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a-minority-has-no-lease",
         rule: "a lease needs the support of a majority of the voters",
-        mutants: &["log:lease-without-support"],
+        mutants: &["log:lease-without-support", "datapath:delete-on-absence"],
         run: a_minority_has_no_lease,
     },
     Scenario {

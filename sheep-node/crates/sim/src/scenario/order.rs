@@ -1,7 +1,7 @@
 //! Ring, log and membership.
 
-use super::script::{Script, Setup, Verdict, ensure};
 use super::Scenario;
+use super::script::{Script, Setup, Verdict, ensure};
 use crate::log_disk::LogDisk;
 use crate::world::Event;
 use sheep_state::{Genesis, NodeState, Outcome, Settings};
@@ -41,7 +41,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "commands-of-a-minority-wait",
         rule: "every command takes effect once, however often its term ended",
-        mutants: &["log:no-resend"],
+        mutants: &["log:no-resend", "log:own-base"],
         run: commands_of_a_minority_wait,
     },
     Scenario {
@@ -237,7 +237,9 @@ fn a_broken_link_does_not_flap(mutant: Option<&str>) -> Verdict {
     s.run(2_000)?;
     s.cut(&[3], &[1]);
     s.world.schedule(0, Event::Start(3));
-    let ring = |s: &Script| s.world.nodes[0].running.as_ref().map(|r| r.control.ring().configuration().map(|c| c.id));
+    let ring = |s: &Script| {
+        s.world.nodes[0].running.as_ref().map(|r| r.control.ring().configuration().map(|c| c.id))
+    };
     let before = ring(&s);
     s.run(30_000)?;
     ensure(ring(&s) == before, "a node that one member cannot hear disturbs the ring")?;
@@ -247,7 +249,8 @@ fn a_broken_link_does_not_flap(mutant: Option<&str>) -> Verdict {
     s.cut(&[0], &[1]);
     s.run(10_000)?;
     let numbers = |s: &Script| -> u64 {
-        let ring = |node: usize| s.world.nodes[node].running.as_ref().map(|r| r.control.ring().highest_number());
+        let ring =
+            |node: usize| s.world.nodes[node].running.as_ref().map(|r| r.control.ring().highest_number());
         (0..3).filter_map(ring).max().unwrap_or_default()
     };
     let before = numbers(&s);

@@ -35,12 +35,14 @@ pub struct Setup {
     pub min_copies: u8,
     /// Time after which a node that is down gives up its place.
     pub out_ms: u64,
+    /// Seed of all delays.
+    pub seed: u64,
 }
 
 impl Setup {
     /// Three copies, two needed, on so many nodes; nobody is ever out.
     pub fn nodes(nodes: usize) -> Self {
-        Self { nodes, copies: 3.min(nodes as u8), min_copies: 2.min(nodes as u8), out_ms: 3_600_000 }
+        Self { nodes, copies: 3.min(nodes as u8), min_copies: 2.min(nodes as u8), out_ms: 3_600_000, seed: 7 }
     }
 
     /// The same with so many copies, so many needed.
@@ -48,9 +50,14 @@ impl Setup {
         Self { copies, min_copies, ..self }
     }
 
+    /// The same with other delays.
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
     /// Options of a quiet world.
     pub fn options(&self, mutant: Option<&str>) -> Options {
-        let mut options = Options::from_seed(7);
+        let mut options = Options::from_seed(self.seed);
         options.nodes = self.nodes;
         options.clients = 0;
         options.copies = self.copies;
@@ -297,6 +304,24 @@ impl Script {
         let places = set.iter().filter_map(|id| self.world.nodes.iter().position(|n| n.id == *id));
         let places: Vec<usize> = places.collect();
         if places.is_empty() { Err("an object belongs nowhere".into()) } else { Ok(places) }
+    }
+
+    /// Tells, when traced, which version of a data object each running node has.
+    pub fn tell(&self, vdi: VdiId, index: u64) {
+        if !self.world.options.verbose {
+            return;
+        }
+        for node in &self.world.nodes {
+            let running = node.running.as_ref();
+            let Some(vid) = running.and_then(|r| r.control.state().vdi(vdi).map(|record| record.vid)) else {
+                continue;
+            };
+            let object = ObjectId::data(vid, index as u32);
+            let replica = running.and_then(|r| r.shard.as_ref()).and_then(|shard| shard.replica());
+            let header = replica.and_then(|replica| replica.store().header(object));
+            let current = replica.is_some_and(|replica| replica.is_current(object));
+            eprintln!("  node {}: {:?}, current: {current}", node.index, header.map(|header| header.version));
+        }
     }
 
     fn number(&mut self) -> u64 {

@@ -5,8 +5,8 @@ use super::{Ask, AskKind, Phase, Todo, Walk};
 use crate::replica::{Replica, Then};
 use crate::{Mutant, View};
 use core::time::Duration;
-use sheep_store::{Header as CopyHeader, Op};
 use sheep_state::NodeState;
+use sheep_store::{Header as CopyHeader, Op};
 use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Time, Version};
 use sheep_wire::{Header, ObjectImage, Refusal, Reply, Request, Standing, StandingKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -240,11 +240,19 @@ impl Replica {
 
     /// Whether a member that was up in an epoch has not answered and may still be in that run. One that is out or
     /// was removed has been given up, and with it what it alone remembers.
-    fn unheard(&self, view: &View, object: ObjectId, at: Epoch, answers: &BTreeMap<NodeId, Standing>) -> bool {
+    fn unheard(
+        &self,
+        view: &View,
+        object: ObjectId,
+        at: Epoch,
+        answers: &BTreeMap<NodeId, Standing>,
+    ) -> bool {
         let then = view.up_set_at(at, object).unwrap_or_default();
         then.iter().filter(|member| !answers.contains_key(&member.node)).any(|member| {
             let now = view.state.node(member.node);
-            now.is_some_and(|now| now.incarnation == member.incarnation && !matches!(now.state, NodeState::Out { .. }))
+            now.is_some_and(|now| {
+                now.incarnation == member.incarnation && !matches!(now.state, NodeState::Out { .. })
+            })
         })
     }
 

@@ -7,7 +7,8 @@ use crate::data::{DataMessage, Tested};
 use crate::handle::{ControlRequest, NodeStatus, OrderError};
 use crate::inbox::{Inbox, SendError, Sender};
 use crate::log_file::{LogWrite, LogWritten};
-use crate::ring_socket::RingSocket;
+use crate::ring_socket::{ADDRESSES, RingSocket};
+use crate::strangers::{Heard, Strangers};
 use crate::{clock, log_file};
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -87,6 +88,7 @@ struct ControlThread {
     status_due: Time,
     fatal: Option<String>,
     seed: u64,
+    strangers: Strangers,
 }
 
 /// The poll and inbox of a control thread that is to be started: others need the sender first.
@@ -133,6 +135,7 @@ impl ControlPort {
             status_due: Time::ZERO,
             fatal: None,
             seed,
+            strangers: Strangers::new(clock::now()),
         };
         Ok(std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?)
     }
@@ -169,8 +172,16 @@ impl ControlThread {
     fn receive(&mut self) {
         for _ in 0..BURST {
             let (control, now) = (&mut self.control, clock::now());
-            if self.socket.receive(|from, packet| control.handle_packet(now, from.node, packet)).is_none() {
+            let mut addresses = None;
+            let received = self.socket.receive(|from, packet| match packet.first() {
+                Some(&ADDRESSES) => addresses = Some(packet.to_vec()),
+                _ => control.handle_packet(now, from.node, packet),
+            });
+            if received.is_none() {
                 return;
+            }
+            if let Some(packet) = addresses {
+                self.socket.take_addresses(&packet);
             }
             self.carry_out();
         }
@@ -313,8 +324,19 @@ impl ControlThread {
             return;
         }
         self.status_due = now + STATUS_INTERVAL;
+        if self.socket.has_learned() {
+            self.socket.tell_addresses();
+        }
         let (log, ring) = (self.control.log(), self.control.ring());
         let (log_stats, socket) = (log.stats(), self.socket.stats);
+        let heard = Heard {
+            bad_key: socket.bad_key,
+            stranger: self.socket.stranger,
+            foreign: ring.stats().foreign_cluster,
+            cluster: self.control.cluster(),
+            seeded: self.socket.has_seeds(),
+        };
+        self.strangers.tell(now, heard);
         let status = NodeStatus {
             me: self.me,
             cluster: self.control.cluster(),
@@ -340,6 +362,7 @@ impl ControlThread {
                 ("ring_datagrams_wrong_key", socket.bad_key),
                 ("ring_datagrams_replayed", socket.replayed),
                 ("ring_datagrams_malformed", socket.malformed),
+                ("ring_datagrams_other_cluster", heard.foreign),
             ],
             fatal: self.fatal.clone(),
         };

@@ -15,7 +15,7 @@ use sheep_engine::{ControlConfig, NodeProfile};
 use sheep_log::Recovered;
 use sheep_state::{Addresses, DiskRecord, DiskState, Role};
 use sheep_totem::RingConfig;
-use sheep_types::{ClusterId, ConfigId, Incarnation, LogIndex};
+use sheep_types::{ClusterId, ConfigId, Incarnation, LogIndex, Member};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::Path;
@@ -98,6 +98,8 @@ fn bind<S>(
 /// It could not start, or something ended that it cannot do without.
 pub(crate) fn run(config: &Config) -> Result<()> {
     let dir = NodeDir::open(&config.dir)?;
+    let Member { node, incarnation } = dir.me;
+    info!(%node, run = incarnation.0, "{}", if dir.fresh { "new node" } else { "node" });
     let sockets = Sockets::bind(config)?;
     let addresses = sockets.addresses()?;
     let key = cluster_key(config, &dir)?;
@@ -199,8 +201,18 @@ async fn signals(stop: mpsc::Sender<Option<String>>) {
 fn cluster_key(config: &Config, dir: &NodeDir) -> Result<ClusterKey> {
     let stored = dir.key()?;
     let key = match (&config.key, stored) {
-        (Some(path), _) => match read_key(path)? {
-            Some(key) => key,
+        (Some(path), stored) => match read_key(path)? {
+            Some(key) => {
+                // A key that the others do not have would cut the node off for good.
+                ensure!(
+                    stored.is_none_or(|stored| stored == key) || !belongs_to_a_cluster(dir)?,
+                    "{} is not the key of the cluster that {} belongs to (if that cluster's key was changed, remove \
+                     the file `key` in there first)",
+                    path.display(),
+                    config.dir.display()
+                );
+                key
+            }
             None => bail!("there is no key file {}", path.display()),
         },
         (None, Some(key)) => key,
@@ -214,6 +226,11 @@ fn cluster_key(config: &Config, dir: &NodeDir) -> Result<ClusterKey> {
         Rendezvous::set_key(rendezvous, &key)?;
     }
     Ok(key)
+}
+
+fn belongs_to_a_cluster(dir: &NodeDir) -> Result<bool> {
+    let path = dir.log_file();
+    Ok(decode(&path, &log_file::read(&path)?)?.cluster() != ClusterId(0))
 }
 
 fn wait_for_key(config: &Config) -> Result<ClusterKey> {

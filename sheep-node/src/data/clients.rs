@@ -242,6 +242,9 @@ impl Clients {
             client.volume = Some(*volume);
             info!(vdi = client.name, "NBD client attached");
         }
+        if !matches!(result, Ok((Some(_), _))) {
+            client.name.clear();
+        }
         client.nbd.handle_opened(result.map(|(_, opened)| ExportInfo {
             read_only: opened.read_only,
             // All connections end in this one gateway, and a flush covers them all.
@@ -313,9 +316,11 @@ impl Clients {
         !self.wants.is_empty() || self.clients.values().any(|client| client.dirty)
     }
 
-    /// Disconnects clients that do not get on with the negotiation.
+    /// Disconnects clients that do not get on with the negotiation. Those whose volume is being opened wait for us.
     pub(super) fn tick(&mut self, now: Time) {
-        let idle = |client: &Client| client.volume.is_none() && now.since(client.since) > NEGOTIATION_TIMEOUT;
+        let idle = |client: &Client| {
+            client.volume.is_none() && client.name.is_empty() && now.since(client.since) > NEGOTIATION_TIMEOUT
+        };
         let tokens: Vec<Token> =
             self.clients.iter().filter(|(_, c)| idle(c)).map(|(token, _)| *token).collect();
         for token in tokens {

@@ -134,6 +134,8 @@ struct DataThread {
     tests: BTreeMap<u64, (LogIndex, Time)>,
     passed: Vec<(LogIndex, Time)>,
     last_test: u64,
+    /// What the cluster was last told of how full the store is, and when.
+    usage: Option<(Time, u64)>,
     failed: Option<String>,
     tick: Time,
 }
@@ -198,6 +200,7 @@ impl DataPort {
             tests: BTreeMap::new(),
             passed: Vec::new(),
             last_test: 0,
+            usage: None,
             failed: None,
             tick: Time::ZERO,
         };

@@ -27,6 +27,10 @@ const UNASKED: u64 = u64::MAX;
 /// Request numbers of tests of other nodes.
 const TEST_REQUEST: u64 = 1 << 63;
 const TEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// A store's fullness is told to the cluster when it has changed by this part of its capacity,
+const USAGE_STEPS: u64 = 1000;
+/// and not more often than this.
+const USAGE_INTERVAL: Duration = Duration::from_secs(5);
 
 impl DataThread {
     /// `false`: the thread ends.
@@ -170,8 +174,15 @@ impl DataThread {
                     self.tell_control(ControlMessage::Order { token: UNASKED, command });
                 }
                 ShardOutput::StoreFailed => {
-                    error!("the object store has failed; this run of the node ends");
-                    self.failed = Some("the object store has failed".into());
+                    let replica = self.shard.as_ref().and_then(Shard::replica);
+                    let why = replica.and_then(|replica| replica.store_failure()).map(ToString::to_string);
+                    let why = why.unwrap_or_else(|| "unknown reason".into());
+                    let problem = match &self.objects {
+                        Some(objects) => format!("the object store {} has failed: {why}", objects.display()),
+                        None => format!("the object store has failed: {why}"),
+                    };
+                    error!("{problem}; this run of the node ends");
+                    self.failed = Some(problem);
                     let _ = self.stop.send(self.failed.clone());
                 }
                 ShardOutput::Gateway(output) => self.gateway_output(now, output),
@@ -374,7 +385,19 @@ impl DataThread {
         if let Some(shard) = &self.shard {
             super::api::describe(shard, &mut status);
         }
+        self.report_usage(now, status.capacity, status.used);
         self.status.send_replace(Arc::new(status));
+    }
+
+    /// Tells the cluster how full the store is, when that has changed enough to matter.
+    fn report_usage(&mut self, now: Time, capacity: u64, used: u64) {
+        let step = (capacity / USAGE_STEPS).max(1);
+        let (told_at, told) = self.usage.unwrap_or((Time::ZERO, u64::MAX));
+        if capacity == 0 || told.abs_diff(used) < step || now.since(told_at) < USAGE_INTERVAL {
+            return;
+        }
+        self.usage = Some((now, used));
+        self.tell_control(ControlMessage::Order { token: UNASKED, command: Command::Usage { capacity, used } });
     }
 
     /// Whether everything is closed after a request to stop.

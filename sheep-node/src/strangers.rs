@@ -115,7 +115,10 @@ mod tests {
         let mut strangers = Strangers::new(at(0));
         let alone = Heard { cluster: ClusterId(0), ..QUIET };
         assert!(strangers.look(at(1), alone).is_empty());
-        assert!(strangers.look(at(6), Heard { seeded: false, ..alone }).is_empty(), "it waits to be formatted");
+        assert!(
+            strangers.look(at(6), Heard { seeded: false, ..alone }).is_empty(),
+            "it waits to be formatted"
+        );
         assert_eq!(strangers.look(at(6), alone).len(), 1);
         assert!(strangers.look(at(7), alone).is_empty());
     }

@@ -310,6 +310,30 @@ impl Cluster {
         })
     }
 
+    /// Makes a volume and waits until every running node knows of it.
+    ///
+    /// # Errors
+    /// As [`Dog::create`], or it takes longer than [`READY`].
+    pub fn create(&mut self, volume: &str, size: &str, copies: u8) -> Result<()> {
+        self.any_dog()?.create(volume, size, copies)?;
+        for node in &mut self.nodes {
+            if !node.is_running() {
+                continue;
+            }
+            let dog = node.dog()?;
+            wait_until(
+                &format!("node {} knows {volume}", node.index),
+                READY,
+                Duration::from_millis(50),
+                || {
+                    let volumes = dog.volumes().unwrap_or_default();
+                    Ok(volumes.iter().any(|vdi| text(vdi, "name") == volume))
+                },
+            )?;
+        }
+        Ok(())
+    }
+
     /// Waits until nobody has a volume open: whoever disconnects gives its lock back a moment later.
     ///
     /// # Errors

@@ -262,7 +262,7 @@ fn garbage_on_every_port() {
     let _one = serial();
     let check = LeakCheck::start();
     let mut cluster = Cluster::start(3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "64M", 3).unwrap();
+    cluster.create("disk", "64M", 3).unwrap();
     let mut random = Random::new(99);
     let mut noise = |length: u64| (0..length).map(|_| random.below(256) as u8).collect::<Vec<u8>>();
     let target = cluster.node(1).address;
@@ -335,6 +335,8 @@ fn a_full_disk_fails_writes_and_not_the_cluster() {
     let failed_at = failed_at.expect("400 MiB fit into 192 MiB");
     assert!(failed_at > 16, "full after {failed_at} MiB");
     assert!(process.is_running(), "{}", process.log_tail(20));
+    // What fitted is there, also for others.
+    drop(client);
     let mut client = NbdClient::unix(&socket, "disk", LIMIT).unwrap();
     let mut buffer = vec![0; 1 << 20];
     for at in 0..failed_at {
@@ -343,10 +345,12 @@ fn a_full_disk_fails_writes_and_not_the_cluster() {
     }
     // There is a way out: deleting makes room.
     drop(client);
+    let mut last = None;
     wait_until("deleted", LIMIT, Duration::from_millis(200), || {
-        Ok(dog.run(&["vdi", "delete", "disk"]).is_ok())
+        last = dog.run(&["vdi", "delete", "disk"]).err();
+        Ok(last.is_none())
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error}: {last:?}: {}", process.log_tail(20)));
     dog.create("again", "64M", 1).unwrap();
     wait_until("room again", Duration::from_secs(60), Duration::from_millis(500), || {
         Ok(NbdClient::unix(&socket, "again", LIMIT).is_ok_and(|mut c| c.write(0, &data, true).is_ok()))

@@ -148,7 +148,7 @@ fn fio_verifies_while_replicas_fail() {
     let mut random = Random::new(seed);
     let lab = NetLab::new(3).unwrap();
     let mut cluster = Cluster::start_in(&lab, 3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "64M", 3).unwrap();
+    cluster.create("disk", "64M", 3).unwrap();
     // Node 1 serves fio, whose connection a kill would end; the other test kills the server itself.
     let (uri, dir) = (cluster.node(1).nbd_uri("disk"), cluster.path().to_owned());
     let mut load = Load { uri, dir, seed: 0, pass: None };
@@ -250,7 +250,7 @@ fn answered_writes_survive_faults_of_any_node() {
     let seed = from_env("FAULT_SEED", 1) + 1_000;
     let lab = NetLab::new(3).unwrap();
     let mut cluster = Cluster::start_in(&lab, 3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "64M", 3).unwrap();
+    cluster.create("disk", "64M", 3).unwrap();
     let mut client = Stubborn {
         client: None,
         node: 1,
@@ -296,7 +296,7 @@ fn the_old_writer_of_a_taken_over_lock_is_refused() {
     let check = LeakCheck::start();
     let lab = NetLab::new(3).unwrap();
     let mut cluster = Cluster::start_in(&lab, 3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "64M", 3).unwrap();
+    cluster.create("disk", "64M", 3).unwrap();
     let limit = Duration::from_secs(5);
     let mut old = NbdClient::unix(&cluster.node(1).nbd_socket(), "disk", limit).unwrap();
     old.write(0, &[1; BLOCK], false).unwrap();
@@ -332,7 +332,7 @@ fn a_minority_neither_reads_nor_writes() {
     let check = LeakCheck::start();
     let lab = NetLab::new(3).unwrap();
     let mut cluster = Cluster::start_in(&lab, 3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "64M", 3).unwrap();
+    cluster.create("disk", "64M", 3).unwrap();
     let mut client = NbdClient::unix(&cluster.node(3).nbd_socket(), "disk", Duration::from_secs(20)).unwrap();
     client.write(0, &[1; BLOCK], true).unwrap();
     lab.cut(3, Cut::Both).unwrap();

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// A cluster of three with volume `disk` of 256 MiB; the URIs are those of nodes 1 and 2.
 fn cluster() -> (Cluster, String, String) {
     let mut cluster = Cluster::start(3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "256M", 3).unwrap();
+    cluster.create("disk", "256M", 3).unwrap();
     let (one, two) = (cluster.node(1).nbd_uri("disk"), cluster.node(2).nbd_uri("disk"));
     (cluster, one, two)
 }
@@ -33,7 +33,7 @@ fn nbdinfo_lists_and_describes() {
     let _one = serial();
     let check = LeakCheck::start();
     let (mut cluster, uri, _) = cluster();
-    cluster.any_dog().unwrap().create("other", "1T", 2).unwrap();
+    cluster.create("other", "1T", 2).unwrap();
 
     let info = nbdinfo(&uri).unwrap();
     let export = &info["exports"][0];

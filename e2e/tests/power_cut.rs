@@ -28,7 +28,7 @@ fn flushed_data_survives_the_loss_of_all_nodes_at_once() {
     let _one = serial();
     let check = LeakCheck::start();
     let mut cluster = Cluster::start(3).unwrap();
-    cluster.any_dog().unwrap().create("disk", "256M", 3).unwrap();
+    cluster.create("disk", "256M", 3).unwrap();
     let mut oracle = Oracle::new(BLOCKS, 21);
     let mut random = Random::new(21);
     for round in 0..4_u8 {

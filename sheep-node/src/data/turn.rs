@@ -397,7 +397,10 @@ impl DataThread {
             return;
         }
         self.usage = Some((now, used));
-        self.tell_control(ControlMessage::Order { token: UNASKED, command: Command::Usage { capacity, used } });
+        self.tell_control(ControlMessage::Order {
+            token: UNASKED,
+            command: Command::Usage { capacity, used },
+        });
     }
 
     /// Whether everything is closed after a request to stop.

@@ -7,6 +7,7 @@ use crate::world::{Event, World};
 use sheep_datapath::View;
 use sheep_state::{CacheMode, Command, CreateVdi, Outcome};
 use sheep_store::Header;
+use sheep_types::VdiId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -159,14 +160,29 @@ fn verify(world: &mut World) -> Result<(), String> {
             world.close(number);
             wait(world, 60, "a volume to be closed", |w| w.clients[number].place == Place::Away)?;
             let Some(vdi) = world.clients[number].vdi else { continue };
-            world.open_at(number, node, vdi);
-            wait(world, 60, "a volume to be opened", |w| w.clients[number].place == Place::Open(node))?;
+            open_for_reading(world, number, node, vdi)?;
             world.clients[number].verifying = Some(0);
             wait(world, 60, "a volume to be read", |w| {
                 let client = &w.clients[number];
                 client.verifying.is_some_and(|at| at >= client.oracle.len()) && client.is_idle()
             })?;
         }
+    }
+    Ok(())
+}
+
+/// Opens a volume at a node, again if that fails: a lock may still be held, or the node catch up.
+fn open_for_reading(world: &mut World, number: usize, node: usize, vdi: VdiId) -> Result<(), String> {
+    let end = world.now + 60 * SECOND;
+    while world.clients[number].place != Place::Open(node) {
+        if world.clients[number].place == Place::Away {
+            world.open_at(number, node, vdi);
+        }
+        if world.now >= end {
+            return Err("waited 60 s in vain for a volume to be opened".into());
+        }
+        let next = world.now + SECOND / 20;
+        world.run_until(next)?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
 //! The rules of the repository, as tests: the dependency table, file sizes.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which may")]
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

@@ -17,3 +17,10 @@ fn holders_that_are_cut_off_do_not_count() {
     passes(23, true);
     passes(43, true);
 }
+
+/// A node failed another whose disk stood still, and was away before that one had heard of it. The others went on
+/// with it, and the two were never again in one ring.
+#[test]
+fn who_is_held_failed_hears_of_it() {
+    passes(2146, false);
+}

@@ -270,6 +270,27 @@ fn an_excluded_member_stays_out_until_it_rejoins() {
     assert!(!net.ring(1).is_excluded());
 }
 
+/// Who accused it has been away since, the others went on with it: it must hear of that nevertheless, or these
+/// two would never again be in one ring.
+#[test]
+fn a_member_of_another_ring_learns_that_it_is_excluded() {
+    let mut net = Net::new(18, 4);
+    net.tells_primary = true;
+    net.settle(&[1, 2, 3, 4], ms(3000));
+    net.partition(&[&[1, 2, 3], &[4]]);
+    net.with(1, |ring, now| ring.exclude(now, NodeId(4)));
+    net.settle(&[1, 2, 3], ms(5000));
+    net.with(1, |ring, now| ring.leave(now));
+    net.cut.clear();
+    net.settle(&[2, 3, 4], ms(20_000));
+    assert!(!net.ring(4).is_excluded());
+    net.with(1, |ring, now| ring.rejoin(now));
+    net.run_until(ms(5000), |net| net.nodes[&4].ring.is_excluded()).expect("nobody told it");
+    assert!(net.together(&[2, 3, 4]).is_some(), "its ring goes on: {}", net.describe());
+    net.with(4, |ring, now| ring.rejoin(now));
+    net.settle(&[1, 2, 3, 4], ms(20_000));
+}
+
 #[test]
 fn who_leaves_is_silent_and_the_others_go_on() {
     let mut net = Net::new(16, 3);

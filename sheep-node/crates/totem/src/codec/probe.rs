@@ -1,7 +1,7 @@
 //! Probes, by which rings find each other, and the request for a token that is held.
 
 use super::{Malformed, Reader, Writer};
-use crate::limits::MAX_HEARD;
+use crate::limits::{MAX_HEARD, MAX_KNOWN};
 use sheep_types::{ConfigId, Member};
 
 const FLAG_PRIMARY: u16 = 1;
@@ -51,6 +51,8 @@ pub(crate) struct Probe {
     pub layout: u64,
     /// Whom it has heard of late.
     pub heard: Vec<Member>,
+    /// Whom it holds failed until they show that they are well.
+    pub accused: Vec<Member>,
 }
 
 /// A member has work while the representative holds the token.
@@ -70,6 +72,8 @@ impl Probe {
         w.u64(self.layout);
         w.count(self.heard.len());
         self.heard.iter().for_each(|m| w.member(*m));
+        w.count(self.accused.len());
+        self.accused.iter().for_each(|m| w.member(*m));
     }
 
     pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -80,12 +84,15 @@ impl Probe {
         if flags & !FLAG_PRIMARY != 0 {
             return Err(Malformed);
         }
-        let mut heard = Vec::new();
-        for _ in 0..r.count(MAX_HEARD)? {
-            heard.push(r.member()?);
-        }
-        Ok(Self { config, primary: flags & FLAG_PRIMARY != 0, ring, weight, rejoins, number, layout, heard })
+        let heard = members(r, MAX_HEARD)?;
+        let accused = members(r, MAX_KNOWN)?;
+        let primary = flags & FLAG_PRIMARY != 0;
+        Ok(Self { config, primary, ring, weight, rejoins, number, layout, heard, accused })
     }
+}
+
+fn members(r: &mut Reader<'_>, most: usize) -> Result<Vec<Member>, Malformed> {
+    (0..r.count(most)?).map(|_| r.member()).collect()
 }
 
 impl Wanted {

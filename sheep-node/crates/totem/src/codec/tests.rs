@@ -159,6 +159,7 @@ fn commit() -> impl Strategy<Value = Packet> {
 fn probe() -> impl Strategy<Value = Packet> {
     (config(), any::<bool>(), any::<u16>(), any::<u32>(), 0..=MAX_NUMBER, any::<u64>(), vec(member(), 0..128))
         .prop_map(|(config, primary, weight, rejoins, number, layout, heard)| {
+            let accused = heard.iter().copied().step_by(3).collect();
             Packet::Probe(Probe {
                 config,
                 primary,
@@ -168,6 +169,7 @@ fn probe() -> impl Strategy<Value = Packet> {
                 number,
                 layout,
                 heard,
+                accused,
             })
         })
 }

@@ -329,6 +329,13 @@ impl Ring {
         })
     }
 
+    /// Whom this node holds failed until they rejoin.
+    fn holds_failed(&self) -> impl Iterator<Item = Member> {
+        let lasting = self.accused.iter().filter(|(_, accusation)| accusation.until.is_none());
+        let members = lasting.map(|(node, a)| Member { node: *node, incarnation: a.incarnation });
+        members.filter(|m| self.peers.get(m.node).is_some_and(|p| self.accuses(*m, p.rejoins, Time::ZERO)))
+    }
+
     /// State of the membership protocol.
     pub fn state(&self) -> RingState {
         match self.phase {

@@ -3,7 +3,7 @@
 use super::peers::Peer;
 use super::{Phase, Ring};
 use crate::codec::{Packet, Probe};
-use crate::limits::MAX_HEARD;
+use crate::limits::{MAX_HEARD, MAX_KNOWN};
 use crate::types::Destination;
 use sheep_types::{ConfigId, Member, Time};
 
@@ -30,6 +30,7 @@ impl Ring {
             number: self.numbers.highest(),
             layout: 0,
             heard: heard.map(|(member, _)| member).take(MAX_HEARD).collect(),
+            accused: self.holds_failed().take(MAX_KNOWN).collect(),
         })
     }
 
@@ -66,6 +67,10 @@ impl Ring {
         let first = self.peers.get(sender.node).is_some_and(|p| p.answered_at.is_none());
         let before = self.candidates(now);
         self.peers.note_probe(sender, probe, self.me, now);
+        // Between rings there are no joins that would say it, and the sender takes nobody in whom it holds failed.
+        if probe.accused.contains(&self.me) {
+            self.accused_by_others = true;
+        }
         if !matches!(self.phase, Phase::Operational) || self.members().contains(&sender) {
             return;
         }

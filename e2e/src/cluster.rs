@@ -270,7 +270,7 @@ impl Cluster {
         &mut self.node(index).options
     }
 
-    /// Makes the cluster with node 1, lets the others join, waits until all are up.
+    /// Makes the cluster with node 1, lets the others join, waits until all are up and vote.
     ///
     /// # Errors
     /// A node does not come up.
@@ -279,7 +279,13 @@ impl Cluster {
             node.launch(at == 0)?;
             node.wait_ready(0)?;
         }
-        self.wait_up(self.nodes.len())
+        self.wait_up(self.nodes.len())?;
+        // Until then the cluster stands and falls with its first node.
+        let (dog, voters) = (self.any_dog()?, (self.nodes.len() - 1) / 2 * 2 + 1);
+        wait_until(&format!("{voters} voters"), READY, Duration::from_millis(100), || {
+            let info = dog.cluster_info().unwrap_or_default();
+            Ok(info["voters"].as_array().is_some_and(|list| list.len() >= voters.min(3)))
+        })
     }
 
     /// Waits until `nodes` nodes are up, as the first running node sees it, and every running node may act.

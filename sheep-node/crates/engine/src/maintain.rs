@@ -126,9 +126,11 @@ impl Control {
             return;
         }
         if let Some(list) = self.state.desired_voters() {
-            self.housekeeping.voters_proposed = now;
-            // Refused while a change is pending or a new voter lags: asked again later.
-            let _ = self.log.propose_voters(now, list);
+            // Refused while a change is pending or a new voter lags. Then it is asked again soon: until the list has
+            // grown, the first node of a new cluster decides alone.
+            if self.log.propose_voters(now, list).is_ok() {
+                self.housekeeping.voters_proposed = now;
+            }
         }
     }
 

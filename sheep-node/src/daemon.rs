@@ -1,8 +1,8 @@
 //! Puts a node together from its configuration, and takes it apart again in order.
 
-use crate::config::{Config, Seed};
+use crate::config::{Config, DiskIo, Seed};
 use crate::control::{ControlMessage, ControlPort, ControlSetup, genesis_file};
-use crate::data::{DataMessage, DataPort, DataSetup};
+use crate::data::{DataMessage, DataPort, DataSetup, DiskMode};
 use crate::handle::{DataStatus, NodeHandle, NodeStatus};
 use crate::identity::{NodeDir, random, read_key, write_durably};
 use crate::inbox::Sender;
@@ -124,6 +124,11 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         me: dir.me,
         key: key.clone(),
         objects: (!config.gateway).then(|| dir.objects()),
+        disk: match config.disk_io {
+            DiskIo::Direct => DiskMode { direct: true, uring: true },
+            DiskIo::Cached => DiskMode { direct: false, uring: true },
+            DiskIo::Threads => DiskMode { direct: false, uring: false },
+        },
         capacity,
         store_id,
         listener: sockets.data,

@@ -1,6 +1,6 @@
 //! One source of settings: the configuration file, the environment or the command line.
 
-use super::values::{LogFormat, OrNone, Seed};
+use super::values::{DiskIo, LogFormat, OrNone, Seed};
 use clap::Args;
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,10 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "SIZE")]
     #[serde(deserialize_with = "scalar", serialize_with = "exact")]
     pub(crate) capacity: Option<Size>,
+    /// How the store uses its disk: direct (io_uring, around the page cache), cached or threads [default: direct]
+    #[arg(long, value_name = "HOW")]
+    #[serde(deserialize_with = "scalar")]
+    pub(crate) disk_io: Option<DiskIo>,
     /// Time without the ring's token after which members look for each other; the same on all nodes
     /// [default: 1000]
     #[arg(long, value_name = "MS")]
@@ -169,6 +173,7 @@ impl Layer {
             rendezvous: Some(OrNone(None)),
             key: Some(PathBuf::new()),
             capacity: Some(Size(0)),
+            disk_io: Some(DiskIo::Direct),
             token_loss_ms: Some(0),
             log_format: Some(LogFormat::Text),
             log_level: Some(String::new()),
@@ -199,6 +204,7 @@ impl Layer {
             rendezvous: self.rendezvous.or(under.rendezvous),
             key: self.key.or(under.key),
             capacity: self.capacity.or(under.capacity),
+            disk_io: self.disk_io.or(under.disk_io),
             token_loss_ms: self.token_loss_ms.or(under.token_loss_ms),
             log_format: self.log_format.or(under.log_format),
             log_level: self.log_level.or(under.log_level),

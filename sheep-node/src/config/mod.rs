@@ -10,7 +10,7 @@ mod validate;
 mod values;
 
 pub(crate) use layer::Layer;
-pub(crate) use values::{LogFormat, OrNone, Seed};
+pub(crate) use values::{DiskIo, LogFormat, OrNone, Seed};
 
 use sheep_state::{Genesis, Settings};
 use sheep_types::{ClusterId, Geometry, NodeId};
@@ -84,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) key: Option<PathBuf>,
     /// Most bytes to store; `None`: what the file system has.
     pub(crate) capacity: Option<u64>,
+    /// How the store uses its disk.
+    pub(crate) disk_io: DiskIo,
     /// The ring's token-loss timeout; its other timers and the lease follow from it.
     pub(crate) token_loss: Duration,
     /// How log lines look.
@@ -160,6 +162,7 @@ impl Config {
             key: layer.key,
             capacity: layer.capacity.map(|size| size.0),
             token_loss: Duration::from_millis(layer.token_loss_ms.unwrap_or_default()),
+            disk_io: layer.disk_io.unwrap_or_default(),
             log_format: layer.log_format.unwrap_or_default(),
             log_level,
             first,
@@ -239,6 +242,7 @@ fn defaults(given: &Layer, first: &Settings) -> Layer {
         nbd_unix: Some(OrNone(None)),
         seeds: Some(Vec::new()),
         rendezvous: Some(OrNone(Some("/run/sheep".into()))),
+        disk_io: Some(DiskIo::Direct),
         token_loss_ms: Some(1_000),
         log_format: Some(LogFormat::Text),
         copies: Some(first.copies),

@@ -46,6 +46,47 @@ impl Serialize for LogFormat {
     }
 }
 
+/// How the store uses its disk. What a machine has not got is left out, with a line in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum DiskIo {
+    /// io_uring, around the page cache.
+    #[default]
+    Direct,
+    /// io_uring, through the page cache.
+    Cached,
+    /// Threads, through the page cache.
+    Threads,
+}
+
+impl FromStr for DiskIo {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "direct" => Ok(Self::Direct),
+            "cached" => Ok(Self::Cached),
+            "threads" => Ok(Self::Threads),
+            _ => Err("must be direct, cached or threads"),
+        }
+    }
+}
+
+impl fmt::Display for DiskIo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Cached => "cached",
+            Self::Threads => "threads",
+        })
+    }
+}
+
+impl Serialize for DiskIo {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 /// Something that can be switched off with the word "none".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OrNone<T>(pub(crate) Option<T>);

@@ -19,6 +19,7 @@ use crate::seal::ClusterKey;
 use anyhow::{Context, Result};
 use clients::Clients;
 use disk::DiskDriver;
+pub(crate) use disk::DiskMode;
 use mio::net::TcpListener;
 use mio::{Events, Poll, Token, Waker};
 use peers::Peers;
@@ -90,6 +91,8 @@ pub(crate) struct DataSetup {
     pub(crate) key: ClusterKey,
     /// Directory of the store; none for a gateway without one.
     pub(crate) objects: Option<PathBuf>,
+    /// How its disk is used.
+    pub(crate) disk: DiskMode,
     /// Bytes that the store may take.
     pub(crate) capacity: u64,
     /// Names a store that is to be made.
@@ -109,6 +112,8 @@ enum IoOwner {
 }
 
 struct DataThread {
+    /// Before the poll, which it may wait for: fields are dropped in order.
+    disk: Option<DiskDriver>,
     poll: Poll,
     me: Member,
     inbox: Inbox<DataMessage>,
@@ -119,7 +124,8 @@ struct DataThread {
     shard: Option<Shard>,
     view: Option<Arc<View>>,
     lease: Time,
-    disk: Option<DiskDriver>,
+    disk_mode: DiskMode,
+    pool: BufferPool,
     disk_done: Sender<DataMessage>,
     peers: Peers,
     clients: Clients,
@@ -166,7 +172,7 @@ impl DataPort {
         setup.listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(setup.listener);
         let peers = Peers::new(setup.me, &setup.key, registry()?, listener, PEERS, pool.clone())?;
-        let mut clients = Clients::new(registry()?, pool);
+        let mut clients = Clients::new(registry()?, pool.clone());
         if let Some(path) = &setup.nbd_unix {
             clients
                 .listen_unix(NBD_UNIX, path)
@@ -187,6 +193,8 @@ impl DataPort {
             view: None,
             lease: Time::ZERO,
             disk: None,
+            disk_mode: setup.disk,
+            pool: pool.clone(),
             disk_done: self.sender,
             peers,
             clients,

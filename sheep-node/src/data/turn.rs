@@ -1,5 +1,6 @@
 //! One turn of the data thread: what came in, the shard's work, what goes out.
 
+use super::disk::Started;
 use super::volumes::{Action, Opened, Waiter};
 use super::{DataMessage, DataThread, DiskDriver, IoOwner, TICK, Tested, is_peer};
 use crate::clock;
@@ -18,6 +19,7 @@ use sheep_state::Command;
 use sheep_store::{Store, StoreConfig, StoreIdentity};
 use sheep_types::{ClusterId, Generation, LogIndex, Member, Time, VdiId};
 use sheep_wire::{Header, Message, Packet, Request};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -39,10 +41,10 @@ impl DataThread {
         let until_tick = TICK.saturating_sub(now.since(self.tick));
         let due = self.shard.as_ref().and_then(Shard::poll_timeout).map(|at| at.since(now));
         let wait = if self.clients.busy() { Duration::ZERO } else { due.unwrap_or(TICK).min(until_tick) };
-        if let Err(problem) = self.poll.poll(events, Some(wait))
+        if let Err(problem) = self.wait(events, wait)
             && problem.kind() != std::io::ErrorKind::Interrupted
         {
-            let _ = self.stop.send(Some(format!("poll: {problem}")));
+            let _ = self.stop.send(Some(format!("waiting for work: {problem}")));
             return false;
         }
         let now = clock::now();
@@ -51,6 +53,7 @@ impl DataThread {
         while let Some(message) = self.inbox.next() {
             self.take(now, message);
         }
+        self.disk_results(now);
         self.wants(now);
         if let Some(shard) =
             self.shard.as_mut().filter(|shard| shard.poll_timeout().is_some_and(|at| at <= now))
@@ -59,10 +62,23 @@ impl DataThread {
         }
         self.finish_tests(now);
         self.outputs(now);
-        self.clients.flush();
+        // The others' disks are the longest way, so their part leaves first; what is for our own goes with the next wait.
         self.peers.flush(now);
+        self.clients.flush();
         self.tick(now);
         !self.stopped()
+    }
+
+    /// Waits for sockets, messages, the disk or the time.
+    fn wait(&mut self, events: &mut Events, timeout: Duration) -> std::io::Result<()> {
+        match self.disk.as_mut().map(|disk| disk.wait(timeout)).transpose()?.flatten() {
+            None => self.poll.poll(events, Some(timeout)),
+            Some(true) => self.poll.poll(events, Some(Duration::ZERO)),
+            Some(false) => {
+                events.clear();
+                Ok(())
+            }
+        }
     }
 
     fn sockets(&mut self, now: Time, events: &Events) {
@@ -88,6 +104,14 @@ impl DataThread {
                 if event.is_readable() {
                     self.clients.receive(token);
                 }
+            }
+        }
+    }
+
+    fn disk_results(&mut self, now: Time) {
+        while let Some((id, result)) = self.disk.as_mut().and_then(DiskDriver::next_done) {
+            if let Some(shard) = &mut self.shard {
+                shard.handle_disk(now, id, result);
             }
         }
     }
@@ -143,7 +167,8 @@ impl DataThread {
     /// The node has learned which cluster it is of: its store can be opened, or made.
     fn make_shard(&mut self, now: Time, cluster: ClusterId) {
         let replica = self.objects.clone().map(|objects| {
-            match DiskDriver::new(objects.clone(), &self.disk_done) {
+            let (pool, sockets) = (self.pool.clone(), self.poll.as_raw_fd());
+            match DiskDriver::new(objects.clone(), self.disk_mode, pool, sockets, &self.disk_done) {
                 Ok(disk) => self.disk = Some(disk),
                 Err(problem) => error!("cannot start disk threads: {problem}"),
             }
@@ -164,7 +189,7 @@ impl DataThread {
             match output {
                 ShardOutput::Send(packet) => self.peers.send(now, &packet),
                 ShardOutput::Disk(op) => {
-                    if let Some((id, result)) = self.disk.as_ref().and_then(|disk| disk.start(op))
+                    if let Some(Started::Done(id, result)) = self.disk.as_mut().map(|disk| disk.start(op))
                         && let Some(shard) = &mut self.shard
                     {
                         shard.handle_disk(now, id, result);

@@ -286,6 +286,7 @@ impl Cluster {
             let info = dog.cluster_info().unwrap_or_default();
             Ok(info["voters"].as_array().is_some_and(|list| list.len() >= voters.min(3)))
         })
+        .map(drop)
     }
 
     /// Waits until `nodes` nodes are up, as the first running node sees it, and every running node may act.

@@ -24,3 +24,10 @@ fn holders_that_are_cut_off_do_not_count() {
 fn who_is_held_failed_hears_of_it() {
     passes(2146, false);
 }
+
+/// The only copy of an object became current while another node asked it about earlier epochs. It could not say any
+/// more how it had stood in them, and the other node took the object for lost.
+#[test]
+fn a_copy_that_becomes_current_is_not_lost() {
+    passes(629, false);
+}

@@ -78,8 +78,11 @@ pub(crate) fn judge(question: &Question<'_>) -> Verdict {
     if serves && let Some(source) = best(StandingKind::Live) {
         return Verdict::Take(source);
     }
-    // A copy that is being made current would change the answer.
-    if question.incomplete || any(StandingKind::Busy) {
+    // A copy that is being made current would change the answer. One that became so while earlier epochs were
+    // asked about says nothing of them any more, and is what was looked for.
+    let overtaken =
+        question.answers.values().any(|standing| !serves && standing.validated >= question.present);
+    if question.incomplete || overtaken || any(StandingKind::Busy) {
         return Verdict::Wait;
     }
     // Only one node brings an object from an earlier epoch into the present one. If two did, from two sources
@@ -157,6 +160,28 @@ mod tests {
         assert_eq!(ask(3, true, &[(1, Never, Some(3))]), Verdict::Lost);
         assert_eq!(ask(4, true, &[(1, Never, None), (2, Busy, Some(3))]), Verdict::Wait);
         assert_eq!(ask(4, true, &[]), Verdict::Wait);
+    }
+
+    #[test]
+    fn a_copy_that_has_become_current_meanwhile_is_not_passed_by() {
+        let mut answers =
+            BTreeMap::from([(ME, standing(Never, None)), (NodeId(2), standing(Unknown, Some(4)))]);
+        let question = |answers: &BTreeMap<NodeId, Standing>| {
+            judge(&Question {
+                at: Epoch(3),
+                present: Epoch(5),
+                oldest: Epoch(3),
+                me: ME,
+                decider: true,
+                nobody_was_up: false,
+                incomplete: false,
+                unheard: false,
+                answers,
+            })
+        };
+        assert_eq!(question(&answers), Verdict::Lost);
+        answers.insert(NodeId(2), Standing { validated: Epoch(5), ..standing(Unknown, Some(4)) });
+        assert_eq!(question(&answers), Verdict::Wait);
     }
 
     #[test]

@@ -62,6 +62,15 @@ impl Control {
         self.log.set_lease_allowed(up);
     }
 
+    /// The log renewed the lease, which took all entries put out before to be applied. One of them may have said
+    /// that this node is not up; and what they ended must be known where the lease is used, before it is.
+    pub(crate) fn renewed(&mut self, deadline: Time) {
+        if self.state.is_up(self.me) {
+            self.publish();
+            self.outputs.push_back(ControlOutput::Lease(deadline));
+        }
+    }
+
     /// Publishes the state if it has moved on.
     pub(crate) fn publish(&mut self) {
         let index = self.state.applied();

@@ -365,7 +365,7 @@ impl Control {
             }
             Output::Commit(entries) => self.apply(now, &entries),
             Output::Restore { snapshot, at } => self.restore(&snapshot, at),
-            Output::LeaseRenewed(deadline) => self.outputs.push_back(ControlOutput::Lease(deadline)),
+            Output::LeaseRenewed(deadline) => self.renewed(deadline),
             Output::Note(note) => self.ring.set_note(convert::note_to_ring(note)),
             Output::Primary(primary) => {
                 self.primary = primary;

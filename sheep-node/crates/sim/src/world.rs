@@ -338,9 +338,14 @@ impl World {
     }
 
     fn after_control(&mut self, index: usize) {
+        let mut lease = None;
         while let Some(output) = self.nodes[index].running.as_mut().and_then(|r| r.control.poll_output()) {
+            if let ControlOutput::Lease(deadline) = &output {
+                lease = Some(*deadline);
+            }
             self.control_output(index, output);
         }
+        self.check_lease(index, lease);
         let due = self.nodes[index].running.as_ref().and_then(|r| r.control.poll_timeout());
         self.set_timer(index, false, due);
     }

@@ -31,3 +31,10 @@ fn who_is_held_failed_hears_of_it() {
 fn a_copy_that_becomes_current_is_not_lost() {
     passes(629, false);
 }
+
+/// A node that came back applied its exclusion and got a renewed lease at once: its gateway, which had not seen the
+/// new state yet, answered what it had held back.
+#[test]
+fn a_renewal_does_not_overtake_the_exclusion() {
+    passes(903, true);
+}

@@ -50,6 +50,15 @@ impl World {
         }
     }
 
+    /// A node that knows that it is not up has no lease.
+    pub(super) fn check_lease(&mut self, node: usize, lease: Option<Time>) {
+        let (now, me) = (self.nodes[node].clock(self.now), self.nodes[node].member());
+        let Some(running) = self.nodes[node].running.as_ref() else { return };
+        if lease.is_some_and(|deadline| deadline > now) && !running.control.state().is_up(me) {
+            self.violate(format!("node {node} has a lease although it knows that it is not up"));
+        }
+    }
+
     pub(super) fn send_datagram(&mut self, node: usize, to: Destination, packet: &Bytes) {
         let from = self.nodes[node].id;
         let targets: Vec<usize> = match to {

@@ -38,3 +38,11 @@ fn a_copy_that_becomes_current_is_not_lost() {
 fn a_renewal_does_not_overtake_the_exclusion() {
     passes(903, true);
 }
+
+/// A node was away while an object was entered in the map and discarded. It came back with the object as it was long
+/// before, still marked as new, and the next holder entered it again.
+#[test]
+fn discarded_objects_stay_away() {
+    passes(697, true);
+    passes(1204, true);
+}

@@ -4,11 +4,13 @@
 //! later waits for the next one.
 
 use super::api::{LostReason, OpenError, VolumeError};
+use super::coverage::is_gathered;
+use super::io::{Action, Piece};
 use super::map::MapBlock;
 use super::object::{Owner, data_body};
 use super::shared::{Core, Tag};
 use super::volume::{Phase, Volume};
-use super::write::NewWrite;
+use super::write::{NewWrite, Step};
 use crate::Mutant;
 use bytes::Bytes;
 use sheep_state::{Command, Outcome, Refusal};
@@ -332,6 +334,26 @@ impl Volume {
                 self.call(core, Tag::ClearPending, member, Request::ClearPending { objects: batch.to_vec() });
             }
         }
+    }
+
+    /// Discards an object once its writes are answered and its map entry is there. If a node that is away may have
+    /// a copy, the object stays and its blocks go.
+    pub(super) fn step_discard(&mut self, core: &mut Core, piece: &mut Piece, object: ObjectId) -> Step {
+        if !is_gathered(&core.view(), object) {
+            piece.action = Action::Zero;
+            return self.step_piece(core, piece);
+        }
+        let unanswered =
+            self.objects.get(&object).is_some_and(|writes| writes.unanswered(0, u32::MAX, u64::MAX));
+        if unanswered {
+            return Step::Wait;
+        }
+        if self.pending.contains_key(&piece.index) {
+            self.flusher.wanted = true;
+            return Step::Wait;
+        }
+        self.flusher.discard(piece.io, piece.index);
+        Step::Done
     }
 
     fn remove_objects(&mut self, core: &mut Core) -> bool {

@@ -26,7 +26,7 @@ const PLACES_KEPT: usize = 1 << 16;
 
 /// Whether a part of a changing operation can be forgotten, or must wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Done,
     Wait,
     /// It waits for room, and so must everything behind it.
@@ -64,7 +64,7 @@ impl Volume {
         }
     }
 
-    fn step_piece(&mut self, core: &mut Core, piece: &mut Piece) -> Step {
+    pub(super) fn step_piece(&mut self, core: &mut Core, piece: &mut Piece) -> Step {
         let exists = match self.locate(piece.index) {
             Location::Loading => return Step::Wait,
             Location::Unreadable => return self.fail_piece(core, piece, VolumeError::Io),
@@ -83,7 +83,7 @@ impl Volume {
         }
         let (start, end) = piece.blocks();
         let body = match &piece.action {
-            Action::Discard => return self.step_discard(piece, object),
+            Action::Discard => return self.step_discard(core, piece, object),
             Action::Zero => match self.must_wait(core, object, exists, 0) {
                 Some(step) => return step,
                 None => Body::Zero { len: end - start },
@@ -475,21 +475,6 @@ impl Volume {
     pub(super) fn has_only_failed_writes(&self) -> bool {
         let mut left = self.objects.values().flat_map(|writes| writes.writes.iter()).peekable();
         left.peek().is_some() && left.all(|write| write.failed.is_some())
-    }
-
-    /// Discards an object once its writes are answered and its map entry is there.
-    fn step_discard(&mut self, piece: &Piece, object: ObjectId) -> Step {
-        let unanswered =
-            self.objects.get(&object).is_some_and(|writes| writes.unanswered(0, u32::MAX, u64::MAX));
-        if unanswered {
-            return Step::Wait;
-        }
-        if self.pending.contains_key(&piece.index) {
-            self.flusher.wanted = true;
-            return Step::Wait;
-        }
-        self.flusher.discard(piece.io, piece.index);
-        Step::Done
     }
 }
 

@@ -185,6 +185,29 @@ fn discards_free_objects_and_zeroes_blocks() {
     assert_eq!(read(&mut world, 100, handle, OBJECT + 512, 4096), vec![0; 4096]);
 }
 
+/// A member is cut off before it hears that the object is in the map, and comes back after a discard, still with the
+/// object as it was then.
+#[test]
+fn a_discarded_object_does_not_come_back_with_a_node() {
+    let (mut world, handle, vdi) = open();
+    let object = ObjectId::data(world.vid(vdi), 1);
+    world.act(100, handle, write(OBJECT, 4096, 1)).unwrap();
+    world.cut(3);
+    world.act(100, handle, write(OBJECT, 4096, 2)).unwrap();
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    world.act(100, handle, VolumeOp::Discard { offset: OBJECT, len: OBJECT, fua: false }).unwrap();
+    assert_eq!(read(&mut world, 100, handle, OBJECT, 4096), vec![0; 4096]);
+    assert!(world.replicas[&NodeId(3)].memory[&object].pending);
+    world.rejoin(3);
+    world.recover();
+    world.kill_gateway(100);
+    let handle = world.open(101, vdi);
+    assert_eq!(read(&mut world, 101, handle, OBJECT, 4096), vec![0; 4096]);
+    // Nobody is away any more: now it goes.
+    world.act(101, handle, VolumeOp::Discard { offset: OBJECT, len: OBJECT, fua: false }).unwrap();
+    assert!(world.replicas.values().all(|replica| !replica.memory.contains_key(&object)));
+}
+
 #[test]
 fn writes_behind_a_discard_wait_for_it() {
     let (mut world, handle, _) = open();

@@ -123,8 +123,19 @@ impl World {
             world.order_now(me, Command::NodeUp(node_up(Role::Gateway))).unwrap();
             world.start_gateway(me);
         }
-        world.publish();
+        world.say_recovered();
         world
+    }
+
+    /// All storage nodes that are up say that they have recovered.
+    fn say_recovered(&mut self) {
+        let all = self.replicas.values().map(|replica| replica.me);
+        let up: Vec<Member> = all.filter(|me| !self.down.contains(&me.node)).collect();
+        let epoch = self.state.epoch();
+        for me in up {
+            self.order_now(me, Command::Recovered { epoch }).unwrap();
+        }
+        self.publish();
     }
 
     pub(crate) fn start_gateway(&mut self, me: Member) {
@@ -310,6 +321,7 @@ impl World {
                 }
             }
         }
+        self.say_recovered();
     }
 
     /// Runs until there is nothing to do, or this time has passed.

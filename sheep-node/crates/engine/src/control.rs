@@ -236,6 +236,12 @@ impl Control {
         self.drain(now);
     }
 
+    /// The process ends: tells the others, so that they go on at once. Nothing is ordered here afterwards.
+    pub fn depart(&mut self, now: Time) {
+        self.ring.depart(now);
+        self.drain(now);
+    }
+
     /// What the node tells about itself has changed (an address, its capacity).
     pub fn set_profile(&mut self, now: Time, profile: crate::NodeProfile) {
         self.config.profile = profile;

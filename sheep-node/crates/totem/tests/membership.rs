@@ -4,6 +4,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use sheep_totem::{Destination, Output, Ring, RingConfig, RingState};
 use sheep_types::{ClusterId, Incarnation, Member, NodeId, Time};
 use support::net::{CLUSTER, ms};
@@ -34,6 +35,65 @@ fn a_dead_member_is_left_behind_in_bounded_time() {
     // Token loss, consensus, and the formation itself.
     let limit = net.config.token_loss + net.config.consensus + ms(300);
     net.settle(&[1, 3, 4], limit);
+}
+
+#[test]
+fn a_member_that_leaves_in_order_is_not_waited_for() {
+    for seed in 0..50 {
+        let mut net = Net::new(seed, 4);
+        net.settle(&[1, 2, 3, 4], ms(3000));
+        net.run(ms(seed * 7));
+        let n = seed % 4 + 1;
+        net.depart(n);
+        let rest: Vec<u64> = (1..=4).filter(|m| *m != n).collect();
+        let limit = net.config.token_loss / 3;
+        net.settle(&rest, limit);
+        assert!(net.nodes.values().all(|node| node.ring.stats().token_losses == 0));
+        // A new run comes back.
+        net.start(n, CLUSTER);
+        net.settle(&[1, 2, 3, 4], ms(10_000));
+    }
+}
+
+#[test]
+fn a_notice_of_departure_that_is_lost_costs_only_time() {
+    let mut net = Net::new(2, 4);
+    net.settle(&[1, 2, 3, 4], ms(3000));
+    net.cut.extend([(2, 1), (2, 3), (2, 4)]);
+    net.depart(2);
+    let limit = net.config.token_loss + net.config.consensus + ms(300);
+    net.settle(&[1, 3, 4], limit);
+}
+
+#[test]
+fn an_old_notice_of_departure_is_ignored() {
+    let mut net = Net::new(5, 3);
+    net.settle(&[1, 2, 3], ms(3000));
+    net.record = true;
+    net.depart(2);
+    let leaving = |packet: &&Bytes| packet.get(5) == Some(&7);
+    let notice = net.recorded.iter().find(leaving).unwrap().clone();
+    net.record = false;
+    net.start(2, CLUSTER);
+    net.settle(&[1, 2, 3], ms(10_000));
+    let id = net.together(&[1, 2, 3]);
+    for n in [1, 3] {
+        let before = net.ring(n).stats().old_incarnation;
+        net.with(n, |ring, now| ring.handle_packet(now, &notice));
+        assert_eq!(net.ring(n).stats().old_incarnation, before + 1);
+    }
+    net.run(ms(5000));
+    assert_eq!(net.together(&[1, 2, 3]), id, "{}", net.describe());
+}
+
+#[test]
+fn who_has_departed_stays_away() {
+    let mut net = Net::new(6, 2);
+    net.settle(&[1, 2], ms(3000));
+    net.with(2, |ring, now| ring.depart(now));
+    net.with(2, |ring, now| ring.rejoin(now));
+    assert_eq!(net.ring(2).state(), RingState::Left);
+    net.settle(&[1], ms(1000));
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         seen.delivered += one.delivered;
         seen.transitional += one.transitional;
         seen.crashes += one.crashes;
+        seen.departures += one.departures;
         seen.cuts += one.cuts;
         seen.pauses += one.pauses;
         seen.hangs += one.hangs;
@@ -36,6 +37,7 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         seen.delivered,
         seen.transitional,
         seen.crashes,
+        seen.departures,
         seen.cuts,
         seen.pauses,
         seen.hangs,

@@ -28,6 +28,7 @@ const KIND_JOIN: u8 = 3;
 const KIND_COMMIT: u8 = 4;
 const KIND_PROBE: u8 = 5;
 const KIND_WANTED: u8 = 6;
+const KIND_LEAVING: u8 = 7;
 
 /// Bytes that are no packet of this version. There is nothing to do but to count them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub(crate) enum Packet {
     Commit(CommitToken),
     Probe(Probe),
     Wanted(Wanted),
+    /// The sender's run is over, in order.
+    Leaving,
 }
 
 /// Encodes a packet.
@@ -63,6 +66,7 @@ pub(crate) fn encode(header: Header, packet: &Packet) -> Bytes {
         Packet::Commit(_) => KIND_COMMIT,
         Packet::Probe(_) => KIND_PROBE,
         Packet::Wanted(_) => KIND_WANTED,
+        Packet::Leaving => KIND_LEAVING,
     });
     w.u16(0);
     w.u128(header.cluster.0);
@@ -74,6 +78,7 @@ pub(crate) fn encode(header: Header, packet: &Packet) -> Bytes {
         Packet::Commit(p) => p.write(&mut w),
         Packet::Probe(p) => p.write(&mut w),
         Packet::Wanted(p) => p.write(&mut w),
+        Packet::Leaving => {}
     }
     w.finish()
 }
@@ -94,6 +99,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Header, Packet), Malformed> {
         KIND_COMMIT => Packet::Commit(CommitToken::read(&mut r)?),
         KIND_PROBE => Packet::Probe(Probe::read(&mut r)?),
         KIND_WANTED => Packet::Wanted(Wanted::read(&mut r)?),
+        KIND_LEAVING => Packet::Leaving,
         _ => return Err(Malformed),
     };
     r.end()?;

@@ -176,7 +176,7 @@ fn probe() -> impl Strategy<Value = Packet> {
 
 fn packet() -> impl Strategy<Value = Packet> {
     let wanted = config().prop_map(|config| Packet::Wanted(Wanted { config }));
-    prop_oneof![multicast(), token(), join(), commit(), probe(), wanted]
+    prop_oneof![multicast(), token(), join(), commit(), probe(), wanted, Just(Packet::Leaving)]
 }
 
 fn header() -> impl Strategy<Value = Header> {

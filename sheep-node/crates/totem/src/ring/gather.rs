@@ -52,6 +52,12 @@ impl Gather {
         self.expected.remove(&node);
     }
 
+    /// A node is gone, and does not come back as long as this lasts.
+    fn forget_invited(&mut self, node: NodeId) {
+        self.forget(node);
+        self.invited.remove(&node);
+    }
+
     fn invite(&mut self, invited: &[Member], me: Member) {
         for member in invited.iter().filter(|m| m.node != me.node) {
             if self.invited.len() < MAX_KNOWN && !self.expected.contains(&member.node) {
@@ -123,6 +129,17 @@ impl Ring {
         self.admission.attempt(invited);
         self.phase = Phase::Gather(gather);
         self.announce(now);
+    }
+
+    /// A node says that its run is over: nobody waits for it.
+    pub(super) fn on_leaving(&mut self, now: Time, sender: Member) {
+        self.peers.leave(sender);
+        if let Phase::Gather(gather) = &mut self.phase {
+            gather.forget_invited(sender.node);
+            self.propose(now);
+        } else if self.members().contains(&sender) {
+            self.gather(now, &[]);
+        }
     }
 
     pub(super) fn gather_timeout(&mut self, now: Time) {

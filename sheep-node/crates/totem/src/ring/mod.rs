@@ -28,6 +28,9 @@ use sheep_types::{ClusterId, ConfigId, Incarnation, Member, NodeId, Time};
 use std::collections::{BTreeMap, VecDeque};
 use token::Run;
 
+/// Nobody answers a notice of departure, so it is sent so often. If all are lost, the others miss the node.
+const NOTICES: usize = 3;
+
 /// What the membership protocol is doing, with what only that state needs.
 #[derive(Debug)]
 enum Phase {
@@ -79,6 +82,8 @@ pub struct Ring {
     probe_at: Time,
     /// Other members have failed this node.
     accused_by_others: bool,
+    /// This run is over.
+    departed: bool,
 }
 
 impl Ring {
@@ -121,6 +126,7 @@ impl Ring {
             rejoins: 0,
             probe_at: now,
             accused_by_others: false,
+            departed: false,
         };
         ring.gather(now, &[]);
         Ok(ring)
@@ -166,6 +172,7 @@ impl Ring {
             Packet::Commit(token) => self.on_commit_token(now, header.sender, token),
             Packet::Probe(probe) => self.on_probe(now, header.sender, &probe),
             Packet::Wanted(wanted) => self.on_wanted(now, header.sender, wanted),
+            Packet::Leaving => self.on_leaving(now, header.sender),
         }
     }
 
@@ -287,9 +294,23 @@ impl Ring {
         self.phase = Phase::Left;
     }
 
+    /// Leaves for good, and says so, so that the others need not miss this node first: its process ends in order.
+    /// Only a new run comes back.
+    pub fn depart(&mut self, now: Time) {
+        if !core::mem::replace(&mut self.departed, true) {
+            for _ in 0..NOTICES {
+                self.send(Destination::Everyone, &Packet::Leaving);
+            }
+        }
+        self.leave(now);
+    }
+
     /// This node is well again, after a successful test write: ends [`Self::leave`], and the exclusion by
     /// others that saw it stand still.
     pub fn rejoin(&mut self, now: Time) {
+        if self.departed {
+            return;
+        }
         self.rejoins = self.rejoins.saturating_add(1);
         self.accused_by_others = false;
         if matches!(self.phase, Phase::Left) {

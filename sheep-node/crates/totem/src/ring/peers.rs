@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     pub weight: u16,
     /// Last answer sent to it.
     pub answered_at: Option<Time>,
+    /// It has said that this run of it is over.
+    pub left: bool,
 }
 
 impl Peer {
@@ -40,6 +42,7 @@ impl Peer {
             ring: RingSize::default(),
             weight: 0,
             answered_at: None,
+            left: false,
         }
     }
 }
@@ -65,8 +68,10 @@ pub(crate) struct Peers {
 impl Peers {
     /// Notes a packet. `keep` tells which nodes must not be forgotten to make room.
     pub(crate) fn hear(&mut self, sender: Member, now: Time, keep: impl Fn(NodeId) -> bool) -> Known {
+        if self.is_gone(sender) {
+            return Known::Old;
+        }
         let known = match self.table.get(&sender.node).map(|p| p.incarnation) {
-            Some(i) if i > sender.incarnation => return Known::Old,
             Some(i) if i < sender.incarnation => Known::Restarted,
             Some(_) => Known::Current,
             None if self.make_room(keep) => Known::Current,
@@ -129,9 +134,19 @@ impl Peers {
             .is_some_and(|p| p.incarnation == member.incarnation && p.heard_at.is_some_and(|at| at >= since))
     }
 
-    /// Whether a node is known in a newer incarnation than this.
+    /// This run of a node, which was just heard, is over.
+    pub(crate) fn leave(&mut self, member: Member) {
+        if let Some(peer) = self.table.get_mut(&member.node).filter(|p| p.incarnation == member.incarnation) {
+            peer.left = true;
+            (peer.heard_at, peer.hears_me_at) = (None, None);
+        }
+    }
+
+    /// Whether this run of a node is known to be over: it has said so, or a newer one is known.
     pub(crate) fn is_gone(&self, member: Member) -> bool {
-        self.table.get(&member.node).is_some_and(|p| p.incarnation > member.incarnation)
+        self.table.get(&member.node).is_some_and(|p| {
+            p.incarnation > member.incarnation || p.left && p.incarnation == member.incarnation
+        })
     }
 
     /// All nodes in their newest incarnations.
@@ -170,5 +185,19 @@ mod tests {
         assert_eq!(peers.hear(run(3), Time::ZERO, |_| false), Known::Restarted);
         assert_eq!(peers.get(NodeId(1)).unwrap().join, 0);
         assert!(peers.is_gone(run(2)));
+    }
+
+    #[test]
+    fn who_has_left_is_heard_no_more_until_it_runs_again() {
+        let mut peers = Peers::default();
+        let run = |i| Member { node: NodeId(1), incarnation: Incarnation(i) };
+        assert_eq!(peers.hear(run(2), Time::ZERO, |_| false), Known::Current);
+        peers.leave(run(1));
+        assert!(!peers.is_gone(run(2)), "another run has left");
+        peers.leave(run(2));
+        assert!(peers.is_gone(run(2)) && !peers.heard_since(run(2), Time::ZERO));
+        assert_eq!(peers.hear(run(2), Time::ZERO, |_| false), Known::Old);
+        assert_eq!(peers.hear(run(3), Time::ZERO, |_| false), Known::Restarted);
+        assert!(!peers.is_gone(run(3)));
     }
 }

@@ -120,6 +120,12 @@ impl Net {
         self.checker.crashed(node.me);
     }
 
+    /// A node ends in order.
+    pub fn depart(&mut self, n: u64) {
+        self.with(n, |ring, now| ring.depart(now));
+        self.crash(n);
+    }
+
     /// The disk of a node answers again.
     pub fn heal_disk(&mut self, n: u64) {
         let node = self.nodes.get_mut(&n).unwrap();

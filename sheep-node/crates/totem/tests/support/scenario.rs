@@ -11,6 +11,7 @@ pub struct Seen {
     pub delivered: u64,
     pub transitional: u64,
     pub crashes: u64,
+    pub departures: u64,
     pub cuts: u64,
     pub pauses: u64,
     pub hangs: u64,
@@ -31,7 +32,7 @@ fn fault(net: &mut Net, seen: &mut Seen) {
     let nodes: Vec<u64> = net.nodes.keys().copied().collect();
     let any = |net: &mut Net| nodes[net.random.range(0, nodes.len() as u64) as usize];
     let (a, b) = (any(net), any(net));
-    match net.random.range(0, 15) {
+    match net.random.range(0, 16) {
         0 => net.cut_both(a, b),
         1 => drop(net.cut.insert((a, b))),
         2 => {
@@ -62,6 +63,10 @@ fn fault(net: &mut Net, seen: &mut Seen) {
             seen.hangs += 1;
         }
         11 if net.nodes[&a].alive && !net.nodes[&a].paused => net.with(a, |ring, now| ring.leave(now)),
+        14 if net.nodes[&a].alive && !net.nodes[&a].paused => {
+            net.depart(a);
+            seen.departures += 1;
+        }
         12 => nodes.iter().for_each(|n| recover(net, *n)),
         13 => net.loss = [0, 0, 2, 10, 30][net.random.range(0, 5) as usize],
         _ => {

@@ -15,11 +15,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::{FlockOperation, flock};
 use sheep_types::{Incarnation, Member, NodeId};
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "sheepdog 1";
+/// Bytes that any of the small files may have.
+const SMALL: u64 = 4096;
 
 /// The directory of a running node; the lock is held as long as this lives.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl NodeDir {
     }
 
     fn check_format(path: &Path) -> Result<bool> {
-        match fs::read_to_string(path.join("FORMAT")) {
+        match read_small(&path.join("FORMAT")) {
             Ok(text) if text.trim() == FORMAT => Ok(false),
             Ok(text) => bail!(
                 "{} has format {:?}, which this program does not know (it knows {FORMAT:?}): it was written by a \
@@ -125,7 +127,7 @@ fn random_node() -> Result<NodeId> {
 
 /// Reads a key file; `None` if there is none.
 pub(crate) fn read_key(path: &Path) -> Result<Option<ClusterKey>> {
-    match fs::read_to_string(path) {
+    match read_small(path) {
         Ok(text) => match ClusterKey::parse(&text) {
             Some(key) => Ok(Some(key)),
             None => bail!("{} is not a key file (64 hexadecimal digits)", path.display()),
@@ -142,17 +144,26 @@ fn identity_text(me: Member) -> String {
 
 fn next_run(path: &Path) -> Result<Member> {
     let file = path.join("identity");
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let parsed = match words[..] {
-        [node, incarnation, crc] => u64::from_str_radix(node, 16)
-            .ok()
-            .zip(incarnation.parse::<u64>().ok())
-            .filter(|_| format!("{:08x}", crc32c::crc32c(format!("{node} {incarnation}").as_bytes())) == crc),
-        _ => None,
-    };
-    let Some((node, incarnation)) = parsed else { bail!("{} is damaged", file.display()) };
-    Ok(Member { node: NodeId(node), incarnation: Incarnation(incarnation + 1) })
+    let text = read_small(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    match parse_identity(&text).and_then(|last| Some((last.node, last.incarnation.0.checked_add(1)?))) {
+        Some((node, incarnation)) => Ok(Member { node, incarnation: Incarnation(incarnation) }),
+        None => bail!("{} is damaged", file.display()),
+    }
+}
+
+/// What [`identity_text`] has written, and nothing else.
+fn parse_identity(text: &str) -> Option<Member> {
+    let mut words = text.split_whitespace();
+    let node = NodeId(u64::from_str_radix(words.next()?, 16).ok()?);
+    let member = Member { node, incarnation: Incarnation(words.next()?.parse().ok()?) };
+    (identity_text(member) == text).then_some(member)
+}
+
+/// Reads a file of a few lines. What is longer is cut off, and will not make sense to the caller.
+pub(crate) fn read_small(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(SMALL).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Replaces a file so that after a power cut it is the old one or the new one.
@@ -173,6 +184,7 @@ pub(crate) fn write_durably(path: &Path, contents: &[u8], mode: u32) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     struct Temp(PathBuf);
 
@@ -212,6 +224,45 @@ mod tests {
         fs::remove_file(temp.0.join("thesis.tex")).unwrap();
         fs::write(temp.0.join("FORMAT"), "sheepdog 99\n").unwrap();
         assert!(NodeDir::open(&temp.0).unwrap_err().to_string().contains("newer release"));
+    }
+
+    proptest! {
+        #[test]
+        fn identities_come_back_and_damage_is_seen(
+            node in 1u64.., incarnation in any::<u64>(), at in any::<usize>(), byte in any::<u8>(),
+        ) {
+            let member = Member { node: NodeId(node), incarnation: Incarnation(incarnation) };
+            let text = identity_text(member);
+            prop_assert_eq!(parse_identity(&text), Some(member));
+            let mut damaged = text.clone().into_bytes();
+            let at = at % damaged.len();
+            damaged[at] = byte;
+            if let Ok(damaged) = String::from_utf8(damaged) {
+                prop_assert!(damaged == text || parse_identity(&damaged).is_none(), "{damaged:?}");
+            }
+        }
+
+        /// Whatever is in the small files of a directory: an error, or a node; never a panic.
+        #[test]
+        fn any_directory_is_refused_or_opened(
+            format in garbage(), identity in garbage(), key in garbage(), known in any::<bool>(), ours in any::<bool>(),
+        ) {
+            let temp = Temp::new("fuzz");
+            fs::write(temp.0.join("FORMAT"), if known { FORMAT.as_bytes() } else { &format }).unwrap();
+            let last = Member { node: NodeId(7), incarnation: Incarnation(u64::MAX - u64::from(identity.len() as u8 % 3)) };
+            let text = identity_text(last);
+            fs::write(temp.0.join("identity"), if ours { text.as_bytes() } else { &identity }).unwrap();
+            fs::write(temp.0.join("key"), &key).unwrap();
+            if let Ok(dir) = NodeDir::open(&temp.0) {
+                prop_assert!(dir.me.node == last.node && dir.me.incarnation > last.incarnation);
+                let _ = dir.key();
+            }
+        }
+    }
+
+    fn garbage() -> impl Strategy<Value = Vec<u8>> {
+        let lines = "[0-9a-f ]{0,70}\n?".prop_map(String::into_bytes);
+        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), lines, Just(vec![b'0'; 1 << 20])]
     }
 
     #[test]

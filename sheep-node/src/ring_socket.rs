@@ -43,6 +43,8 @@ pub(crate) const ADDRESSES: u8 = 3;
 const ADDRESS_LEN: usize = 8 + 16 + 2;
 /// Addresses in one datagram, at most.
 const ADDRESSES_MAX: usize = 256;
+/// Addresses remembered from hearsay.
+const KNOWN_MAX: usize = 1024;
 
 impl RingSocket {
     pub(crate) fn new(socket: UdpSocket, sealer: Sealer, me: Member, own: SocketAddr) -> Self {
@@ -77,7 +79,8 @@ impl RingSocket {
 
     /// What the cluster says about a node's address; what is heard from the node itself weighs more.
     pub(crate) fn suggest(&mut self, node: NodeId, address: SocketAddr) {
-        if node != self.me.node && !self.addresses.contains_key(&node) {
+        let room = self.addresses.len() < KNOWN_MAX;
+        if room && node != self.me.node && !self.addresses.contains_key(&node) {
             self.addresses.insert(node, address);
             self.learned = true;
         }
@@ -174,6 +177,7 @@ impl RingSocket {
 mod tests {
     use super::*;
     use crate::seal::ClusterKey;
+    use proptest::prelude::*;
     use sheep_types::Incarnation;
 
     fn socket(node: u64) -> RingSocket {
@@ -209,5 +213,18 @@ mod tests {
         take(&mut c);
         assert_eq!((b.addresses.get(&NodeId(3)), c.addresses.get(&NodeId(2))), (Some(&c.own), Some(&b.own)));
         b.take_addresses(&[ADDRESSES, 1, 2, 3]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_list_of_addresses_is_bounded_and_usable(packet in prop::collection::vec(any::<u8>(), 0..4000)) {
+            let mut socket = socket(1);
+            for n in 0..50u8 {
+                let other: Vec<u8> = packet.iter().map(|byte| byte.wrapping_add(n)).collect();
+                socket.take_addresses(&other);
+            }
+            prop_assert!(socket.addresses.len() <= KNOWN_MAX);
+            prop_assert!(socket.addresses.values().all(|address| address.port() != 0));
+        }
     }
 }

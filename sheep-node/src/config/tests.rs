@@ -1,5 +1,6 @@
 use super::*;
 use crate::cli::{self, Invocation};
+use proptest::prelude::*;
 
 fn build(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<Config, String> {
     let flags = cli::flags(args.iter().map(|arg| (*arg).to_owned())).map_err(|error| error.to_string())?;
@@ -131,4 +132,44 @@ fn the_command_line_says_what_to_do() {
     assert!(
         run(&["/d", "--config", "/nonexistent/file"]).is_err_and(|error| error.contains("/nonexistent/file"))
     );
+}
+
+fn garbage_line() -> impl Strategy<Value = String> {
+    let known: Vec<String> = toml::Table::try_from(Layer::example()).unwrap().keys().cloned().collect();
+    let value = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<f64>().prop_map(|n| n.to_string()),
+        any::<bool>().prop_map(|b| b.to_string()),
+        "\\PC{0,20}".prop_map(|text| format!("{text:?}")),
+        "[0-9.:a-z]{0,20}".prop_map(|text| format!("{text:?}")),
+        Just("[[], {}]".to_owned()),
+        Just("[\"a\", \"b:1\"]".to_owned()),
+    ];
+    (prop::sample::select(known), value).prop_map(|(key, value)| format!("{key} = {value}\n"))
+}
+
+proptest! {
+    #[test]
+    fn any_file_is_refused_or_makes_sense(
+        lines in prop::collection::vec(garbage_line(), 0..5), noise in "\\PC{0,40}", with_noise in any::<bool>(),
+    ) {
+        let mut file = lines.concat();
+        if with_noise {
+            file += &noise;
+        }
+        match build(&["/d"], &[], &file) {
+            Ok(config) => prop_assert!(config.first.settings.validate().is_ok()),
+            Err(problem) => prop_assert!(!problem.is_empty()),
+        }
+    }
+
+    #[test]
+    fn any_environment_is_refused_or_makes_sense(key in "[A-Z_]{0,20}", value in any::<String>(), line in garbage_line()) {
+        let (known, _) = line.split_once(' ').unwrap();
+        let known = format!("SHEEP_{}", known.to_ascii_uppercase());
+        for variable in [known, format!("SHEEP_{key}")] {
+            let built = build(&["/d"], &[(variable.as_str(), value.as_str())], "");
+            prop_assert!(built.map_or_else(|problem| !problem.is_empty(), |config| !config.dir.as_os_str().is_empty()));
+        }
+    }
 }

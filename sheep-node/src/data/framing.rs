@@ -175,8 +175,9 @@ const _: () = assert!(CHUNK > HEADER_LEN + BLOCK_SIZE as usize);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use sheep_types::*;
-    use sheep_wire::{Body, Confirmed, Request, WriteRequest, encode};
+    use sheep_wire::{Body, Confirmed, MAX_BODY_LEN, MAX_PAYLOAD_LEN, Request, WriteRequest, encode};
 
     fn sample(n: u64) -> (Header, Message) {
         let header = Header {
@@ -242,6 +243,84 @@ mod tests {
                 }
             }
             assert_eq!(got, sent, "in pieces of {piece}");
+        }
+    }
+
+    fn stream_of(messages: &[(Header, Message)]) -> Vec<u8> {
+        let mut stream = Vec::new();
+        for (header, message) in messages {
+            let frame = encode(header, message);
+            stream.extend_from_slice(&frame.head);
+            frame.payload.iter().for_each(|part| stream.extend_from_slice(part));
+        }
+        stream
+    }
+
+    /// Takes a stream in pieces as a connection does; gives the messages before it ends.
+    fn receive(stream: &[u8], piece: usize) -> Vec<(Header, Message)> {
+        let mut input = Pieces(stream.chunks(piece).map(<[u8]>::to_vec).collect());
+        let mut receiver = Receiver::new(BufferPool::new(1 << 20));
+        let mut got = Vec::new();
+        while receiver.read(&mut input).unwrap() {
+            loop {
+                match receiver.next() {
+                    Ok(Some(message)) => got.push(message),
+                    Ok(None) => break,
+                    Err(_) => return got,
+                }
+            }
+            let payload = receiver.partial.as_ref().map_or(0, |partial| partial.raw.payload_len);
+            assert!(payload <= MAX_PAYLOAD_LEN && receiver.staging.len() <= HEADER_LEN + MAX_BODY_LEN);
+        }
+        got
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn a_damaged_stream_gives_what_was_sent_until_it_ends(
+            first in 0u64..5, holes in prop::collection::vec((any::<usize>(), any::<u8>()), 0..4),
+            cut in any::<usize>(), piece in 1usize..10_000,
+        ) {
+            let sent: Vec<_> = (first..first + 6).map(sample).collect();
+            let good = stream_of(&sent);
+            let mut stream = good.clone();
+            for (at, byte) in holes {
+                let at = at % stream.len();
+                stream[at] = byte;
+            }
+            stream.truncate(cut % (stream.len() + 1));
+            // Payloads carry their own checksums, which those look at who use them.
+            let kept = good.iter().zip(&stream).take_while(|(a, b)| a == b).count();
+            let got = receive(&stream, piece);
+            let whole = sent.len().min(got.len());
+            let intact = (0..=whole).rev().find(|n| stream_of(&sent[..*n]).len() <= kept).unwrap();
+            prop_assert!(got.len() <= sent.len() && got[..intact] == sent[..intact]);
+        }
+
+        #[test]
+        fn any_header_with_a_right_checksum_is_refused_or_bounded(
+            header in prop::collection::vec(any::<u8>(), HEADER_LEN - 12), kind in any::<u8>(),
+            lens in any::<(u32, u32)>(), small in any::<bool>(), rest in prop::collection::vec(any::<u8>(), 0..500),
+            piece in 1usize..600,
+        ) {
+            let mut stream = stream_of(&[sample(1)]);
+            stream.truncate(HEADER_LEN);
+            stream[8..HEADER_LEN - 4].copy_from_slice(&header);
+            stream[6] = kind;
+            let limit = if small { 600 } else { u32::MAX };
+            stream[84..88].copy_from_slice(&(lens.0 % limit).to_le_bytes());
+            stream[88..92].copy_from_slice(&(lens.1 % limit).to_le_bytes());
+            let crc = crc32c::crc32c(&stream[..HEADER_LEN - 4]);
+            stream[HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+            stream.extend_from_slice(&rest);
+            receive(&stream, piece);
+        }
+
+        #[test]
+        fn any_bytes_end_the_stream(bytes in prop::collection::vec(any::<u8>(), 0..2000), piece in 1usize..2000) {
+            prop_assert!(receive(&bytes, piece).is_empty());
         }
     }
 

@@ -129,6 +129,7 @@ impl Prover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn hello(cluster: u128) -> Hello {
         let from = Member { node: NodeId(3), incarnation: Incarnation(4) };
@@ -155,5 +156,31 @@ mod tests {
         assert!(prover.check(Side::Server, &a, &b, &proof).is_err());
         assert!(prover.check(Side::Client, &b, &a, &proof).is_err());
         assert!(Prover::new(&ClusterKey::new([2; 32])).check(Side::Client, &a, &b, &proof).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_hello_is_refused_or_says_what_was_said(
+            bytes in prop::array::uniform32(any::<u8>()), holes in prop::collection::vec((0..HELLO, any::<u8>()), 0..4),
+        ) {
+            let mut hello = hello(1).encode();
+            hello[40..].copy_from_slice(&bytes);
+            for (at, byte) in holes {
+                hello[at] = byte;
+            }
+            if let Ok(decoded) = Hello::decode(&hello, ClusterId(1)) {
+                // Flags that this version does not know are passed over.
+                let mut plain = hello;
+                plain[6..8].fill(0);
+                prop_assert_eq!(decoded.encode(), plain);
+            }
+        }
+
+        #[test]
+        fn a_proof_that_is_not_the_right_one_proves_nothing(proof in prop::collection::vec(any::<u8>(), 0..80)) {
+            let prover = Prover::new(&ClusterKey::new([1; 32]));
+            let (a, b) = (hello(1).encode(), hello(2).encode());
+            prop_assert_eq!(prover.check(Side::Server, &a, &b, &proof), Err(HandshakeError::Proof));
+        }
     }
 }

@@ -46,7 +46,7 @@ impl ClusterKey {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.trim().as_bytes();
         let mut key = [0; 32];
-        if text.len() != 64 {
+        if text.len() != 64 || !text.iter().all(u8::is_ascii_hexdigit) {
             return None;
         }
         for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
@@ -200,6 +200,7 @@ fn nonce(counter: u64) -> Nonce {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn member(node: u64, incarnation: u64) -> Member {
         Member { node: NodeId(node), incarnation: Incarnation(incarnation) }
@@ -275,5 +276,43 @@ mod tests {
         assert_eq!(ClusterKey::parse(&key.to_text()).map(|k| k.0), Some(key.0));
         assert!(ClusterKey::parse("abc").is_none());
         assert!(ClusterKey::parse(&"g".repeat(64)).is_none());
+        assert!(ClusterKey::parse(&"+a".repeat(32)).is_none());
+    }
+
+    /// Bytes of a datagram to overwrite, and where to cut it off.
+    fn damage() -> impl Strategy<Value = (Vec<(usize, u8)>, usize)> {
+        (prop::collection::vec((any::<usize>(), any::<u8>()), 0..6), 0usize..200)
+    }
+
+    proptest! {
+        #[test]
+        fn any_datagram_is_opened_as_it_was_sealed_or_refused(
+            contents in prop::collection::vec(any::<u8>(), 0..100),
+            (holes, cut) in damage(),
+            garbage in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let (mut a, mut b) = pair();
+            let good = sealed(&mut a, &contents);
+            let mut bad = good.clone();
+            for (at, byte) in holes {
+                let at = at % bad.len();
+                bad[at] = byte;
+            }
+            bad.truncate(cut);
+            let whole = bad == good;
+            let opened = b.open(&mut bad).map(|(from, contents)| (from, contents.to_vec()));
+            match opened {
+                Ok(opened) => prop_assert!(whole && opened == (member(1, 1), contents)),
+                Err(_) => prop_assert!(!whole),
+            }
+            prop_assert!(b.open(&mut garbage.clone()).is_err());
+            prop_assert_eq!(b.senders.len(), usize::from(whole), "nothing that failed is remembered");
+        }
+
+        #[test]
+        fn any_text_is_a_key_or_none(text in any::<String>(), hex in "[0-9a-fA-F]{64}") {
+            prop_assert_eq!(ClusterKey::parse(&text).map(|key| key.to_text()), None);
+            prop_assert_eq!(ClusterKey::parse(&hex).unwrap().to_text(), hex.to_ascii_lowercase() + "\n");
+        }
     }
 }

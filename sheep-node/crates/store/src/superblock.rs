@@ -169,6 +169,7 @@ impl Superblock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn sample(sequence: u64) -> Superblock {
         Superblock {
@@ -220,6 +221,30 @@ mod tests {
             let mut bytes = MAGIC.to_vec();
             bytes.resize(len, 0xff);
             assert!(Superblock::decode(&bytes).is_err());
+        }
+    }
+
+    proptest! {
+        /// Anything on the disk, with a right checksum or a wrong one: an error or a superblock, never a panic.
+        #[test]
+        fn any_blocks_are_refused_or_read(
+            holes in prop::collection::vec((12..200usize, any::<u8>()), 0..12), sealed in any::<bool>(),
+            other in prop::collection::vec(any::<u8>(), 0..2 * BLOCK),
+        ) {
+            let mut bytes = sample(10).encode();
+            for (at, byte) in holes {
+                bytes[at] = byte;
+            }
+            if sealed {
+                seal(&mut bytes, CRC_OFFSET);
+            }
+            let decoded = Superblock::decode(&bytes);
+            if let Ok(superblock) = &decoded {
+                prop_assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock.clone()));
+            }
+            prop_assert!(Superblock::decode(&other).is_err());
+            let chosen = Superblock::choose(&bytes, &other);
+            prop_assert_eq!(chosen.ok(), decoded.ok());
         }
     }
 }

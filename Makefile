@@ -8,13 +8,15 @@ SHELL := /bin/bash
 # One profile and one target directory outside the checkout, for everything.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/sheepdog/target
 CARGO ?= cargo
+# Where rustup puts cargo; a shell that was there before it does not look there.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 BIN := $(CARGO_TARGET_DIR)/release
 
 # Where tests that fail leave the logs of their nodes.
 export E2E_LOGS ?= $(CURDIR)/target/e2e-logs
 
 # Debian packages of the programs that the tests, the demonstration and the benchmarks call.
-PACKAGES := e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
+PACKAGES := ca-certificates curl e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
             qemu-system-common qemu-system-x86 qemu-utils util-linux
 BENCH_PACKAGES := corosync libcorosync-common-dev libcpg-dev
 
@@ -38,9 +40,25 @@ define install
 	fi
 endef
 
+# Installs Rust if there is no cargo: Debian's rustup where that exists, else rustup's own installer. Which version,
+# rust-toolchain.toml says.
+define install_rust
+	if ! command -v $(CARGO) > /dev/null; then
+	    if [ -n "$$(apt-cache show rustup 2>/dev/null)" ]; then
+	        $(call install,rustup)
+	    else
+	        echo "installing Rust: https://sh.rustup.rs, into ~/.rustup and ~/.cargo"
+	        curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs \
+	            | sh -s -- -y --quiet --no-modify-path --profile minimal --default-toolchain none
+	    fi
+	    rustup show active-toolchain || rustup toolchain install
+	fi
+endef
+
 .PHONY: tools
-tools: ## Install the Debian packages that tests and demo need, if missing
+tools: ## Install what tests and demo need, if missing: Debian packages, and Rust
 	@$(call install,$(PACKAGES))
+	$(call install_rust)
 
 .PHONY: tools-bench
 tools-bench: tools ## The same for the benchmarks

@@ -429,7 +429,9 @@ impl Drop for Cluster {
                 eprintln!("---- last lines of {}:\n{}", process.name(), process.log_tail(40));
             }
             if let Some(dir) = &keep {
-                let name = node.log_path().file_name().unwrap_or_default().to_owned();
+                // Several clusters may fail at the same time.
+                let cluster = self.path().file_name().unwrap_or_default().display().to_string();
+                let name = format!("{cluster}-n{}.log", node.index);
                 // Only a help for whoever looks for the cause; the failure itself is told anyway.
                 let _ = std::fs::create_dir_all(dir)
                     .and_then(|()| std::fs::copy(node.log_path(), dir.join(name)));

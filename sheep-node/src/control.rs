@@ -47,6 +47,8 @@ pub(crate) enum ControlMessage {
     Written(LogWritten),
     /// Where joins go besides known nodes.
     Seeds(Vec<SocketAddr>),
+    /// Tell the others that this run is over, and end.
+    Depart(mpsc::Sender<()>),
 }
 
 /// What the thread is made of.
@@ -70,6 +72,8 @@ enum Asker {
     Data(u64),
 }
 
+type Reply = Box<dyn FnOnce() + Send>;
+
 struct ControlThread {
     poll: Poll,
     setup_config: ControlConfig,
@@ -89,6 +93,8 @@ struct ControlThread {
     fatal: Option<String>,
     seed: u64,
     strangers: Strangers,
+    /// Answers to the API, given when the status shows what they are about.
+    replies: Vec<Reply>,
 }
 
 /// The poll and inbox of a control thread that is to be started: others need the sender first.
@@ -136,6 +142,7 @@ impl ControlPort {
             fatal: None,
             seed,
             strangers: Strangers::new(clock::now()),
+            replies: Vec::new(),
         };
         Ok(std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?)
     }
@@ -146,6 +153,8 @@ impl ControlThread {
         let mut events = Events::with_capacity(16);
         loop {
             self.carry_out();
+            self.publish_status(clock::now());
+            self.replies.drain(..).for_each(|reply| reply());
             let wait = self.control.poll_timeout().map_or(STATUS_INTERVAL, |at| at.since(clock::now()));
             if let Err(error) = self.poll.poll(&mut events, Some(wait.min(STATUS_INTERVAL)))
                 && error.kind() != std::io::ErrorKind::Interrupted
@@ -164,7 +173,6 @@ impl ControlThread {
             if self.control.poll_timeout().is_some_and(|at| at <= now) {
                 self.control.handle_timeout(now);
             }
-            self.publish_status(now);
         }
     }
 
@@ -197,7 +205,8 @@ impl ControlThread {
                 self.order(Asker::Api(answer), &command);
             }
             ControlMessage::Request(ControlRequest::Format { genesis, answer }) => {
-                let _ = answer.send(self.format(&genesis));
+                let result = self.format(&genesis);
+                self.reply(answer, result);
             }
             ControlMessage::Request(ControlRequest::Stop) => {
                 let _ = self.stop.send(None);
@@ -213,6 +222,12 @@ impl ControlThread {
                 return None;
             }
             ControlMessage::Seeds(seeds) => self.socket.set_seeds(seeds),
+            ControlMessage::Depart(done) => {
+                self.control.depart(now);
+                self.carry_out();
+                let _ = done.send(());
+                return None;
+            }
         }
         Some(())
     }
@@ -229,11 +244,13 @@ impl ControlThread {
         }
     }
 
-    fn answer(&self, asker: Asker, result: Result<Outcome, OrderError>) {
+    fn reply<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, answer: T) {
+        self.replies.push(Box::new(move || drop(to.send(answer))));
+    }
+
+    fn answer(&mut self, asker: Asker, result: Result<Outcome, OrderError>) {
         match asker {
-            Asker::Api(answer) => {
-                let _ = answer.send(result);
-            }
+            Asker::Api(answer) => self.reply(answer, result),
             Asker::Data(token) => {
                 let message = match result {
                     Ok(outcome) => DataMessage::Ordered { token, result: Some(Ok(outcome)) },
@@ -356,6 +373,10 @@ impl ControlThread {
                 ("log_lease_renewals", log_stats.renewals),
                 ("log_fetches", log_stats.fetches),
                 ("log_snapshots_taken_over", log_stats.restores),
+                ("ring_configurations", ring.stats().configurations),
+                ("ring_token_losses", ring.stats().token_losses),
+                ("ring_messages_sent", ring.stats().messages_sent),
+                ("ring_messages_sent_again", ring.stats().retransmits),
                 ("ring_datagrams_sent", socket.sent),
                 ("ring_datagrams_received", socket.received),
                 ("ring_send_errors", socket.send_errors),

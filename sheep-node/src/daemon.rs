@@ -31,6 +31,8 @@ const SEED_INTERVAL: Duration = Duration::from_secs(1);
 const RESERVED_FRACTION: u64 = 20;
 /// How long open volumes are waited for when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the control thread may take to say goodbye.
+const DEPART_TIMEOUT: Duration = Duration::from_secs(1);
 /// Room for the ring's bursts.
 const RING_BUFFER: usize = 4 << 20;
 
@@ -160,7 +162,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let control_sender = control.sender();
     control.start(setup)?;
     let rendezvous = announce(config, &dir, own_ring, sockets.grpc.local_addr()?);
-    find_seeds(config.seeds.clone(), rendezvous, control_sender)?;
+    find_seeds(config.seeds.clone(), rendezvous, control_sender.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let first = (!config.gateway).then(|| config.first.clone());
     // Binds the socket here and now; it needs the runtime only later.
@@ -170,6 +172,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     info!("sheep ready: {ready}");
     let reason = stopped.recv().unwrap_or_default();
     close_volumes(&data_sender);
+    depart(&control_sender);
     runtime.shutdown_timeout(Duration::from_millis(200));
     let _ = std::fs::remove_file(dir.control_socket());
     if let Some(path) = &config.rendezvous {
@@ -186,6 +189,15 @@ fn close_volumes(data: &Sender<DataMessage>) {
     let (done, wait) = mpsc::channel();
     if data.send(DataMessage::Stop(done)).is_ok() && wait.recv_timeout(STOP_TIMEOUT).is_err() {
         warn!("volumes could not be closed in order; whoever opens them next settles them");
+    }
+}
+
+/// Tells the others, so that they need not miss this node first.
+fn depart(control: &Sender<ControlMessage>) {
+    let (done, wait) = mpsc::channel();
+    if control.send(ControlMessage::Depart(done)).is_ok() {
+        // A thread that has ended, or hangs, tells nobody: then the others miss this node, as after a crash.
+        let _ = wait.recv_timeout(DEPART_TIMEOUT);
     }
 }
 

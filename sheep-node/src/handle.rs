@@ -56,6 +56,8 @@ pub(crate) struct DataStatus {
     pub(crate) objects: u64,
     /// Open volumes.
     pub(crate) open_vdis: u32,
+    /// What volumes that are being opened wait for, as sentences.
+    pub(crate) waits: Vec<String>,
     /// Epoch that recovery works on.
     pub(crate) recovery_epoch: u64,
     /// Objects to be validated or fetched in it.

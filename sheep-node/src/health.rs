@@ -120,6 +120,14 @@ pub(crate) fn assess(status: &NodeStatus, data: &DataStatus) -> Assessment {
     if let Some(trouble) = trouble(status, data) {
         return trouble;
     }
+    let mut assessment = assess_copies(status, data);
+    if assessment.health != Health::Ok {
+        data.waits.iter().for_each(|wait| assessment.message += &format!(" {wait}"));
+    }
+    assessment
+}
+
+fn assess_copies(status: &NodeStatus, data: &DataStatus) -> Assessment {
     let Some(state) = status.published.as_ref().map(|published| &*published.state) else {
         return assessment(
             Health::NoQuorum,

@@ -12,7 +12,7 @@ use sheep_state::{ClusterState, NodeState, Role};
 use std::fmt;
 
 /// Endings of the published numbers that are not counters.
-const LEVELS: [&str; 3] = ["_waiting", "_clients", "_open"];
+const LEVELS: [&str; 4] = ["_waiting", "_clients", "_lost", "_surplus"];
 
 /// The metrics of a node.
 pub(crate) struct Metrics {

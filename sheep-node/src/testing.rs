@@ -226,7 +226,8 @@ impl FakeNode {
             ControlMessage::Order { .. }
             | ControlMessage::Tested(_)
             | ControlMessage::Written(_)
-            | ControlMessage::Seeds(_) => panic!("not from here"),
+            | ControlMessage::Seeds(_)
+            | ControlMessage::Depart(_) => panic!("not from here"),
         });
         let volumes = pump(&model, &end, |model, message| match message {
             DataMessage::Volume(request) => model.volume(request),

@@ -10,7 +10,9 @@ mod framing;
 mod handshake;
 mod peers;
 mod turn;
+mod unknown;
 mod volumes;
+mod waits;
 
 use crate::control::ControlMessage;
 use crate::handle::{DataStatus, VolumeRequest};
@@ -36,7 +38,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::watch;
+use unknown::Unknown;
 use volumes::Volumes;
+use waits::Waits;
 
 const WAKE: Token = Token(0);
 const PEERS: Token = Token(1);
@@ -143,6 +147,8 @@ struct DataThread {
     /// What the cluster was last told of how full the store is, and when.
     usage: Option<(Time, u64)>,
     failed: Option<String>,
+    waits: Waits,
+    unknown: Vec<Unknown>,
     tick: Time,
 }
 
@@ -210,6 +216,8 @@ impl DataPort {
             last_test: 0,
             usage: None,
             failed: None,
+            waits: Waits::default(),
+            unknown: Vec::new(),
             tick: Time::ZERO,
         };
         Ok(std::thread::Builder::new().name("data".into()).spawn(move || {

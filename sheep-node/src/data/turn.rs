@@ -2,6 +2,7 @@
 
 use super::disk::Started;
 use super::volumes::{Action, Opened, Waiter};
+use super::waits::Opening;
 use super::{DataMessage, DataThread, DiskDriver, IoOwner, TICK, Tested, is_peer};
 use crate::clock;
 use crate::control::ControlMessage;
@@ -14,7 +15,6 @@ use sheep_datapath::{
 };
 use sheep_engine::Published;
 use sheep_frontend::nbd;
-
 use sheep_state::Command;
 use sheep_store::{Store, StoreConfig, StoreIdentity};
 use sheep_types::{ClusterId, Generation, LogIndex, Member, Time, VdiId};
@@ -39,8 +39,13 @@ impl DataThread {
     pub(super) fn turn(&mut self, events: &mut Events) -> bool {
         let now = clock::now();
         let until_tick = TICK.saturating_sub(now.since(self.tick));
-        let due = self.shard.as_ref().and_then(Shard::poll_timeout).map(|at| at.since(now));
-        let wait = if self.clients.busy() { Duration::ZERO } else { due.unwrap_or(TICK).min(until_tick) };
+        let due =
+            self.shard.as_ref().and_then(Shard::poll_timeout).into_iter().chain(self.volumes.next_timeout());
+        let due = due.min().map(|at| at.since(now));
+        let mut wait = if self.clients.busy() { Duration::ZERO } else { due.unwrap_or(TICK).min(until_tick) };
+        if !self.unknown.is_empty() {
+            wait = wait.min(super::unknown::LOOK_AGAIN);
+        }
         if let Err(problem) = self.wait(events, wait)
             && problem.kind() != std::io::ErrorKind::Interrupted
         {
@@ -55,10 +60,14 @@ impl DataThread {
         }
         self.disk_results(now);
         self.wants(now);
+        self.look_for_unknown(now);
         if let Some(shard) =
             self.shard.as_mut().filter(|shard| shard.poll_timeout().is_some_and(|at| at <= now))
         {
             shard.handle_timeout(now);
+        }
+        for action in self.volumes.due(now) {
+            self.act(now, action);
         }
         self.finish_tests(now);
         self.outputs(now);
@@ -225,7 +234,7 @@ impl DataThread {
             GatewayOutput::Opened { handle, size, read_only } => {
                 self.opened(handle, Opened { size, read_only })
             }
-            GatewayOutput::OpenFailed { handle, error } => self.open_failed(handle, &error),
+            GatewayOutput::OpenFailed { handle, error } => self.open_failed(now, handle, &error),
             GatewayOutput::Done { io, result, .. } => match self.ios.remove(&io) {
                 Some(IoOwner::Client(token, request)) => self.clients.done(token, request, result),
                 Some(IoOwner::Api(waiting)) => waiting.done(result),
@@ -305,7 +314,7 @@ impl DataThread {
                     self.clients.listed(token, names);
                 }
                 super::clients::Want::Open { client, name, info_only } => {
-                    self.client_opens(now, client, &name, info_only);
+                    self.client_opens(now, client, name, info_only);
                 }
                 super::clients::Want::Io { client, handle, volume, op } => {
                     self.last_io += 1;
@@ -320,19 +329,6 @@ impl DataThread {
                 }
             }
         }
-    }
-
-    fn client_opens(&mut self, now: Time, client: mio::Token, name: &str, info_only: bool) {
-        let vdi = self.view.as_ref().and_then(|view| view.state.vdi_by_name(name).cloned());
-        let Some(vdi) = vdi else {
-            self.clients.opened(client, Err(nbd::OpenError::NotFound));
-            return;
-        };
-        if info_only {
-            self.clients.opened(client, Ok((None, Opened { size: vdi.size, read_only: false })));
-            return;
-        }
-        self.open(now, vdi.id, false, Waiter::Client(client));
     }
 
     /// Opens a volume for somebody, or joins him to those who have it open.
@@ -374,7 +370,13 @@ impl DataThread {
         }
     }
 
-    fn open_failed(&mut self, volume: u64, problem: &OpenError) {
+    fn open_failed(&mut self, now: Time, volume: u64, problem: &OpenError) {
+        if let OpenError::Refused(refusal) = problem
+            && self.stopping.is_none()
+            && self.volumes.refused(volume, refusal, now)
+        {
+            return;
+        }
         info!("cannot open a volume: {problem}");
         for waiter in self.volumes.failed(volume) {
             match waiter {
@@ -410,8 +412,20 @@ impl DataThread {
         if let Some(shard) = &self.shard {
             super::api::describe(shard, &mut status);
         }
+        status.waits = self.look_at_waits(now);
         self.report_usage(now, status.capacity, status.used);
         self.status.send_replace(Arc::new(status));
+    }
+
+    /// What volumes that are being opened wait for, in sentences.
+    fn look_at_waits(&mut self, now: Time) -> Vec<String> {
+        let (Some(view), Some(shard)) = (&self.view, &mut self.shard) else { return Vec::new() };
+        let gateway = shard.gateway();
+        let one = |(volume, vdi)| Some(Opening { volume, vdi, wait: gateway.waits_for(volume)? });
+        let opening = self.volumes.opening().filter_map(one).collect();
+        let (all, log) = self.waits.look(now, &view.state, opening);
+        log.iter().for_each(|text| warn!("{text}"));
+        all
     }
 
     /// Tells the cluster how full the store is, when that has changed enough to matter.

@@ -3,9 +3,19 @@
 
 use crate::handle::{OpenVolume, VolumeAccessError};
 use mio::Token;
-use sheep_types::VdiId;
+use sheep_state::Refusal;
+use sheep_types::{Time, VdiId};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// A volume that another node holds is asked for again during this time: that node may be giving it back, to the very
+/// client that now comes here.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// And so long as long as the cluster does not know of this run of the node: it has just been started.
+const ANNOUNCED: Duration = Duration::from_secs(15);
+/// Wait before it is asked for again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Names a volume at the gateway, and at most one at a time.
 pub(crate) type VolumeId = u64;
@@ -37,6 +47,10 @@ struct Volume {
     read_only: bool,
     users: usize,
     state: State,
+    /// When it was first asked for.
+    since: Option<Time>,
+    /// Refused, and to be asked for again then.
+    again: Option<Time>,
 }
 
 /// What the data thread has to do at the gateway.
@@ -82,7 +96,8 @@ impl Volumes {
     fn open(&mut self, vdi: VdiId, read_only: bool, waiters: Vec<Waiter>) -> Action {
         self.last += 1;
         let state = State::Opening(waiters);
-        self.volumes.insert(self.last, Volume { vdi, read_only, users: 0, state });
+        let volume = Volume { vdi, read_only, users: 0, state, since: None, again: None };
+        self.volumes.insert(self.last, volume);
         Action::Open { volume: self.last, vdi, read_only }
     }
 
@@ -104,6 +119,37 @@ impl Volumes {
             Some(State::Opening(waiters) | State::Closing(waiters)) => waiters,
             Some(State::Open(_)) | None => Vec::new(),
         }
+    }
+
+    /// The lock was refused. Whether it will be asked for again; else it has failed.
+    pub(super) fn refused(&mut self, id: VolumeId, why: &Refusal, now: Time) -> bool {
+        let patience = match why {
+            Refusal::Locked { .. } => HANDOVER,
+            Refusal::NodeNotUp(_) => ANNOUNCED,
+            _ => return false,
+        };
+        let Some(volume) = self.volumes.get_mut(&id) else { return false };
+        let since = *volume.since.get_or_insert(now);
+        if now.since(since) >= patience || !matches!(volume.state, State::Opening(_)) {
+            return false;
+        }
+        volume.again = Some(now + AGAIN);
+        true
+    }
+
+    /// When something is to be asked for again.
+    pub(super) fn next_timeout(&self) -> Option<Time> {
+        self.volumes.values().filter_map(|volume| volume.again).min()
+    }
+
+    /// What is to be asked for again by now.
+    pub(super) fn due(&mut self, now: Time) -> Vec<Action> {
+        let due = self.volumes.iter_mut().filter(|(_, volume)| volume.again.is_some_and(|at| at <= now));
+        due.map(|(id, volume)| {
+            volume.again = None;
+            Action::Open { volume: *id, vdi: volume.vdi, read_only: volume.read_only }
+        })
+        .collect()
     }
 
     /// A user has gone.
@@ -145,6 +191,12 @@ impl Volumes {
         }
     }
 
+    /// All that are being opened.
+    pub(super) fn opening(&self) -> impl Iterator<Item = (VolumeId, VdiId)> {
+        let opening = self.volumes.iter().filter(|(_, volume)| matches!(volume.state, State::Opening(_)));
+        opening.map(|(id, volume)| (*id, volume.vdi))
+    }
+
     /// All that are open or being opened.
     pub(super) fn ids(&self) -> Vec<VolumeId> {
         self.volumes.keys().copied().collect()
@@ -154,6 +206,7 @@ impl Volumes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sheep_types::{Generation, Incarnation, Member, NodeId};
 
     const OPENED: Opened = Opened { size: 1, read_only: false };
 
@@ -173,6 +226,27 @@ mod tests {
         assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
         assert!(matches!(volumes.closed(volume), Action::Nothing));
         assert_eq!(volumes.len(), 0);
+    }
+
+    #[test]
+    fn a_volume_that_is_held_elsewhere_is_asked_for_again_for_a_while() {
+        let mut volumes = Volumes::default();
+        let (Action::Open { volume, .. }, _) = volumes.want(VdiId(1), false, client(1)) else { panic!() };
+        let (mut now, mut asked) = (Time::from_nanos(5), 0);
+        let holder = Member { node: NodeId(2), incarnation: Incarnation(1) };
+        let locked = Refusal::Locked { holder, generation: Generation(1) };
+        assert!(!volumes.refused(volume, &Refusal::NoSuchVdi, now), "that does not get better");
+        while volumes.refused(volume, &locked, now) {
+            assert!(volumes.due(now).is_empty());
+            now = volumes.next_timeout().unwrap();
+            let due = volumes.due(now);
+            assert!(matches!(due[..], [Action::Open { volume: again, .. }] if again == volume));
+            assert_eq!(volumes.next_timeout(), None);
+            asked += 1;
+        }
+        assert!(asked > 10 && now.since(Time::from_nanos(5)) < HANDOVER * 2, "{asked}");
+        assert!(volumes.refused(volume, &Refusal::NodeNotUp(NodeId(1)), now));
+        assert_eq!(volumes.failed(volume).len(), 1);
     }
 
     #[test]

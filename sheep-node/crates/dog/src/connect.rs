@@ -1,10 +1,11 @@
 //! Which node to talk to, and how to reach others through it.
 
+use crate::output::describe;
 use anyhow::{Context, Result, anyhow, bail};
 use sheep_api::v1::cluster_client::ClusterClient;
 use sheep_api::v1::nodes_client::NodesClient;
 use sheep_api::v1::vdis_client::VdisClient;
-use sheep_api::v1::{ListNodesRequest, Node};
+use sheep_api::v1::{ListNodesRequest, Node, NodeInfoRequest};
 use sheep_api::{ASK_NODE, MAX_MESSAGE};
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +15,11 @@ use tonic::transport::{Channel, Endpoint};
 const DEFAULT: &str = "127.0.0.1:7002";
 /// Where nodes of this machine announce themselves.
 const RENDEZVOUS: &str = "/run/sheep";
+/// Names that directory, if it is another one; the same variable as for `sheep`.
+const RENDEZVOUS_VARIABLE: &str = "SHEEP_RENDEZVOUS";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node of this machine that is tried answers within this time, or is taken for dead.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Addresses of the node to ask, in the order in which to try them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,28 +40,27 @@ impl Server {
             Some(text) => Self { addresses: vec![address(text)] },
             None => {
                 let mut addresses = vec![DEFAULT.to_owned()];
-                addresses.extend(announced(Path::new(RENDEZVOUS)));
+                let directory = std::env::var_os(RENDEZVOUS_VARIABLE).unwrap_or_else(|| RENDEZVOUS.into());
+                addresses.extend(announced(Path::new(&directory)));
                 Self { addresses }
             }
         }
     }
 
-    /// Connects to the first that answers.
+    /// Connects to the first that answers. What announced itself may be dead, or its port somebody else's by now.
     pub(crate) async fn connect(&self) -> Result<Connection> {
-        let mut problem = anyhow!("no address to connect to");
+        if let [address] = &self.addresses[..] {
+            return Connection::to(address).await;
+        }
+        let mut tried = String::new();
         for address in &self.addresses {
-            match Connection::to(address).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => problem = error,
+            match tokio::time::timeout(TRIAL_TIMEOUT, Connection::tried(address)).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(problem)) => tried += &format!("\n  {address}: {}", describe(&problem)),
+                Err(_) => tried += &format!("\n  {address}: no answer within {} s", TRIAL_TIMEOUT.as_secs()),
             }
         }
-        if self.addresses.len() == 1 {
-            return Err(problem);
-        }
-        bail!(
-            "no node of this machine answers (tried {}); say with -s which to ask",
-            self.addresses.join(", ")
-        )
+        bail!("no node of this machine answers; say with -s which to ask. Tried:{tried}")
     }
 }
 
@@ -101,6 +105,13 @@ impl Connection {
         let channel =
             endpoint.connect().await.with_context(|| format!("cannot reach a node at {address}"))?;
         Ok(Self { channel })
+    }
+
+    /// Connects to one address if a node answers there.
+    async fn tried(address: &str) -> Result<Self> {
+        let connection = Self::to(address).await?;
+        connection.nodes().info(NodeInfoRequest::default()).await?;
+        Ok(connection)
     }
 
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {

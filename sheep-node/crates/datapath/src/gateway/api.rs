@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use sheep_state::{Command, Refusal as OrderRefusal};
-use sheep_types::Member;
+use sheep_types::{Member, NodeId};
 use sheep_wire::Packet;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -214,6 +215,19 @@ pub enum OpenError {
     /// It was closed while being opened.
     #[error("closed while opening")]
     Closed,
+}
+
+/// What a volume that is being opened waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenWait {
+    /// An order of the cluster.
+    Order,
+    /// The end of the lease of its last holder.
+    Lease,
+    /// Nodes that may have answered writes in memory that nobody else has.
+    Nodes(BTreeSet<NodeId>),
+    /// Copies that are current, on enough nodes, to be compared and made equal.
+    Copies,
 }
 
 /// Why an open volume can no longer be served.

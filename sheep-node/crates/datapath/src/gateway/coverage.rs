@@ -7,15 +7,31 @@
 
 use crate::View;
 use sheep_state::NodeState;
-use sheep_types::{Epoch, Generation, Geometry, Member, ObjectId, Vid};
+use sheep_types::{Epoch, Generation, Geometry, Member, NodeId, ObjectId, Vid};
+use std::collections::BTreeSet;
 
 /// Whether for each object of the volume, and each epoch since the grant `since`, somebody who is up would know if
 /// it had been created in that epoch.
 pub(super) fn is_covered(view: &View, vid: Vid, geometry: Geometry, size: u64, since: Generation) -> bool {
+    epochs(view, since).all(|epoch| is_covered_at(view, vid, geometry.objects_in(size), epoch))
+}
+
+/// The epochs since a grant.
+fn epochs(view: &View, since: Generation) -> impl Iterator<Item = Epoch> {
     let (oldest, present) = (view.oldest_epoch().0, view.epoch().0);
     let begun = |epoch: &u64| view.members_at(Epoch(*epoch)).is_some_and(|members| members.at.0 <= since.0);
     let first = (oldest..=present).rev().find(begun).unwrap_or(oldest);
-    (first..=present).all(|epoch| is_covered_at(view, vid, geometry.objects_in(size), Epoch(epoch)))
+    (first..=present).map(Epoch)
+}
+
+/// Who would have to come back, or to be given up, if a volume is not covered.
+pub(super) fn missing(view: &View, since: Generation) -> BTreeSet<NodeId> {
+    let members = epochs(view, since).filter_map(|epoch| view.members_at(epoch));
+    let up = members.flat_map(|members| members.iter().filter(|member| member.is_up()));
+    up.map(|member| member.member())
+        .filter(|member| is_missing(view, *member))
+        .map(|member| member.node)
+        .collect()
 }
 
 /// Whether no node but the up members of the object's present set can have a copy that it would ever bring back.

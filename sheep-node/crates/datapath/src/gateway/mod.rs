@@ -31,8 +31,8 @@ mod volume;
 mod write;
 
 pub use api::{
-    BlockExtent, GatewayConfig, GatewayOutput, LostReason, OpenError, OpenMode, ReadExtent, VolumeError,
-    VolumeOp, VolumeReply,
+    BlockExtent, GatewayConfig, GatewayOutput, LostReason, OpenError, OpenMode, OpenWait, ReadExtent,
+    VolumeError, VolumeOp, VolumeReply,
 };
 
 use crate::View;
@@ -194,6 +194,22 @@ impl Gateway {
     /// Number of volumes, those being opened or closed included.
     pub fn volumes(&self) -> usize {
         self.volumes.len()
+    }
+
+    /// What a volume that is being opened waits for; `None` if it is open, or unknown.
+    pub fn waits_for(&self, handle: u64) -> Option<OpenWait> {
+        let volume = self.volumes.get(&handle)?;
+        Some(match &volume.phase {
+            Phase::Locking { .. } | Phase::Granted | Phase::Marking { .. } => OpenWait::Order,
+            Phase::Waiting { .. } => OpenWait::Lease,
+            Phase::Settling(settle) if settle.is_missing_members() => {
+                OpenWait::Nodes(coverage::missing(&self.core.view(), volume.settled_before(&self.core)))
+            }
+            Phase::Settling(_) | Phase::Entering => OpenWait::Copies,
+            Phase::Serving | Phase::Draining | Phase::Unlocking { .. } | Phase::Failed | Phase::Gone => {
+                return None;
+            }
+        })
     }
 
     /// What is being done with each volume, in words, for diagnosis.

@@ -81,6 +81,11 @@ fn key(object: ObjectId) -> (bool, ObjectId) {
 }
 
 impl Settle {
+    /// Whether it waits for members that are away.
+    pub(super) fn is_missing_members(&self) -> bool {
+        matches!(self.stage, Stage::Missing)
+    }
+
     pub(super) fn next_timeout(&self) -> Option<Time> {
         let later = self.hot.values().filter_map(|hot| match hot.work {
             Work::Later(time) => Some(time),

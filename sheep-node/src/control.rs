@@ -150,6 +150,12 @@ impl ControlPort {
 
 impl ControlThread {
     fn run(&mut self) {
+        match crate::priority::before_normal_threads() {
+            Ok(()) => info!("the ring has real-time priority"),
+            Err(reason) => {
+                info!("the ring has normal priority, a machine under load may look dead: {reason}")
+            }
+        }
         let mut events = Events::with_capacity(16);
         loop {
             self.carry_out();

@@ -14,6 +14,7 @@ mod identity;
 mod inbox;
 mod log_file;
 mod metrics;
+mod priority;
 mod rendezvous;
 mod ring_socket;
 mod ringload;

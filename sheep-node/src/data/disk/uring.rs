@@ -1,6 +1,6 @@
 //! Operations of the store through io_uring: any number with one system call, completions without one.
 //!
-//! The only unsafe code of the node. What makes it sound: buffers, I/O vectors and the file of an operation belong to its
+//! What makes the unsafe code here sound: buffers, I/O vectors and the file of an operation belong to its
 //! entry in [`Uring::flights`], which is kept, unmoved where the kernel looks, until the kernel has said that it is done with
 //! it; and the ring is not dropped before that.
 #![allow(unsafe_code)]

@@ -76,6 +76,10 @@ struct Client {
     name: String,
     since: Time,
     dirty: bool,
+    /// The socket may have more than was wanted so far.
+    unread: bool,
+    /// The client sends no more.
+    closing: bool,
 }
 
 /// What a client wants of the data thread.
@@ -169,22 +173,39 @@ impl Clients {
         };
         if registered.is_ok() {
             let nbd = Connection::new(ServerLimits::default(), self.pool.clone());
-            let client = Client { socket, nbd, volume: None, name: String::new(), since: now, dirty: true };
+            let client = Client {
+                socket,
+                nbd,
+                volume: None,
+                name: String::new(),
+                since: now,
+                dirty: true,
+                unread: false,
+                closing: false,
+            };
             self.clients.insert(token, client);
         }
     }
 
     /// Reads what came from a client.
-    pub(super) fn receive(&mut self, token: Token) {
+    /// Reads what is there, as much as is wanted now; the rest when more is wanted. A read that got less than it had room for
+    /// has emptied the socket; only the end of a connection that is `closing` needs one more.
+    pub(super) fn receive(&mut self, token: Token, closing: bool) {
         let Some(client) = self.clients.get_mut(&token) else { return };
         client.dirty = true;
-        while client.nbd.wants_read() {
+        client.closing |= closing;
+        client.unread = true;
+        while client.unread && client.nbd.wants_read() {
             let ReadTarget { payload, staging } = client.nbd.read_target();
+            let room = payload.len() + staging.len();
             let mut buffers = [IoSliceMut::new(payload), IoSliceMut::new(staging)];
             match client.socket.read_vectored(&mut buffers) {
                 Ok(0) => client.nbd.handle_eof(),
-                Ok(n) => client.nbd.handle_received(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(n) => {
+                    client.nbd.handle_received(n);
+                    client.unread = n == room || client.closing;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => client.unread = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => client.nbd.handle_eof(),
             }
@@ -295,8 +316,12 @@ impl Clients {
             let alive = client.transmit();
             if !alive || client.nbd.is_finished() {
                 self.remove(token);
-            } else if client.nbd.wants_read() {
-                self.receive(token);
+            } else {
+                // What was answered or sent may have made room for what is here already.
+                match client.unread && client.nbd.wants_read() {
+                    true => self.receive(token, false),
+                    false => self.events(token),
+                }
                 if let Some(client) = self.clients.get_mut(&token) {
                     client.dirty = client.nbd.poll_transmit().len() > 0 && client.transmit_again();
                 }

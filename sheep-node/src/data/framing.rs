@@ -1,6 +1,6 @@
 //! Messages on a byte stream: taking them apart without blocking, and sending many with one system call.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use sheep_frontend::{AlignedBuf, BufferPool};
 use sheep_types::BLOCK_SIZE;
 use sheep_wire::{DecodeError, HEADER_LEN, Header, Message, RawHeader, decode_header, decode_message};
@@ -33,39 +33,65 @@ struct Partial {
 
 /// Bytes in, messages out.
 pub(super) struct Receiver {
-    staging: BytesMut,
+    /// Received and not taken apart yet: `start..end`. Never cleared, so that a read costs no more than its bytes.
+    staging: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The last read got less than it could take: the socket was empty.
+    drained: bool,
     partial: Option<Partial>,
     pool: BufferPool,
 }
 
 impl Receiver {
     pub(super) fn new(pool: BufferPool) -> Self {
-        Self { staging: BytesMut::new(), partial: None, pool }
+        Self { staging: Vec::new(), start: 0, end: 0, drained: false, partial: None, pool }
     }
 
-    /// Bytes that came before the first message (the handshake).
-    pub(super) fn staging(&mut self) -> &mut BytesMut {
-        &mut self.staging
+    /// Bytes that are not taken apart yet; the handshake comes before the first message.
+    pub(super) fn unread(&self) -> &[u8] {
+        self.staging.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Reads once. `false`: nothing there now.
-    pub(super) fn read(&mut self, stream: &mut impl Read) -> Result<bool, StreamError> {
+    /// Forgets the first `n` bytes of [`Receiver::unread`].
+    pub(super) fn consume(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+    }
+
+    /// Reads once. `false`: nothing there now. A read that got less than it had room for has emptied the socket, and is not
+    /// followed by another one until the next event, unless the other side is `closing`: its end shows only in a read that
+    /// gets nothing.
+    pub(super) fn read(&mut self, stream: &mut impl Read, closing: bool) -> Result<bool, StreamError> {
+        if std::mem::take(&mut self.drained) && !closing {
+            return Ok(false);
+        }
         if let Some(partial) = &mut self.partial {
             let rest = partial.payload.as_mut_slice().get_mut(partial.have..).unwrap_or_default();
-            return match read_some(stream, rest)? {
-                0 => Ok(false),
-                n => {
-                    partial.have += n;
-                    Ok(true)
-                }
-            };
+            let room = rest.len();
+            let n = read_some(stream, rest)?;
+            partial.have += n;
+            self.drained = n > 0 && n < room;
+            return Ok(n > 0);
         }
-        let have = self.staging.len();
-        self.staging.resize(have + CHUNK, 0);
-        let result = read_some(stream, self.staging.get_mut(have..).unwrap_or_default());
-        let n = *result.as_ref().unwrap_or(&0);
-        self.staging.truncate(have + n);
-        result.map(|n| n > 0)
+        self.make_room();
+        let rest = self.staging.get_mut(self.end..).unwrap_or_default();
+        let room = rest.len();
+        let n = read_some(stream, rest)?;
+        self.end += n;
+        self.drained = n > 0 && n < room;
+        Ok(n > 0)
+    }
+
+    /// What is unread goes to the front; a variable part that is longer than a chunk gets more room.
+    fn make_room(&mut self) {
+        self.staging.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.staging.len() < self.end + CHUNK / 2 {
+            self.staging.resize(self.end + CHUNK, 0);
+        } else if self.staging.len() > 2 * CHUNK && self.end < CHUNK / 2 {
+            self.staging.truncate(CHUNK);
+            self.staging.shrink_to_fit();
+        }
     }
 
     /// Next whole message.
@@ -85,19 +111,17 @@ impl Receiver {
 
     /// Takes the next header, variable part and what is here of the payload out of the staging buffer.
     fn begin(&mut self) -> Result<(), StreamError> {
-        let Some(fixed) = self.staging.first_chunk::<HEADER_LEN>() else { return Ok(()) };
+        let Some(fixed) = self.unread().first_chunk::<HEADER_LEN>() else { return Ok(()) };
         let raw = decode_header(fixed)?;
-        if self.staging.len() < HEADER_LEN + raw.body_len {
-            return Ok(());
-        }
-        self.staging.advance(HEADER_LEN);
-        let body = self.staging.split_to(raw.body_len).freeze();
+        let Some(body) = self.unread().get(HEADER_LEN..HEADER_LEN + raw.body_len) else { return Ok(()) };
+        let body = Bytes::copy_from_slice(body);
+        self.consume(HEADER_LEN + raw.body_len);
         let mut payload = self.pool.take(raw.payload_len, 0);
-        let have = raw.payload_len.min(self.staging.len());
-        if let (Some(to), Some(from)) = (payload.as_mut_slice().get_mut(..have), self.staging.get(..have)) {
+        let have = raw.payload_len.min(self.unread().len());
+        if let (Some(to), Some(from)) = (payload.as_mut_slice().get_mut(..have), self.unread().get(..have)) {
             to.copy_from_slice(from);
         }
-        self.staging.advance(have);
+        self.consume(have);
         self.partial = Some(Partial { raw, body, payload, have });
         Ok(())
     }
@@ -237,7 +261,8 @@ mod tests {
             let mut input = Pieces(stream.chunks(piece).map(<[u8]>::to_vec).collect());
             let mut receiver = Receiver::new(BufferPool::new(1 << 20));
             let mut got = Vec::new();
-            while receiver.read(&mut input).unwrap() {
+            while !input.0.is_empty() {
+                receiver.read(&mut input, false).unwrap();
                 while let Some(message) = receiver.next().unwrap() {
                     got.push(message);
                 }
@@ -325,9 +350,31 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_that_was_found_empty_is_looked_at_again() {
+        let (header, message) = sample(3);
+        let frame = encode(&header, &message);
+        let bytes = [Bytes::from(frame.head), frame.payload.concat().into()].concat();
+        let mut receiver = Receiver::new(BufferPool::new(1 << 20));
+        for cut in [1, 100, 5_000] {
+            let (first, rest) = bytes.split_at(cut);
+            assert!(!receiver.read(&mut Pieces(VecDeque::new()), false).unwrap(), "nothing there");
+            assert!(receiver.read(&mut Pieces(VecDeque::from([first.to_vec()])), false).unwrap());
+            assert!(
+                !receiver.read(&mut Pieces(VecDeque::new()), false).unwrap(),
+                "emptied by the read before"
+            );
+            assert!(receiver.next().unwrap().is_none());
+            assert!(!receiver.read(&mut Pieces(VecDeque::new()), false).unwrap(), "nothing there again");
+            assert!(receiver.read(&mut Pieces(VecDeque::from([rest.to_vec()])), false).unwrap());
+            assert_eq!(receiver.next().unwrap(), Some((header.clone(), message.clone())));
+            assert!(!receiver.read(&mut Pieces(VecDeque::new()), false).unwrap());
+        }
+    }
+
+    #[test]
     fn garbage_ends_the_stream() {
         let mut receiver = Receiver::new(BufferPool::new(1 << 20));
-        receiver.read(&mut Pieces(VecDeque::from([vec![0x55; 500]]))).unwrap();
+        receiver.read(&mut Pieces(VecDeque::from([vec![0x55; 500]])), false).unwrap();
         assert!(matches!(receiver.next(), Err(StreamError::Decode(DecodeError::Magic))));
     }
 }

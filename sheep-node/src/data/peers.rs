@@ -3,7 +3,6 @@
 use super::framing::{Receiver, SendQueue, StreamError};
 use super::handshake::{HELLO, HandshakeError, Hello, PROOF, Prover, Side};
 use crate::seal::ClusterKey;
-use bytes::Buf;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use sheep_frontend::BufferPool;
@@ -205,10 +204,16 @@ impl Peers {
     }
 
     /// Reads what came on a connection and hands on the messages.
-    pub(super) fn receive(&mut self, now: Time, token: Token, mut take: impl FnMut(Header, Message)) {
+    pub(super) fn receive(
+        &mut self,
+        now: Time,
+        token: Token,
+        closing: bool,
+        mut take: impl FnMut(Header, Message),
+    ) {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
-            match connection.receiver.read(&mut connection.stream) {
+            match connection.receiver.read(&mut connection.stream, closing) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => return self.end(now, token, &error),
@@ -271,11 +276,13 @@ impl Peers {
     fn handshake(&mut self, token: Token) -> Result<(), HandshakeError> {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return Ok(()) };
-            let staging = connection.receiver.staging();
+            let receiver = &mut connection.receiver;
             match &connection.phase {
                 Phase::Ready => return Ok(()),
                 Phase::Calling { hello } => {
-                    let Some(bytes) = staging.first_chunk::<{ HELLO + PROOF }>() else { return Ok(()) };
+                    let Some(bytes) = receiver.unread().first_chunk::<{ HELLO + PROOF }>() else {
+                        return Ok(());
+                    };
                     let (theirs, proof) = bytes.split_at(HELLO);
                     let mut server = [0; HELLO];
                     server.copy_from_slice(theirs);
@@ -285,27 +292,29 @@ impl Peers {
                         return Err(HandshakeError::OtherNode);
                     }
                     let proof = self.prover.prove(Side::Client, hello, &server);
-                    staging.advance(HELLO + PROOF);
+                    receiver.consume(HELLO + PROOF);
                     connection.queue.push(proof.to_vec());
                     connection.queue.append(core::mem::take(&mut connection.waiting));
                     connection.phase = Phase::Ready;
                     self.retries.remove(&said.from.node);
                 }
                 Phase::Called => {
-                    let Some(client) = staging.first_chunk::<HELLO>().copied() else { return Ok(()) };
+                    let Some(client) = receiver.unread().first_chunk::<HELLO>().copied() else {
+                        return Ok(());
+                    };
                     let peer = Hello::decode(&client, self.cluster)?.from;
                     let nonce = crate::identity::random().map_err(|_| HandshakeError::Proof)?;
                     let server = Hello { cluster: self.cluster, from: self.me, nonce }.encode();
-                    staging.advance(HELLO);
+                    receiver.consume(HELLO);
                     connection.queue.push(server.to_vec());
                     connection.queue.push(self.prover.prove(Side::Server, &client, &server).to_vec());
                     connection.phase = Phase::Proving { client, server, peer };
                 }
                 Phase::Proving { client, server, peer } => {
-                    let Some(proof) = staging.first_chunk::<PROOF>() else { return Ok(()) };
+                    let Some(proof) = receiver.unread().first_chunk::<PROOF>() else { return Ok(()) };
                     self.prover.check(Side::Client, client, server, proof)?;
                     let peer = *peer;
-                    staging.advance(PROOF);
+                    receiver.consume(PROOF);
                     connection.peer = Some(peer.node);
                     connection.phase = Phase::Ready;
                     debug!(node = %peer.node, "data connection");

@@ -99,7 +99,7 @@ impl DataThread {
                 self.clients.accept(now, token);
             } else if is_peer(token) {
                 let (shard, tests, passed) = (&mut self.shard, &mut self.tests, &mut self.passed);
-                self.peers.receive(now, token, |header, message| {
+                self.peers.receive(now, token, event.is_read_closed(), |header, message| {
                     if let Some(test) = tests.remove(&header.request) {
                         passed.push(test);
                     } else if let Some(shard) = shard {
@@ -111,7 +111,7 @@ impl DataThread {
                     self.clients.writable(token);
                 }
                 if event.is_readable() {
-                    self.clients.receive(token);
+                    self.clients.receive(token, event.is_read_closed());
                 }
             }
         }

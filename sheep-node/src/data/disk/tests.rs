@@ -63,12 +63,13 @@ impl Rig {
     fn wait(&mut self, id: DiskOpId) -> DiskResult {
         let mut events = Events::with_capacity(8);
         for _ in 0..1000 {
+            if let Some(result) = self.results.remove(&id) {
+                return result;
+            }
             // Results may be late, but not missing: the time limit is for a broken driver only.
-            let patience = Some(Duration::from_secs(10));
-            match self.driver.wait(Duration::from_secs(10)).unwrap() {
-                None if self.results.contains_key(&id) => {}
-                None => self.poll.poll(&mut events, patience).unwrap(),
-                Some(_) => {}
+            let patience = Duration::from_secs(10);
+            if self.driver.wait(patience).unwrap().is_none() {
+                self.poll.poll(&mut events, Some(patience)).unwrap();
             }
             while let Some((id, result)) = self.driver.next_done() {
                 self.results.insert(id, result);
@@ -78,9 +79,6 @@ impl Rig {
                 if let DataMessage::Disk(id, result) = message {
                     self.results.insert(id, result);
                 }
-            }
-            if let Some(result) = self.results.remove(&id) {
-                return result;
             }
         }
         panic!("no result");

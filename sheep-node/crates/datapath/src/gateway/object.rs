@@ -31,13 +31,12 @@ pub(super) struct RetainedWrite {
     pub(super) body: Body,
     pub(super) durable: bool,
     pub(super) owner: Owner,
-    /// Members that said they have it, in the run in which they said so.
-    pub(super) holders: Vec<Member>,
     /// Requests under way.
     pub(super) calls: Vec<(Member, u64)>,
-    /// Every up member of the present set holds it, and there are enough of them.
+    /// Every up member of the present set holds it, and there are enough of them. Complete writes come before all others.
     pub(super) complete: bool,
-    /// Its owner was answered once; stays when the write becomes incomplete again.
+    /// Its owner was answered once; stays when the write becomes incomplete again. Answered writes come before all
+    /// others.
     pub(super) answered: bool,
     /// A member cannot store it; the owner was told. It is still sent, for copies must be equal in the end.
     pub(super) failed: Option<VolumeError>,
@@ -59,10 +58,6 @@ impl RetainedWrite {
 
     pub(super) fn weight(&self) -> u64 {
         weight(&self.body)
-    }
-
-    pub(super) fn is_held_by(&self, member: Member) -> bool {
-        self.holders.contains(&member)
     }
 
     pub(super) fn call_to(&self, member: Member) -> Option<u64> {
@@ -121,6 +116,10 @@ impl Placed {
 pub(super) struct ObjectWrites {
     /// In order of version; a prefix of them is on every member.
     pub(super) writes: VecDeque<RetainedWrite>,
+    /// Members that said what they have, in the run in which they said so, and the last write of it.
+    held: Vec<(Member, u64)>,
+    /// A write failed since the object had none.
+    any_failed: bool,
     /// Where they belong, in the epoch that they are sent in.
     pub(super) placed: Arc<Placed>,
     /// Members that were in the set, up and in the same run, since the epoch before.
@@ -136,15 +135,43 @@ impl ObjectWrites {
         self.writes.get(self.position(sequence)?)
     }
 
+    /// Last write that a member has; it has all before it, for a copy is a prefix of the writes.
+    pub(super) fn held_upto(&self, member: Member) -> u64 {
+        self.held.iter().find(|(holder, _)| *holder == member).map_or(0, |(_, upto)| *upto)
+    }
+
+    /// Members that have a write.
+    pub(super) fn holders(&self, sequence: u64) -> Vec<Member> {
+        self.held.iter().filter(|(_, upto)| *upto >= sequence).map(|(member, _)| *member).collect()
+    }
+
+    /// Whatever a member said before, it has nothing after this write.
+    pub(super) fn lacks_after(&mut self, member: Member, sequence: u64) {
+        for (_, upto) in self.held.iter_mut().filter(|(holder, _)| *holder == member) {
+            *upto = sequence.min(*upto);
+        }
+    }
+
+    /// What only these members hold still counts.
+    pub(super) fn keep_holders(&mut self, stayed: &[Member]) {
+        self.held.retain(|(holder, _)| stayed.contains(holder));
+    }
+
+    /// A write can't be stored somewhere, or nobody waits for it any more.
+    pub(super) fn fail(&mut self, sequence: u64, error: VolumeError) {
+        if let Some(write) = self.find(sequence) {
+            write.owner = Owner::Nobody;
+            write.failed = Some(error);
+            self.any_failed = true;
+        }
+    }
+
     /// An operation was given up: its unanswered writes count as failed until all members have them. Returns
     /// their sequences.
     pub(super) fn disown(&mut self, io: u64, error: VolumeError) -> Vec<u64> {
-        let mut disowned = Vec::new();
-        for write in self.writes.iter_mut().filter(|write| write.owner == Owner::Client { io }) {
-            write.owner = Owner::Nobody;
-            write.failed = Some(error);
-            disowned.push(write.sequence);
-        }
+        let owned = self.writes.iter().filter(|write| write.owner == Owner::Client { io });
+        let disowned: Vec<u64> = owned.map(|write| write.sequence).collect();
+        disowned.iter().for_each(|sequence| self.fail(*sequence, error));
         disowned
     }
 
@@ -155,31 +182,36 @@ impl ObjectWrites {
 
     /// Whether a write that nobody has been told of yet, up to this version, touches the range.
     pub(super) fn unanswered(&self, start: u32, end: u32, upto: u64) -> bool {
-        self.overlapping(start, end).any(|write| write.sequence <= upto && !write.answered)
+        let first = self.writes.partition_point(|write| write.answered);
+        let mut rest = self.writes.range(first..).take_while(|write| write.sequence <= upto);
+        rest.any(|write| write.overlaps(start, end))
     }
 
     /// Whether the range has a write that failed on some member: its contents are anybody's guess.
     pub(super) fn failed(&self, start: u32, end: u32) -> Option<VolumeError> {
-        self.overlapping(start, end).find_map(|write| write.failed)
+        let mut failed = self.writes.iter().filter(|_| self.any_failed);
+        failed.find_map(|write| write.failed.filter(|_| write.overlaps(start, end)))
     }
 
     /// Whether a member holds every answered write to the range.
     pub(super) fn is_fresh(&self, member: Member, start: u32, end: u32) -> bool {
-        self.overlapping(start, end).all(|write| !write.answered || write.is_held_by(member))
-    }
-
-    fn overlapping(&self, start: u32, end: u32) -> impl Iterator<Item = &RetainedWrite> {
-        self.writes.iter().filter(move |write| write.overlaps(start, end))
+        let held = self.held_upto(member);
+        let first = self.writes.partition_point(|write| write.sequence <= held);
+        self.writes.range(first..).all(|write| !write.answered || !write.overlaps(start, end))
     }
 
     /// Takes note that a member holds a write, and thus, a copy being a prefix, all before it. Returns the
     /// requests that need no answer any more.
     pub(super) fn hold(&mut self, member: Member, sequence: u64) -> Vec<u64> {
+        let held = self.held_upto(member);
+        match self.held.iter_mut().find(|(holder, _)| *holder == member) {
+            Some((_, upto)) => *upto = sequence.max(*upto),
+            None => self.held.push((member, sequence)),
+        }
+        // What it was known to have is not asked for any more, but for this write perhaps.
+        let first = self.writes.partition_point(|write| write.sequence <= held.min(sequence - 1));
         let mut settled = Vec::new();
-        for write in self.writes.iter_mut().take_while(|write| write.sequence <= sequence) {
-            if !write.is_held_by(member) {
-                write.holders.push(member);
-            }
+        for write in self.writes.range_mut(first..).take_while(|write| write.sequence <= sequence) {
             if let Some(place) = write.calls.iter().position(|(to, _)| *to == member) {
                 settled.push(write.calls.swap_remove(place).1);
             }
@@ -190,17 +222,17 @@ impl ObjectWrites {
     /// Recomputes which writes are complete; returns the sequences that became so, and those that no longer
     /// are.
     pub(super) fn review(&mut self) -> (Vec<u64>, Vec<u64>) {
-        let (mut gained, mut lost) = (Vec::new(), Vec::new());
         let members = &self.placed.members;
-        let enough = self.placed.is_enough();
-        for write in &mut self.writes {
-            let complete = enough && members.iter().all(|member| write.is_held_by(*member));
-            if complete != write.complete {
-                write.complete = complete;
-                if complete { &mut gained } else { &mut lost }.push(write.sequence);
-            }
+        let on_all = members.iter().map(|member| self.held_upto(*member)).min();
+        let on_all = on_all.filter(|_| self.placed.is_enough()).unwrap_or(0);
+        let was = self.writes.partition_point(|write| write.complete);
+        let is = self.writes.partition_point(|write| write.sequence <= on_all);
+        let mut changed = Vec::new();
+        for write in self.writes.range_mut(was.min(is)..was.max(is)) {
+            write.complete = is > was;
+            changed.push(write.sequence);
         }
-        (gained, lost)
+        if is > was { (changed, Vec::new()) } else { (Vec::new(), changed) }
     }
 }
 

@@ -221,7 +221,6 @@ impl Volume {
             body: new.body,
             durable: new.durable,
             owner: new.owner,
-            holders: Vec::with_capacity(members.len()),
             calls: Vec::with_capacity(members.len()),
             complete: false,
             answered: false,
@@ -299,11 +298,12 @@ impl Volume {
             self.unconfirmed.remove(&sequence);
             self.stuck.remove(&sequence);
             self.again = true;
-            let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(sequence)) else {
-                continue;
-            };
-            if !write.answered && core.config.mutants.is(Mutant::FlushOldSet) {
-                write.acknowledged = write.holders.clone();
+            let Some(writes) = self.objects.get_mut(&object) else { continue };
+            let old_set = core.config.mutants.is(Mutant::FlushOldSet);
+            let holders = if old_set { writes.holders(sequence) } else { Vec::new() };
+            let Some(write) = writes.find(sequence) else { continue };
+            if !write.answered {
+                write.acknowledged = holders;
             }
             write.answered = true;
             write.failed = None;
@@ -322,17 +322,15 @@ impl Volume {
     /// equal in the end, and the member may find room or leave the set.
     fn fail_write(&mut self, core: &mut Core, number: u64, write: (ObjectId, u64), error: VolumeError) {
         core.back_off(number, NO_SPACE_PAUSE);
-        let Some(found) = self.objects.get_mut(&write.0).and_then(|writes| writes.find(write.1)) else {
-            return;
-        };
+        let Some(writes) = self.objects.get_mut(&write.0) else { return };
+        let Some(found) = writes.get(write.1) else { return };
         let owner = found.owner;
         if owner == Owner::Map {
             return self.fail_flush(core, error);
         }
         if found.failed.is_none() {
-            found.failed = Some(error);
+            writes.fail(write.1, error);
             self.stuck.insert(write.1);
-            found.owner = Owner::Nobody;
             if let Owner::Client { io } = owner {
                 self.part_done(core, io, Err(error), false);
             }
@@ -370,12 +368,11 @@ impl Volume {
             return self.doubt(core, number, write, member);
         }
         let missing: Vec<u64> = writes.writes.range(first..=upto).map(|write| write.sequence).collect();
+        writes.lacks_after(member, has);
         for (place, sequence) in missing.iter().enumerate() {
             let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(*sequence)) else {
                 return;
             };
-            // Whatever it said before, it does not have it.
-            write.holders.retain(|holder| *holder != member);
             let last = place + 1 == missing.len();
             match write.call_to(member) {
                 None => self.send_write(core, object, *sequence, member),
@@ -417,8 +414,8 @@ impl Volume {
             };
             let Some(writes) = self.objects.get_mut(&object) else { continue };
             let stayed: Vec<Member> = writes.placed.members.iter().copied().filter(stayed).collect();
+            writes.keep_holders(&stayed);
             for write in &mut writes.writes {
-                write.holders.retain(|holder| stayed.contains(holder));
                 write.calls.clear();
                 write.doubted.clear();
             }
@@ -439,7 +436,8 @@ impl Volume {
         let mut missing: Vec<(ObjectId, u64, Member)> = Vec::new();
         for (object, writes) in &self.objects {
             for member in &writes.placed.members {
-                let lacks = writes.writes.iter().filter(|write| !write.is_held_by(*member));
+                let held = writes.held_upto(*member);
+                let lacks = writes.writes.iter().filter(|write| write.sequence > held);
                 let lacks = lacks.map(|write| (*object, write.sequence, *member));
                 if writes.stayed.contains(member) {
                     missing.extend(lacks);

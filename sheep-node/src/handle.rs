@@ -64,8 +64,10 @@ pub(crate) struct DataStatus {
     pub(crate) recovery_total: u64,
     /// Of these, done.
     pub(crate) recovery_done: u64,
-    /// Bytes fetched from other nodes.
+    /// Bytes fetched from other nodes in it.
     pub(crate) recovery_bytes: u64,
+    /// Bytes fetched from other nodes since the node started.
+    pub(crate) recovery_bytes_ever: u64,
     /// Everything this node must hold is validated.
     pub(crate) recovered: bool,
     /// Counters, name and value, for metrics.

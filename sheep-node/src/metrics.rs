@@ -93,9 +93,9 @@ impl Collector for NodeCollector {
         gauges.set("recovery_objects", "Objects of this node that are not yet up to date", left)?;
         gauges.counter(
             "recovery",
-            "Bytes fetched from other nodes in this epoch",
+            "Bytes fetched from other nodes to bring copies up to date",
             Some(&Unit::Bytes),
-            data.recovery_bytes,
+            data.recovery_bytes_ever,
         )?;
         if let Some(published) = &status.published {
             encode_state(&mut gauges, &published.state)?;
@@ -151,7 +151,7 @@ mod tests {
             data.capacity = 1 << 30;
             data.recovery_total = 9;
             data.recovery_done = 4;
-            data.recovery_bytes = 5;
+            data.recovery_bytes_ever = 5;
         });
         let text = Metrics::new(fake.handle.clone()).encode().unwrap();
         for line in [

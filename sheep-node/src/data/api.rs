@@ -111,11 +111,13 @@ pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
     status.recovery_total = progress.objects_left + progress.objects_done;
     status.recovery_done = progress.objects_done;
     status.recovery_bytes = progress.bytes_done;
+    status.recovery_bytes_ever = progress.bytes_ever;
     status.recovered = progress.complete;
     status.counters.extend([
         ("replica_requests_waiting", counters.waiting as u64),
         ("replica_requests_refused_busy", counters.busy),
         ("replica_packets_foreign", counters.foreign),
+        ("recovery_objects_confirmed", progress.confirmed_ever),
         ("recovery_objects_lost", progress.objects_lost),
         ("recovery_objects_surplus", progress.objects_surplus),
     ]);

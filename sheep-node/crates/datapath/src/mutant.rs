@@ -26,6 +26,14 @@ pub enum Mutant {
     MapBeforeData,
     /// Creating an object does not replace an orphan.
     CreateKeepsOrphan,
+    /// Blocks are fetched from whatever version the source has by then.
+    PatchAnyVersion,
+    /// A copy of another version whose blocks are all equal keeps its own version.
+    EqualBlocksAreEqualVersions,
+    /// A copy is made equal without the zeros of its source.
+    PatchIgnoresZeros,
+    /// A listed copy is called current whatever its version.
+    ConfirmAnyVersion,
 }
 
 /// The broken variant in force, if any; always none without the cargo feature `mutants`.

@@ -133,13 +133,19 @@ impl Body {
     }
 }
 
-/// A range of a whole object given to [`Op::Replace`].
+/// A range of an object given to [`Op::Replace`] or [`Op::Patch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// First byte in the object, a multiple of 4096.
     pub offset: u32,
     /// What is there.
     pub body: Body,
+}
+
+impl Piece {
+    pub(crate) fn parts(&self) -> (u32, &Body) {
+        (self.offset, &self.body)
+    }
 }
 
 /// State of a block.
@@ -207,6 +213,14 @@ pub enum Op {
         /// The new header.
         header: Header,
         /// The contents, in order of offset, not overlapping.
+        pieces: Vec<Piece>,
+    },
+    /// Change some ranges of an object and take `header` over, in one step: blocks that no piece covers stay as
+    /// they are. The object must exist. Durable after a [`Op::Flush`], all or nothing.
+    Patch {
+        /// The new header.
+        header: Header,
+        /// The new contents, in order of offset, not overlapping.
         pieces: Vec<Piece>,
     },
     /// Make (or replace) the object named by `header` with the blocks of `from`, which must exist. The two

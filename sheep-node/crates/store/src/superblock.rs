@@ -240,7 +240,7 @@ mod tests {
             }
             let decoded = Superblock::decode(&bytes);
             if let Ok(superblock) = &decoded {
-                prop_assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock.clone()));
+                prop_assert_eq!(Superblock::decode(&superblock.encode()), Ok(*superblock));
             }
             prop_assert!(Superblock::decode(&other).is_err());
             let chosen = Superblock::choose(&bytes, &other);

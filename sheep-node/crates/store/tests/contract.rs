@@ -117,6 +117,54 @@ fn a_clone_is_its_own_object() {
 }
 
 #[test]
+fn a_patch_changes_ranges_and_header_at_once() {
+    let mut b = Bench::new(config());
+    let piece = |start: u32, body: Body| Piece { offset: start * BLOCK_SIZE, body };
+    let pieces = vec![
+        piece(1, data(&[20])),
+        piece(3, Body::Zero { len: BLOCK_SIZE }),
+        piece(4, data(&[21, 22])),
+        piece(9, data(&[23])),
+    ];
+    let patch = Op::Patch { header: header(1, 2), pieces: pieces.clone() };
+    assert_eq!(b.run(patch.clone()), Err(StoreError::NotFound(object(1))));
+    b.ok(write(1, 1, true, 0, &[10, 11, 12, 13, 14]));
+    b.flush();
+    // Whatever the moment of a power cut: all of it or nothing.
+    let token = b.submit(patch);
+    b.submit(Op::Flush);
+    let before = [10, 11, 12, 13, 14].map(Cell::Data).to_vec();
+    let after =
+        [Cell::Data(10), Cell::Data(20), Cell::Data(12), Cell::Zero, Cell::Data(21), Cell::Data(22)].to_vec();
+    let mut seen = [false; 2];
+    loop {
+        for seed in 0..8 {
+            let mut disk = b.disk.clone();
+            disk.crash_seeded(seed);
+            let mut cut = Bench::open(disk, config(), false);
+            cut.settle();
+            let new = cut.store.header(object(1)) == Some(&header(1, 2));
+            let cells = cut.read(1, 0, 10).unwrap();
+            let mut want = if new { after.clone() } else { before.clone() };
+            want.resize(10, Cell::Absent);
+            if new {
+                want[9] = Cell::Data(23);
+            }
+            assert_eq!(cells, want);
+            seen[usize::from(new)] = true;
+        }
+        if !b.begin_one() && !b.finish_one(0) {
+            break;
+        }
+    }
+    assert_eq!((b.result(token), seen), (Some(DONE), [true; 2]));
+    // Pieces out of order change nothing.
+    let swapped = Op::Patch { header: header(1, 3), pieces: pieces.into_iter().rev().collect() };
+    assert_eq!(b.run(swapped), Err(StoreError::Malformed));
+    assert_eq!(b.store.header(object(1)), Some(&header(1, 2)));
+}
+
+#[test]
 fn malformed_requests_change_nothing() {
     let mut b = Bench::new(config());
     b.ok(write(1, 1, true, 0, &[1]));

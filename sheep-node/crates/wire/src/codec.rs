@@ -28,16 +28,20 @@ pub(crate) mod kind {
     pub(crate) const REMOVE: u8 = 9;
     pub(crate) const STANDING: u8 = 10;
     pub(crate) const LIST: u8 = 11;
-    pub(crate) const FETCH: u8 = 12;
+    pub(crate) const DIGEST_OF: u8 = 12;
     pub(crate) const PING: u8 = 13;
+    pub(crate) const BLOCKS: u8 = 14;
+    pub(crate) const SECURE: u8 = 15;
+    pub(crate) const ADOPT_ALL: u8 = 16;
     pub(crate) const DONE: u8 = 128;
     pub(crate) const BEHIND: u8 = 129;
     pub(crate) const READ_DATA: u8 = 130;
     pub(crate) const HOT: u8 = 131;
     pub(crate) const STANDINGS: u8 = 132;
     pub(crate) const LISTING: u8 = 133;
-    pub(crate) const IMAGE: u8 = 134;
+    pub(crate) const DIGEST: u8 = 134;
     pub(crate) const REFUSED: u8 = 135;
+    pub(crate) const WHICH: u8 = 136;
 }
 
 /// Bytes that are no message. The connection they came from is closed: its stream can't be trusted any more.

@@ -5,8 +5,8 @@ use crate::codec::{
     DecodeError, HEADER_CRC_AT, HEADER_LEN, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, Reader, VERSION, kind,
 };
 use crate::{
-    Body, Confirmed, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectImage, ReadData, Refusal,
-    Reply, Request, Standing, StandingKind, WriteRequest,
+    Body, Confirmed, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectDigest, ReadData,
+    Refusal, Reply, Request, Standing, StandingKind, WriteRequest,
 };
 use bytes::Bytes;
 use sheep_types::{
@@ -126,11 +126,19 @@ fn get_request(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Resul
             member: NodeId(input.u64()?),
             after: get_option(input, |i| i.u64().map(ObjectId))?,
         },
-        kind::FETCH => Request::Fetch {
+        kind::DIGEST_OF => Request::Digest {
             object: ObjectId(input.u64()?),
             birth: Birth(input.u64()?),
             version: get_option(input, get_version)?,
         },
+        kind::BLOCKS => Request::Blocks {
+            object: ObjectId(input.u64()?),
+            birth: Birth(input.u64()?),
+            version: get_version(input)?,
+            ranges: input.list(8, |input| Ok((input.u32()?, input.u32()?)))?,
+        },
+        kind::SECURE => Request::Secure { objects: get_versions(input)? },
+        kind::ADOPT_ALL => Request::AdoptAll { objects: get_versions(input)? },
         kind::PING => Request::Ping,
         other => return Err(DecodeError::Kind(other)),
     })
@@ -177,22 +185,27 @@ fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<
         kind::STANDINGS => Reply::Standings(input.list(11, get_standing)?),
         kind::LISTING => {
             let more = input.bool()?;
-            let objects = input.list(40, |input| {
+            let objects = input.list(42, |input| {
                 Ok(Listed {
                     object: ObjectId(input.u64()?),
                     birth: Birth(input.u64()?),
                     version: get_version(input)?,
                     validated: Epoch(input.u64()?),
+                    live: input.bool()?,
+                    hot: input.bool()?,
                 })
             })?;
             Reply::Listing(objects, more)
         }
-        kind::IMAGE => Reply::Image(Box::new(ObjectImage {
+        kind::DIGEST => Reply::Digest(Box::new(ObjectDigest {
             birth: Birth(input.u64()?),
             pending: input.bool()?,
             hot: input.bool()?,
-            contents: get_read_data(input, payload)?,
+            version: get_version(input)?,
+            extents: get_extents(input)?,
+            crcs: input.list(4, Reader::u32)?,
         })),
+        kind::WHICH => Reply::Which(input.list(1, Reader::bool)?),
         kind::REFUSED => Reply::Refused(get_refusal(input)?),
         other => return Err(DecodeError::Kind(other)),
     })
@@ -236,9 +249,8 @@ fn get_refusal(input: &mut Reader<'_>) -> Result<Refusal, DecodeError> {
     })
 }
 
-fn get_read_data(input: &mut Reader<'_>, payload: &mut Payload) -> Result<ReadData, DecodeError> {
-    let version = get_version(input)?;
-    let extents = input.list(9, |input| {
+fn get_extents(input: &mut Reader<'_>) -> Result<Vec<Extent>, DecodeError> {
+    input.list(9, |input| {
         let (offset, len) = (input.u32()?, input.u32()?);
         let state = match input.u8()? {
             0 => ExtentState::Absent,
@@ -247,7 +259,12 @@ fn get_read_data(input: &mut Reader<'_>, payload: &mut Payload) -> Result<ReadDa
             _ => return Err(input.malformed()),
         };
         Ok(Extent { offset, len, state })
-    })?;
+    })
+}
+
+fn get_read_data(input: &mut Reader<'_>, payload: &mut Payload) -> Result<ReadData, DecodeError> {
+    let version = get_version(input)?;
+    let extents = get_extents(input)?;
     let crcs = input.list(4, Reader::u32)?;
     let mut data = Vec::new();
     for extent in extents.iter().filter(|extent| extent.state == ExtentState::Data) {
@@ -266,6 +283,10 @@ fn get_confirmed(input: &mut Reader<'_>) -> Result<Confirmed, DecodeError> {
 
 fn get_objects(input: &mut Reader<'_>) -> Result<Vec<ObjectId>, DecodeError> {
     input.list(8, |input| input.u64().map(ObjectId))
+}
+
+fn get_versions(input: &mut Reader<'_>) -> Result<Vec<(ObjectId, Version)>, DecodeError> {
+    input.list(24, |input| Ok((ObjectId(input.u64()?), get_version(input)?)))
 }
 
 fn get_version(input: &mut Reader<'_>) -> Result<Version, DecodeError> {

@@ -2,7 +2,7 @@
 
 use crate::codec::{HEADER_CRC_AT, HEADER_LEN, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, VERSION, Writer, kind};
 use crate::{
-    Body, Confirmed, ExtentState, Header, Message, ObjectImage, ReadData, Refusal, Reply, Request,
+    Body, Confirmed, Extent, ExtentState, Header, Message, ObjectDigest, ReadData, Refusal, Reply, Request,
     StandingKind, WriteRequest,
 };
 use bytes::Bytes;
@@ -116,11 +116,29 @@ fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) ->
             put_option(out, after.as_ref(), |out, object| out.u64(object.0));
             kind::LIST
         }
-        Request::Fetch { object, birth, version } => {
+        Request::Digest { object, birth, version } => {
             out.u64(object.0);
             out.u64(birth.0);
             put_option(out, version.as_ref(), put_version);
-            kind::FETCH
+            kind::DIGEST_OF
+        }
+        Request::Blocks { object, birth, version, ranges } => {
+            out.u64(object.0);
+            out.u64(birth.0);
+            put_version(out, version);
+            out.list(ranges, |out, (offset, len)| {
+                out.u32(*offset);
+                out.u32(*len);
+            });
+            kind::BLOCKS
+        }
+        Request::Secure { objects } => {
+            put_versions(out, objects);
+            kind::SECURE
+        }
+        Request::AdoptAll { objects } => {
+            put_versions(out, objects);
+            kind::ADOPT_ALL
         }
         Request::Ping => kind::PING,
     }
@@ -192,20 +210,28 @@ fn put_reply(out: &mut Writer, payload: &mut Vec<Bytes>, reply: &Reply) -> u8 {
                 out.u64(listed.birth.0);
                 put_version(out, &listed.version);
                 out.u64(listed.validated.0);
+                out.u8(u8::from(listed.live));
+                out.u8(u8::from(listed.hot));
             });
             kind::LISTING
         }
-        Reply::Image(image) => put_image(out, payload, image),
+        Reply::Digest(digest) => put_digest(out, digest),
+        Reply::Which(which) => {
+            out.list(which, |out, done| out.u8(u8::from(*done)));
+            kind::WHICH
+        }
         Reply::Refused(refusal) => put_refusal(out, *refusal),
     }
 }
 
-fn put_image(out: &mut Writer, payload: &mut Vec<Bytes>, image: &ObjectImage) -> u8 {
-    out.u64(image.birth.0);
-    out.u8(u8::from(image.pending));
-    out.u8(u8::from(image.hot));
-    put_read_data(out, payload, &image.contents);
-    kind::IMAGE
+fn put_digest(out: &mut Writer, digest: &ObjectDigest) -> u8 {
+    out.u64(digest.birth.0);
+    out.u8(u8::from(digest.pending));
+    out.u8(u8::from(digest.hot));
+    put_version(out, &digest.version);
+    put_extents(out, &digest.extents);
+    out.list(&digest.crcs, |out, crc| out.u32(*crc));
+    kind::DIGEST
 }
 
 fn put_refusal(out: &mut Writer, refusal: Refusal) -> u8 {
@@ -231,7 +257,13 @@ fn put_refusal(out: &mut Writer, refusal: Refusal) -> u8 {
 
 fn put_read_data(out: &mut Writer, payload: &mut Vec<Bytes>, data: &ReadData) {
     put_version(out, &data.version);
-    out.list(&data.extents, |out, extent| {
+    put_extents(out, &data.extents);
+    out.list(&data.crcs, |out, crc| out.u32(*crc));
+    payload.extend(data.data.iter().cloned());
+}
+
+fn put_extents(out: &mut Writer, extents: &[Extent]) {
+    out.list(extents, |out, extent| {
         out.u32(extent.offset);
         out.u32(extent.len);
         out.u8(match extent.state {
@@ -240,8 +272,6 @@ fn put_read_data(out: &mut Writer, payload: &mut Vec<Bytes>, data: &ReadData) {
             ExtentState::Data => 2,
         });
     });
-    out.list(&data.crcs, |out, crc| out.u32(*crc));
-    payload.extend(data.data.iter().cloned());
 }
 
 fn put_confirmed(out: &mut Writer, confirmed: &Confirmed) {
@@ -251,6 +281,13 @@ fn put_confirmed(out: &mut Writer, confirmed: &Confirmed) {
 
 fn put_objects(out: &mut Writer, objects: &[ObjectId]) {
     out.list(objects, |out, object| out.u64(object.0));
+}
+
+fn put_versions(out: &mut Writer, objects: &[(ObjectId, Version)]) {
+    out.list(objects, |out, (object, version)| {
+        out.u64(object.0);
+        put_version(out, version);
+    });
 }
 
 fn put_version(out: &mut Writer, version: &Version) {

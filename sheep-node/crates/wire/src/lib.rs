@@ -16,6 +16,6 @@ pub use decode::{RawHeader, decode_header, decode_message};
 pub use encode::{Frame, encode};
 pub use message::{Header, Message, Packet};
 pub use reply::{
-    Extent, ExtentState, HotObject, Listed, ObjectImage, ReadData, Refusal, Reply, Standing, StandingKind,
+    Extent, ExtentState, HotObject, Listed, ObjectDigest, ReadData, Refusal, Reply, Standing, StandingKind,
 };
 pub use request::{Body, Confirmed, Request, WriteRequest};

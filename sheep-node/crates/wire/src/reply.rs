@@ -39,17 +39,21 @@ pub struct ReadData {
     pub crcs: Vec<u32>,
 }
 
-/// A whole object in one version.
+/// What a copy holds, in one version, without the bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ObjectImage {
+pub struct ObjectDigest {
     /// Birth of its vid.
     pub birth: Birth,
     /// Created, but its map entry is not confirmed yet.
     pub pending: bool,
     /// The copy's version is not known to be on all members; the mark goes with the data.
     pub hot: bool,
-    /// Contents and version.
-    pub contents: ReadData,
+    /// Version of the copy.
+    pub version: Version,
+    /// In order, covering the whole object.
+    pub extents: Vec<Extent>,
+    /// One CRC-32C per block of the data extents, in order.
+    pub crcs: Vec<u32>,
 }
 
 /// An object whose last write is not known to be on all members.
@@ -107,6 +111,10 @@ pub struct Listed {
     pub version: Version,
     /// Epoch it was last validated in.
     pub validated: Epoch,
+    /// It is current in the header's epoch: who has the same version needs to ask nobody else.
+    pub live: bool,
+    /// Its last write is not known to be on all members; see [`Standing::hot`].
+    pub hot: bool,
 }
 
 /// Why a request was not done. The asker's next step follows from the kind.
@@ -168,8 +176,10 @@ pub enum Reply {
     Standings(Vec<Standing>),
     /// Objects, and whether more follow.
     Listing(Vec<Listed>, bool),
-    /// A whole object.
-    Image(Box<ObjectImage>),
+    /// What a copy holds.
+    Digest(Box<ObjectDigest>),
+    /// For which of the objects asked about it was done, in the order of the question.
+    Which(Vec<bool>),
     /// Not done.
     Refused(Refusal),
 }

@@ -166,14 +166,37 @@ pub enum Request {
         /// Continue after this object.
         after: Option<ObjectId>,
     },
-    /// Replica to replica: the whole object in one version.
-    Fetch {
+    /// Replica to replica: which blocks of the object hold what, by checksum, in one version.
+    Digest {
         /// The object.
         object: ObjectId,
         /// Its vid's birth.
         birth: Birth,
-        /// Answer only from a copy with exactly this version, if given.
+        /// Answer only from a copy with exactly this version; without, only from a current copy.
         version: Option<Version>,
+    },
+    /// Replica to replica: the contents of some ranges of a copy of exactly this version. Refused with
+    /// [`crate::Refusal::OtherVersion`] when the copy has gone on.
+    Blocks {
+        /// The object.
+        object: ObjectId,
+        /// Its vid's birth.
+        birth: Birth,
+        /// The version.
+        version: Version,
+        /// First byte and length of each range, multiples of the block size, in order, not overlapping.
+        ranges: Vec<(u32, u32)>,
+    },
+    /// Deciding replica to replica, for many objects at once what [`Request::Equalize`] is for one: these copies
+    /// have these versions already and need only be durable. Answered [`crate::Reply::Which`].
+    Secure {
+        /// Objects and the version that each copy must have.
+        objects: Vec<(ObjectId, Version)>,
+    },
+    /// Deciding replica to replica: [`Request::Adopt`] for many objects. Answered [`crate::Reply::Which`].
+    AdoptAll {
+        /// Objects and the version that all have.
+        objects: Vec<(ObjectId, Version)>,
     },
     /// Any node to any node: does the data path work?
     Ping,

@@ -102,7 +102,17 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u64>(), proptest::option::of(object()))
             .prop_map(|(member, after)| Request::List { member: NodeId(member), after }),
         (object(), any::<u64>(), proptest::option::of(version()))
-            .prop_map(|(object, birth, version)| Request::Fetch { object, birth: Birth(birth), version }),
+            .prop_map(|(object, birth, version)| Request::Digest { object, birth: Birth(birth), version }),
+        (object(), any::<u64>(), version(), vec(any::<(u32, u32)>(), 0..9)).prop_map(
+            |(object, birth, version, ranges)| Request::Blocks {
+                object,
+                birth: Birth(birth),
+                version,
+                ranges
+            }
+        ),
+        vec((object(), version()), 0..9).prop_map(|objects| Request::Secure { objects }),
+        vec((object(), version()), 0..9).prop_map(|objects| Request::AdoptAll { objects }),
         Just(Request::Ping),
     ]
 }
@@ -122,9 +132,16 @@ fn reply() -> impl Strategy<Value = Reply> {
             Standing { kind: kinds[kind], version, validated: Epoch(epoch), hot }
         },
     );
-    let listed = (object(), any::<(u64, u64)>(), version()).prop_map(|(object, (birth, epoch), version)| {
-        Listed { object, birth: Birth(birth), version, validated: Epoch(epoch) }
-    });
+    let listed = (object(), any::<(u64, u64, bool, bool)>(), version()).prop_map(
+        |(object, (birth, epoch, live, hot), version)| Listed {
+            object,
+            birth: Birth(birth),
+            version,
+            validated: Epoch(epoch),
+            live,
+            hot,
+        },
+    );
     prop_oneof![
         Just(Reply::Done),
         proptest::option::of(version()).prop_map(Reply::Behind),
@@ -133,8 +150,11 @@ fn reply() -> impl Strategy<Value = Reply> {
         vec(standing, 0..9).prop_map(Reply::Standings),
         (vec(listed, 0..9), any::<bool>()).prop_map(|(objects, more)| Reply::Listing(objects, more)),
         (any::<(u64, bool, bool)>(), read_data()).prop_map(|((birth, pending, hot), contents)| {
-            Reply::Image(Box::new(ObjectImage { birth: Birth(birth), pending, hot, contents }))
+            let ReadData { version, extents, crcs, .. } = contents;
+            let birth = Birth(birth);
+            Reply::Digest(Box::new(ObjectDigest { birth, pending, hot, version, extents, crcs }))
         }),
+        vec(any::<bool>(), 0..9).prop_map(Reply::Which),
         any::<u64>().prop_map(|epoch| Reply::Refused(Refusal::StaleEpoch(Epoch(epoch)))),
         proptest::sample::select(vec![
             Refusal::WrongIncarnation,

@@ -54,7 +54,8 @@ impl Replica {
 
     pub(super) fn take_list(&mut self, now: Time, view: &View, from: Member, lines: &[Listed], more: bool) {
         for line in lines {
-            if view.is_born(line.object, line.birth) && !self.current_in(view, line.object) {
+            let known = view.is_born(line.object, line.birth) && !self.current_in(view, line.object);
+            if known && !self.confirm_listed(view, line) {
                 self.want(view, line.object, false);
             }
         }

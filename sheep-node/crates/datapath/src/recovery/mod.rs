@@ -4,19 +4,24 @@
 //! every object that is not current is walked ([`walk`]). What clients wait for comes first.
 
 mod announce;
+mod compare;
+mod confirm;
 mod decide;
+mod fetch;
 mod list;
+mod outbox;
 mod run;
 mod surplus;
 mod walk;
 
 use crate::replica::Replica;
 use core::time::Duration;
-use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Time, Version};
-use sheep_wire::{Header, Standing};
+use sheep_types::{Epoch, Member, NodeId, ObjectId, Time, Version};
+use sheep_wire::Standing;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use announce::FLOORS;
+use fetch::Fetches;
 use list::Lists;
 use walk::Source;
 
@@ -29,8 +34,12 @@ pub struct Progress {
     pub objects_left: u64,
     /// Objects brought up to date in this epoch.
     pub objects_done: u64,
-    /// Bytes moved for them.
+    /// Bytes fetched from other nodes in this epoch.
     pub bytes_done: u64,
+    /// Bytes fetched from other nodes since the node started.
+    pub bytes_ever: u64,
+    /// Objects found equal and called current without moving data, since the node started.
+    pub confirmed_ever: u64,
     /// Objects without any copy that could be trusted.
     pub objects_lost: u64,
     /// Copies that this node holds although it need not, until all members have theirs.
@@ -52,6 +61,8 @@ pub(crate) enum RecoveryTimer {
     List(NodeId),
     /// Go on with the scan of the store.
     Scan,
+    /// What has gathered in the outbox goes out.
+    Gathered,
     /// Look at surplus copies again.
     Surplus,
     /// Say again that everything is recovered, if the state does not show it.
@@ -74,12 +85,12 @@ enum Phase {
     Asking { at: Epoch, missing: BTreeSet<NodeId>, answers: BTreeMap<NodeId, Standing> },
     /// Waits for its turn to fetch.
     Queued(Source),
-    /// The object is on its way.
-    Fetching(Source),
+    /// What differs is on its way.
+    Fetching { source: Source, fetch: u64 },
     /// It is being made durable here.
     Storing,
     /// This node decides: all members of the set are made equal.
-    Equalizing { version: Version, missing: BTreeSet<NodeId> },
+    Equalizing { source: Source, missing: BTreeSet<NodeId> },
     /// All are equal; they are told so, this node too.
     Adopting,
 }
@@ -102,14 +113,16 @@ struct Ask {
 enum AskKind {
     /// Standings of objects at an epoch, for walks.
     Standing { objects: Vec<ObjectId>, at: Epoch },
-    /// An object for its walk.
-    Fetch { object: ObjectId },
-    /// An object for somebody who asked to make the copy equal.
-    FetchFor { asker: Header, object: ObjectId, birth: Birth, version: Version },
+    /// What the source's copy holds.
+    Digest { fetch: u64 },
+    /// Some blocks of it.
+    Blocks { fetch: u64, ranges: Vec<(u32, u32)> },
     /// This node decides: make your copy equal.
-    Equalize { object: ObjectId },
+    Equalize { object: ObjectId, version: Version },
+    /// The same for copies that are equal already: make them durable.
+    Secure { objects: Vec<(ObjectId, Version)> },
     /// This node decides: all are equal.
-    Adopt { object: ObjectId },
+    Adopt { objects: Vec<(ObjectId, Version)> },
     /// A page of a list.
     List,
     /// Standings of surplus copies.
@@ -143,8 +156,9 @@ pub(crate) struct Recovery {
     fetch_urgent: BTreeSet<ObjectId>,
     fetch_ready: BTreeSet<ObjectId>,
     fetching: usize,
-    /// Questions to be sent, by whom and about which epoch.
-    batches: BTreeMap<(Member, Epoch), Vec<ObjectId>>,
+    fetches: Fetches,
+    /// Questions and decisions to be sent.
+    outbox: outbox::Outbox,
     asks: BTreeMap<u64, Ask>,
     /// Objects of which no copy can be trusted.
     lost: BTreeSet<ObjectId>,
@@ -152,6 +166,8 @@ pub(crate) struct Recovery {
     announced: Announced,
     objects_done: u64,
     bytes_done: u64,
+    bytes_ever: u64,
+    confirmed_ever: u64,
 }
 
 impl Recovery {
@@ -169,12 +185,16 @@ impl Recovery {
         self.urgent.remove(&object);
         self.lost.remove(&object);
         self.surplus.forget(object);
+        self.fetches.drop_kept(object);
     }
 
     fn drop_walk(&mut self, object: ObjectId) -> Option<Walk> {
         let walk = self.walks.remove(&object)?;
         match walk.phase {
-            Phase::Fetching(_) => self.fetching -= 1,
+            Phase::Fetching { fetch, .. } => {
+                self.fetching -= 1;
+                self.fetches.end(fetch);
+            }
             Phase::Queued(_) => {
                 self.fetch_urgent.remove(&object);
                 self.fetch_ready.remove(&object);
@@ -199,6 +219,8 @@ impl Replica {
             objects_left: (recovery.todo.len() + recovery.walks.len()) as u64,
             objects_done: recovery.objects_done,
             bytes_done: recovery.bytes_done,
+            bytes_ever: recovery.bytes_ever,
+            confirmed_ever: recovery.confirmed_ever,
             objects_lost: recovery.lost.len() as u64,
             objects_surplus: recovery.surplus.len() as u64,
             listed: recovery.scan.is_none() && recovery.lists.are_complete(),
@@ -220,12 +242,19 @@ impl Replica {
     /// until they are durable nothing is said about their objects.
     pub(crate) fn begin_epoch(&mut self, now: Time) {
         let Some(view) = self.view.clone() else { return };
-        let asks = core::mem::take(&mut self.recovery.asks);
-        self.recovery = Recovery { epoch: view.epoch(), ..Recovery::default() };
-        for ask in asks.into_values() {
-            if let AskKind::FetchFor { asker, .. } = ask.kind {
-                self.refuse(&asker, sheep_wire::Refusal::StaleEpoch(view.epoch()));
-            }
+        let before = core::mem::take(&mut self.recovery);
+        let mut fetches = before.fetches;
+        let askers = fetches.end_all();
+        self.recovery = Recovery {
+            epoch: view.epoch(),
+            // Blocks that have come are of use in any epoch: they are compared again.
+            fetches,
+            bytes_ever: before.bytes_ever,
+            confirmed_ever: before.confirmed_ever,
+            ..Recovery::default()
+        };
+        for asker in askers {
+            self.refuse(&asker, sheep_wire::Refusal::StaleEpoch(view.epoch()));
         }
         if !self.is_serving() || view.member_now(self.me.node) != Some(self.me) {
             return;
@@ -250,6 +279,7 @@ impl Replica {
             RecoveryTimer::Retry(object) => self.queue(object),
             RecoveryTimer::List(node) => self.ask_list(now, &view, node),
             RecoveryTimer::Scan => self.scan(now, &view),
+            RecoveryTimer::Gathered => self.recovery.outbox.gathered(),
             RecoveryTimer::Surplus => self.check_surplus(now, &view),
             RecoveryTimer::Announce => self.announce_again(now, &view),
         }
@@ -260,7 +290,9 @@ impl Replica {
         let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return false };
         self.start_walk(now, &view)
             || self.start_fetch(now, &view)
-            || self.send_batch(now, &view)
+            || self.move_fetch(now, &view)
+            || self.send_gathered(now, &view)
+            || self.secure_confirmed()
             || self.announce(&view)
     }
 }

@@ -1,18 +1,15 @@
-//! Walking objects: asking, fetching, storing.
+//! Walking objects: asking, and what follows from the answers.
 
 use super::walk::{Question, Source, Verdict, judge};
 use super::{Ask, AskKind, Phase, Todo, Walk};
-use crate::replica::{Replica, Then};
+use crate::replica::Replica;
 use crate::{Mutant, View};
 use core::time::Duration;
 use sheep_state::NodeState;
 use sheep_store::{Header as CopyHeader, Op};
-use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Time, Version};
-use sheep_wire::{Header, ObjectImage, Refusal, Reply, Request, Standing, StandingKind};
+use sheep_types::{Epoch, Member, NodeId, ObjectId, Time};
+use sheep_wire::{Header, Refusal, Reply, Request, Standing, StandingKind};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Objects in one question.
-const BATCH: usize = 128;
 
 impl Replica {
     /// The object should be current here. `urgent`: somebody waits for it.
@@ -83,34 +80,25 @@ impl Replica {
         let answers = BTreeMap::from([(self.me.node, own)]);
         let missing: BTreeSet<_> = members.iter().map(|member| member.node).collect();
         for member in members {
-            self.recovery.batches.entry((member, at)).or_default().push(object);
+            self.recovery.outbox.ask(member, at, object);
         }
         if let Some(walk) = self.recovery.walks.get_mut(&object) {
             walk.phase = Phase::Asking { at, missing, answers };
+            let urgent = walk.urgent;
+            self.post(now, urgent);
         }
         self.consider(now, view, object);
     }
 
-    /// Sends the questions that have gathered for one node and epoch.
-    pub(super) fn send_batch(&mut self, now: Time, view: &View) -> bool {
-        let Some(((to, at), mut objects)) = self.recovery.batches.pop_first() else { return false };
-        if objects.len() > BATCH {
-            let rest = objects.split_off(BATCH);
-            self.recovery.batches.insert((to, at), rest);
-        }
-        let request = Request::Standing { objects: objects.clone(), at };
-        self.ask_for(now, view, to, request, AskKind::Standing { objects, at });
-        true
-    }
-
     pub(super) fn ask_for(&mut self, now: Time, view: &View, to: Member, request: Request, kind: AskKind) {
         let number = self.ask(view, to, request);
-        // Answers that carry or move a whole object take longer.
+        // Answers that carry or move blocks, or wait for a disk, take longer.
         let timeout = match kind {
             AskKind::Standing { .. } | AskKind::List | AskKind::Surplus { .. } => self.config.ask_timeout,
-            AskKind::Fetch { .. }
-            | AskKind::FetchFor { .. }
+            AskKind::Digest { .. }
+            | AskKind::Blocks { .. }
             | AskKind::Equalize { .. }
+            | AskKind::Secure { .. }
             | AskKind::Adopt { .. } => self.config.move_timeout,
         };
         self.recovery.asks.insert(number, Ask { to, kind });
@@ -134,17 +122,31 @@ impl Replica {
                     self.take_standing(now, &view, object, at, ask.to, standing);
                 }
             }
-            (AskKind::Fetch { object }, Reply::Image(image)) => self.take_image(now, &view, object, *image),
-            (AskKind::FetchFor { asker, object, birth, version }, Reply::Image(image)) => {
-                self.equalize_with(&view, asker, (object, birth, version), *image);
+            (AskKind::Digest { fetch }, Reply::Digest(digest)) => {
+                self.take_digest(now, &view, fetch, *digest);
             }
-            (AskKind::Equalize { object }, Reply::Done) => self.take_equalized(now, &view, object, ask.to),
-            (AskKind::Adopt { .. }, Reply::Done) => {}
+            (AskKind::Blocks { fetch, ranges }, Reply::Read(data)) => {
+                self.take_blocks(now, fetch, &ranges, data);
+            }
+            (AskKind::Blocks { fetch, .. }, Reply::Refused(Refusal::OtherVersion)) => {
+                self.source_moved(now, fetch);
+            }
+            (AskKind::Digest { fetch } | AskKind::Blocks { fetch, .. }, Reply::Refused(refusal)) => {
+                self.fetch_failed(now, fetch, refusal);
+            }
+            (AskKind::Equalize { object, version }, Reply::Done) => {
+                self.take_equalized(now, &view, (object, version), ask.to);
+            }
+            (AskKind::Secure { objects }, Reply::Which(list)) if list.len() == objects.len() => {
+                self.take_secured(now, &view, ask.to, &objects, &list);
+            }
+            (AskKind::Adopt { objects }, Reply::Which(list)) if list.len() == objects.len() => {
+                self.take_adopted(now, &objects, &list);
+            }
             (AskKind::List, Reply::Listing(lines, more)) => self.take_list(now, &view, ask.to, &lines, more),
             (AskKind::Surplus { objects }, Reply::Standings(list)) if list.len() == objects.len() => {
                 self.take_surplus(&view, ask.to, &objects, &list);
             }
-            (AskKind::FetchFor { asker, .. }, Reply::Refused(refusal)) => self.refuse(&asker, refusal),
             (kind, _) => self.ask_failed(now, &view, Ask { to: ask.to, kind }),
         }
     }
@@ -163,14 +165,15 @@ impl Replica {
                     }
                 }
             }
-            AskKind::Fetch { object } => {
-                let fetching = self.recovery.walks.get(&object);
-                if fetching.is_some_and(|walk| matches!(walk.phase, Phase::Fetching(_))) {
-                    self.walk_failed(now, object);
+            AskKind::Digest { fetch } | AskKind::Blocks { fetch, .. } => {
+                self.fetch_failed(now, fetch, Refusal::Busy);
+            }
+            AskKind::Equalize { object, .. } => self.decision_failed(now, object),
+            AskKind::Secure { objects } | AskKind::Adopt { objects } => {
+                for (object, _) in objects {
+                    self.decision_failed(now, object);
                 }
             }
-            AskKind::FetchFor { asker, .. } => self.refuse(&asker, Refusal::Busy),
-            AskKind::Equalize { object } | AskKind::Adopt { object } => self.decision_failed(now, object),
             AskKind::List => self.list_failed(now, view, ask.to),
             AskKind::Surplus { .. } => {}
         }
@@ -274,76 +277,6 @@ impl Replica {
         queue.insert(object);
     }
 
-    /// The own copy, as it is, is right: it is called current.
-    fn confirm(&mut self, view: &View, object: ObjectId, hot: Option<bool>) {
-        let Some(copy) = self.copy(view, object) else { return };
-        if let Some(hot) = hot {
-            let hot = hot && !self.config.mutants.is(Mutant::HotNotInherited);
-            self.hot.inherit(object, copy.version, hot);
-        }
-        if let Some(walk) = self.recovery.walks.get_mut(&object) {
-            walk.phase = Phase::Storing;
-        }
-        let header = CopyHeader { validated: view.epoch(), ..copy };
-        self.replace(object, Op::SetHeader { header }, Then::Validated(0));
-    }
-
-    pub(super) fn start_fetch(&mut self, now: Time, view: &View) -> bool {
-        if self.recovery.fetching >= self.config.fetches {
-            return false;
-        }
-        let next = self.recovery.fetch_urgent.pop_first();
-        let Some(object) = next.or_else(|| self.recovery.fetch_ready.pop_first()) else { return false };
-        let Some(Walk { phase: Phase::Queued(source), .. }) = self.recovery.walks.get(&object) else {
-            return true;
-        };
-        let source = *source;
-        let (Some(to), Some(record)) = (view.member_now(source.node), view.vid(object.vid())) else {
-            self.walk_failed(now, object);
-            return true;
-        };
-        let version = (!source.serves).then_some(source.version);
-        let request = Request::Fetch { object, birth: record.birth, version };
-        if let Some(walk) = self.recovery.walks.get_mut(&object) {
-            walk.phase = Phase::Fetching(source);
-        }
-        self.recovery.fetching += 1;
-        self.ask_for(now, view, to, request, AskKind::Fetch { object });
-        true
-    }
-
-    /// Fetches an object for somebody who asked to make the copy equal.
-    pub(crate) fn fetch_for(
-        &mut self,
-        now: Time,
-        view: &View,
-        asker: Header,
-        source: Member,
-        what: (ObjectId, Birth, Version),
-    ) {
-        let (object, birth, version) = what;
-        let request = Request::Fetch { object, birth, version: Some(version) };
-        self.ask_for(now, view, source, request, AskKind::FetchFor { asker, object, birth, version });
-    }
-
-    fn take_image(&mut self, now: Time, view: &View, object: ObjectId, image: ObjectImage) {
-        let Some(walk) = self.recovery.walks.get_mut(&object) else { return };
-        let Phase::Fetching(source) = walk.phase else { return };
-        walk.phase = Phase::Storing;
-        self.recovery.fetching -= 1;
-        // A current copy that is repaired must not lose writes that came in the meantime.
-        let own = self.copy(view, object).filter(|_| self.current_in(view, object));
-        let wrong = (!source.serves && image.contents.version != source.version)
-            || own.is_some_and(|own| own.version != image.contents.version);
-        if wrong || !view.is_born(object, image.birth) || self.replacing.contains(&object) {
-            return self.walk_failed(now, object);
-        }
-        let bytes = image.contents.data.iter().map(|data| data.len() as u64).sum();
-        if self.replace_with(view, object, image, view.epoch(), Then::Validated(bytes)).is_err() {
-            self.walk_failed(now, object);
-        }
-    }
-
     /// A replacement of the copy is durable. If that was in an epoch that is over, ordered history says whether
     /// the copy is current now.
     pub(crate) fn walk_stored(&mut self, now: Time, object: ObjectId, bytes: u64) {
@@ -351,8 +284,8 @@ impl Replica {
         if self.current_in(&view, object) {
             if self.recovery.drop_walk(object).is_some() || self.recovery.todo.contains_key(&object) {
                 self.recovery.objects_done += 1;
+                self.recovery.confirmed_ever += u64::from(bytes == 0);
             }
-            self.recovery.bytes_done += bytes;
             self.recovery.forget(object);
             return;
         }
@@ -368,7 +301,7 @@ impl Replica {
     /// later. A decision of this node goes on, for it is then this node's own request.
     pub(crate) fn interrupt(&mut self, now: Time, object: ObjectId) {
         let phase = self.recovery.walks.get(&object).map(|walk| &walk.phase);
-        if matches!(phase, Some(Phase::Asking { .. } | Phase::Queued(_) | Phase::Fetching(_))) {
+        if matches!(phase, Some(Phase::Asking { .. } | Phase::Queued(_) | Phase::Fetching { .. })) {
             self.walk_failed(now, object);
         }
     }

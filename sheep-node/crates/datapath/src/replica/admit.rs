@@ -31,7 +31,7 @@ impl Replica {
             return self.wait_for_view(now, header, request);
         };
         let fenced = !self.config.mutants.is(Mutant::SourceAtOlderEpoch)
-            || !matches!(request, Request::Fetch { .. } | Request::Standing { .. });
+            || !matches!(request, Request::Digest { .. } | Request::Blocks { .. } | Request::Standing { .. });
         // A generation is the index of its grant.
         let relies_on = header.relies_on.max(LogIndex(header.generation.0));
         if fenced && (header.epoch > view.epoch() || relies_on > view.index) {
@@ -73,9 +73,14 @@ impl Replica {
             }
             Request::Standing { objects, at } => self.serve_standing(view, header, &objects, at),
             Request::List { member, after } => self.serve_list(view, header, member, after),
-            Request::Fetch { object, birth, version } => {
-                self.serve_fetch(view, header, object, birth, version)
+            Request::Digest { object, birth, version } => {
+                self.serve_digest(view, header, object, birth, version)
             }
+            Request::Blocks { object, birth, version, ranges } => {
+                self.serve_blocks(view, header, (object, birth, version), &ranges)
+            }
+            Request::Secure { objects } => self.serve_secure(view, header, &objects),
+            Request::AdoptAll { objects } => self.serve_adopt_all(now, view, header, &objects),
             Request::Ping => Ok(Some(Reply::Done)),
         };
         match result {

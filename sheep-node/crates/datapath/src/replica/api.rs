@@ -24,7 +24,7 @@ pub struct ReplicaConfig {
     pub waiting_bytes: usize,
     /// An answer of another replica that has not come after this time is asked for again.
     pub ask_timeout: Duration,
-    /// The same, for answers that carry or move a whole object.
+    /// The same, for answers that carry blocks, or wait for a disk or for other nodes.
     pub move_timeout: Duration,
     /// First pause before an object that could not be brought up to date is tried again; doubled each time.
     pub retry_min: Duration,
@@ -32,8 +32,12 @@ pub struct ReplicaConfig {
     pub retry_max: Duration,
     /// Objects being validated at once.
     pub walks: usize,
-    /// Whole objects being fetched at once.
+    /// Objects being fetched at once.
     pub fetches: usize,
+    /// Bytes of blocks in one request, at most.
+    pub fetch_bytes: u32,
+    /// Requests for blocks of one object under way at once.
+    pub fetch_pipeline: usize,
     /// Rules to break on purpose, for tests of the checkers.
     pub mutants: Mutants,
 }
@@ -51,8 +55,10 @@ impl Default for ReplicaConfig {
             move_timeout: Duration::from_secs(3),
             retry_min: Duration::from_millis(10),
             retry_max: Duration::from_secs(1),
-            walks: 256,
+            walks: 1024,
             fetches: 8,
+            fetch_bytes: 256 << 10,
+            fetch_pipeline: 4,
             mutants: Mutants::default(),
         }
     }

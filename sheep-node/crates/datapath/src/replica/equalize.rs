@@ -1,11 +1,11 @@
 //! Making a copy equal to another one, and calling it current: durably, and in that order.
 
 use super::convert::refusal_of;
-use super::{Job, Replica, pieces_of};
+use super::{Job, Replica};
 use crate::View;
-use sheep_store::{Header as CopyHeader, Op, Outcome, StoreError};
+use sheep_store::{Header as CopyHeader, Op, Outcome, Piece, StoreError};
 use sheep_types::{Birth, Epoch, Member, ObjectId, Time, Version};
-use sheep_wire::{Header, ObjectImage, Refusal, Reply, Request};
+use sheep_wire::{Header, Refusal, Reply, Request};
 
 /// What follows when a replacement is durable.
 #[derive(Debug)]
@@ -14,6 +14,23 @@ pub(crate) enum Then {
     Answer(Header),
     /// The copy's own validation is done; bytes that were moved for it.
     Validated(u64),
+}
+
+/// What makes the own copy equal to another one.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// Birth of its vid.
+    pub(crate) birth: Birth,
+    /// Version of the other copy.
+    pub(crate) version: Version,
+    /// Its map entry is not confirmed.
+    pub(crate) pending: bool,
+    /// It is hot.
+    pub(crate) hot: bool,
+    /// The pieces are what differs from the own copy; otherwise they are everything.
+    pub(crate) patches: bool,
+    /// The contents.
+    pub(crate) pieces: Vec<Piece>,
 }
 
 impl Replica {
@@ -84,16 +101,18 @@ impl Replica {
         Ok(None)
     }
 
-    /// The image asked for by [`Request::Equalize`] is here.
+    /// What [`Request::Equalize`] asked for is here. `changed`: the own copy is not what it was when it was asked
+    /// for, so that the difference means nothing; or it has gone on in the meantime.
     pub(crate) fn equalize_with(
         &mut self,
         view: &View,
         asker: Header,
         what: (ObjectId, Birth, Version),
-        image: ObjectImage,
+        contents: Contents,
+        changed: bool,
     ) {
         let (object, birth, version) = what;
-        if image.birth != birth || image.contents.version != version {
+        if contents.birth != birth || contents.version != version {
             return self.refuse(&asker, Refusal::OtherVersion);
         }
         if self.replacing.contains(&object) {
@@ -106,34 +125,29 @@ impl Replica {
         if asker.generation.0 == 0 && self.current_in(view, object) {
             return self.refuse(&asker, Refusal::OtherVersion);
         }
+        if changed {
+            return self.refuse(&asker, Refusal::Busy);
+        }
         // What the copy was validated in stays: this makes it equal, not current. If all this stops half way,
         // the copy must still be able to say that it was current then.
         let validated = copy.map_or(Epoch(0), |copy| copy.validated);
-        if self.replace_with(view, object, image, validated, Then::Answer(asker)).is_err() {
-            self.refuse(&asker, Refusal::Malformed);
-        }
+        self.replace_with(object, contents, validated, Then::Answer(asker));
     }
 
-    /// Replaces a copy by an image.
-    ///
-    /// # Errors
-    /// The image is none.
+    /// Makes the copy equal.
     pub(crate) fn replace_with(
         &mut self,
-        view: &View,
         object: ObjectId,
-        image: ObjectImage,
+        contents: Contents,
         validated: Epoch,
         then: Then,
-    ) -> Result<(), ()> {
-        let version = image.contents.version;
-        let pieces = pieces_of(image.contents, view.state.geometry()).ok_or(())?;
-        let header =
-            CopyHeader { id: object, birth: image.birth, version, validated, pending: image.pending };
-        let hot = image.hot && !self.config.mutants.is(crate::Mutant::HotNotInherited);
+    ) {
+        let Contents { birth, version, pending, hot, patches, pieces } = contents;
+        let header = CopyHeader { id: object, birth, version, validated, pending };
+        let hot = hot && !self.config.mutants.is(crate::Mutant::HotNotInherited);
         self.hot.inherit(object, version, hot);
-        self.replace(object, Op::Replace { header, pieces }, then);
-        Ok(())
+        let op = if patches { Op::Patch { header, pieces } } else { Op::Replace { header, pieces } };
+        self.replace(object, op, then);
     }
 
     /// Begins a change of contents or validity that counts only when it is durable.

@@ -5,7 +5,7 @@ use super::equalize::Then;
 use super::{Replica, read_data};
 use sheep_store::{Op, Outcome, StoreError};
 use sheep_types::{Epoch, ObjectId, Time};
-use sheep_wire::{Header, ObjectImage, Refusal, Reply};
+use sheep_wire::{Header, Refusal, Reply};
 
 /// What a store operation is for.
 #[derive(Debug)]
@@ -30,12 +30,31 @@ pub(crate) enum Job {
         /// What is read.
         object: ObjectId,
     },
-    /// A read of a whole object for another replica.
-    Image {
+    /// What a copy holds, for another replica.
+    Digest {
         /// Who asked.
         asker: Header,
-        /// What is read.
+        /// What is looked at.
         object: ObjectId,
+    },
+    /// A part of what another replica wants to read.
+    Part {
+        /// The whole.
+        gather: u64,
+        /// Number of the part.
+        index: usize,
+    },
+    /// What the own copy holds, to be compared with another one.
+    Own {
+        /// For what it is fetched.
+        fetch: u64,
+    },
+    /// Copies that were called current are made durable together.
+    Confirmed {
+        /// The copies.
+        objects: Vec<ObjectId>,
+        /// Who asked for it, and what to answer.
+        answer: Option<(Header, Vec<bool>)>,
     },
     /// A copy's contents or validity were replaced; they are made durable next.
     Replace(ObjectId, Then),
@@ -61,11 +80,19 @@ impl Replica {
                 Ok(_) => self.refuse(&asker, Refusal::StoreFailed),
                 Err(error) => self.read_failed(&asker, object, &error),
             },
-            Job::Image { asker, object } => match result {
-                Ok(Outcome::Read(read)) => self.finish_image(&asker, object, read),
+            Job::Digest { asker, object } => match result {
+                Ok(Outcome::Inspect(found)) => self.finish_digest(&asker, object, found),
                 Ok(_) => self.refuse(&asker, Refusal::StoreFailed),
                 Err(error) => self.read_failed(&asker, object, &error),
             },
+            Job::Part { gather, index } => self.finish_part(gather, index, result),
+            Job::Own { fetch } => self.take_own(fetch, result),
+            Job::Confirmed { objects, answer } => {
+                self.confirmed(now, objects, result.is_ok());
+                if let (Some((asker, which)), true) = (answer, result.is_ok()) {
+                    self.answer_held(&asker, Reply::Which(which));
+                }
+            }
             Job::Replace(object, then) => self.replaced(now, object, then, result),
             Job::ReplaceDurable(object, then) => self.replace_durable(now, object, then, result),
             Job::Floor(epoch) => {
@@ -106,20 +133,7 @@ impl Replica {
         }
     }
 
-    fn finish_image(&mut self, asker: &Header, object: ObjectId, read: sheep_store::ReadResult) {
-        let Some(view) = self.view.clone() else { return };
-        let Some(copy) = self.copy(&view, object) else { return self.refuse(asker, Refusal::NoCopy) };
-        let image = ObjectImage {
-            birth: copy.birth,
-            pending: copy.pending,
-            // Of the copy as it is now, which may have gone on since it was read: at worst one mark too many.
-            hot: self.hot.is_hot(object),
-            contents: read_data(read),
-        };
-        self.answer_held(asker, Reply::Image(Box::new(image)));
-    }
-
-    fn read_failed(&mut self, asker: &Header, object: ObjectId, error: &StoreError) {
+    pub(super) fn read_failed(&mut self, asker: &Header, object: ObjectId, error: &StoreError) {
         if matches!(error, StoreError::Corrupt { .. } | StoreError::Unreadable { .. }) {
             self.damaged.insert(object);
             if let Some(view) = self.view.clone() {

@@ -3,11 +3,13 @@
 
 mod admit;
 mod api;
+mod bulk;
 mod convert;
 mod equalize;
 mod hot;
 mod jobs;
 mod serve;
+mod source;
 mod standing;
 mod timers;
 mod waiting;
@@ -27,8 +29,8 @@ use std::sync::Arc;
 pub(crate) use timers::{Timer, Timers};
 use waiting::Waiting;
 
-use convert::{pieces_of, read_data};
-pub(crate) use equalize::Then;
+pub(crate) use convert::{extents, read_data};
+pub(crate) use equalize::{Contents, Then};
 
 /// The replica of one shard. See the [crate] documentation.
 ///
@@ -50,6 +52,10 @@ pub struct Replica {
     waiting: Waiting,
     /// Objects whose copy is being replaced or validated, until that is durable.
     pub(crate) replacing: BTreeSet<ObjectId>,
+    /// Of these, those that were called current and are made durable together, soon.
+    pub(crate) confirming: Vec<ObjectId>,
+    /// Reads for other replicas.
+    gathers: source::Gathers,
     /// Copies that failed a checksum and wait for repair.
     pub(crate) damaged: BTreeSet<ObjectId>,
     pub(crate) hot: HotMarks,
@@ -99,6 +105,8 @@ impl Replica {
             jobs: BTreeMap::new(),
             waiting: Waiting::default(),
             replacing: BTreeSet::new(),
+            confirming: Vec::new(),
+            gathers: source::Gathers::default(),
             damaged: BTreeSet::new(),
             hot: HotMarks::default(),
             pending: BTreeSet::new(),
@@ -333,7 +341,11 @@ impl Replica {
 
     /// Hands an operation to the store. Its result, even an immediate one, comes to `finish` later.
     pub(crate) fn submit(&mut self, op: Op, job: Job) {
-        if let Op::Write { header, .. } | Op::Replace { header, .. } | Op::SetHeader { header } = &op {
+        if let Op::Write { header, .. }
+        | Op::Replace { header, .. }
+        | Op::Patch { header, .. }
+        | Op::SetHeader { header } = &op
+        {
             let object = header.id;
             if object.vid() != FLOORS {
                 self.vids.insert(object.vid());
@@ -345,9 +357,10 @@ impl Replica {
             }
         }
         let expected = match &op {
-            Op::Write { header, .. } | Op::Replace { header, .. } | Op::SetHeader { header } => {
-                Some((header.id, Some(*header)))
-            }
+            Op::Write { header, .. }
+            | Op::Replace { header, .. }
+            | Op::Patch { header, .. }
+            | Op::SetHeader { header } => Some((header.id, Some(*header))),
             Op::Delete { object } => Some((*object, None)),
             _ => None,
         };

@@ -8,8 +8,10 @@ use sheep_store::Op;
 use sheep_types::{BLOCK_SIZE, Birth, Epoch, NodeId, ObjectId, Time, Version, Vid};
 use sheep_wire::{Confirmed, Header, HotObject, Listed, Refusal, Reply, Request};
 
-/// Lines of one page of a listing.
+/// Lines of one page of hot objects.
 const PAGE: usize = 256;
+/// Lines of one page of a listing.
+const LIST_PAGE: usize = 1024;
 
 type Served = Result<Option<Reply>, Refusal>;
 
@@ -208,44 +210,18 @@ impl Replica {
             .headers_from(from)
             .filter(|copy| copy.id.vid() != FLOORS && view.is_born(copy.id, copy.birth))
             .filter(|copy| view.in_set_at(epoch, copy.id, member))
-            .take(PAGE + 1)
+            .take(LIST_PAGE + 1)
             .map(|copy| Listed {
                 object: copy.id,
                 birth: copy.birth,
                 version: copy.version,
                 validated: copy.validated,
+                live: self.current_in(view, copy.id),
+                hot: self.hot.is_hot(copy.id),
             })
             .collect();
-        let more = listed.len() > PAGE;
-        listed.truncate(PAGE);
+        let more = listed.len() > LIST_PAGE;
+        listed.truncate(LIST_PAGE);
         Ok(Some(Reply::Listing(listed, more)))
-    }
-
-    /// The whole object: from a copy that is current here, or from one that is exactly the version asked for.
-    pub(super) fn serve_fetch(
-        &mut self,
-        view: &View,
-        header: Header,
-        object: ObjectId,
-        birth: Birth,
-        version: Option<Version>,
-    ) -> Served {
-        Self::check_birth(view, object, birth)?;
-        if self.replacing.contains(&object) {
-            return Err(Refusal::NotCurrent);
-        }
-        let copy = self.copy(view, object).ok_or(Refusal::NoCopy)?;
-        match version {
-            Some(version) if copy.version != version => return Err(Refusal::OtherVersion),
-            None if !self.current_in(view, object)
-                && !self.config.mutants.is(crate::Mutant::SourceAtOlderEpoch) =>
-            {
-                return Err(Refusal::NotCurrent);
-            }
-            Some(_) | None => {}
-        }
-        let len = view.state.geometry().object_size();
-        self.submit(Op::Read { object, offset: 0, len }, Job::Image { asker: header, object });
-        Ok(None)
     }
 }

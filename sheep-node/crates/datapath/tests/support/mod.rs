@@ -79,6 +79,8 @@ pub(crate) struct Net {
     pub(crate) slow_views: bool,
     pub(crate) mutants: Mutants,
     pub(crate) steps: u64,
+    /// Packets sent from node to node, requests and replies.
+    pub(crate) sent: u64,
     /// Print what happens, packets about this object too.
     pub(crate) trace: Option<String>,
 }
@@ -116,6 +118,7 @@ impl Net {
             slow_views: false,
             mutants,
             steps: 0,
+            sent: 0,
             trace: std::env::var("TRACE").ok(),
         };
         net.log.join(HAND, false);
@@ -328,6 +331,7 @@ impl Net {
                 );
             }
         }
+        self.sent += u64::from(packet.to.0 != HAND && packet.header.from.node.0 != HAND);
         if self.hold.is_some_and(|hold| hold(&packet)) {
             self.held.push(packet);
             return;

@@ -23,7 +23,11 @@ impl Held {
     }
 
     pub(crate) fn new(net: &mut Net, name: &str) -> Self {
-        let (vdi, vid) = net.vdi(name, 16);
+        Self::with_objects(net, name, 16)
+    }
+
+    pub(crate) fn with_objects(net: &mut Net, name: &str, objects: u64) -> Self {
+        let (vdi, vid) = net.vdi(name, objects);
         let birth = net.log.state.vid(vid).unwrap().birth;
         let mut held = Self { vdi, vid, birth, generation: Generation(0), sequence: 0, confirmed: 0 };
         held.lock(net);
@@ -66,6 +70,62 @@ impl Held {
             durable: false,
             confirmed: Confirmed { upto: self.confirmed, except: Vec::new() },
         }
+    }
+
+    /// The next write to an object that exists: so many blocks from `first` on become `tag`, `tag` + 1 and so on.
+    pub(crate) fn fill(
+        &mut self,
+        index: u32,
+        previous: Version,
+        blocks: core::ops::Range<u32>,
+        tag: u64,
+    ) -> WriteRequest {
+        let mut write = self.write(index, Some(previous), false, tag);
+        write.offset = blocks.start * super::BLOCK as u32;
+        let (mut payload, mut crcs) = (Vec::new(), Vec::new());
+        for i in 0..u64::from(blocks.end - blocks.start) {
+            let (bytes, crc) = block(tag + i);
+            payload.extend_from_slice(&bytes);
+            crcs.extend(crc);
+        }
+        write.body = Body::Data { payload: payload.into(), crcs };
+        write
+    }
+
+    /// The next write to an object that exists: these blocks become zeros.
+    pub(crate) fn zero(
+        &mut self,
+        index: u32,
+        previous: Version,
+        blocks: core::ops::Range<u32>,
+    ) -> WriteRequest {
+        let mut write = self.write(index, Some(previous), false, 0);
+        write.offset = blocks.start * super::BLOCK as u32;
+        write.body = Body::Zero { len: (blocks.end - blocks.start) * super::BLOCK as u32 };
+        write
+    }
+
+    /// What all blocks of an object hold at a node: `None` absent, 0 zeros.
+    pub(crate) fn blocks(&self, net: &mut Net, index: u32, from: u64) -> Vec<Option<u64>> {
+        let len = super::geometry().object_size();
+        let request = Request::Read { object: self.object(index), birth: self.birth, offset: 0, len };
+        let Reply::Read(read) = net.call(from, self.generation, request) else {
+            panic!("object {index} is not read from {from}");
+        };
+        let mut data = read.data.iter();
+        let mut blocks = Vec::new();
+        for extent in &read.extents {
+            let count = extent.len as usize / super::BLOCK;
+            match extent.state {
+                ExtentState::Absent => blocks.extend(vec![None; count]),
+                ExtentState::Zero => blocks.extend(vec![Some(0); count]),
+                ExtentState::Data => {
+                    let bytes = data.next().unwrap().chunks(super::BLOCK);
+                    blocks.extend(bytes.map(|b| Some(u64::from_le_bytes(*b.first_chunk().unwrap()))));
+                }
+            }
+        }
+        blocks
     }
 
     /// Sends a write to these nodes and expects that all do it.

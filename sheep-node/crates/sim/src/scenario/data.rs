@@ -289,7 +289,7 @@ fn marks_are_inherited(mutant: Option<&str>) -> Verdict {
 
 fn is_fetch(event: &Event) -> bool {
     matches!(event, Event::Packet { packet, .. }
-        if matches!(packet.message, Message::Request(Request::Fetch { .. } | Request::Standing { .. })))
+        if matches!(packet.message, Message::Request(Request::Digest { .. } | Request::Standing { .. })))
 }
 
 fn lost_answers_do_no_harm(mutant: Option<&str>) -> Verdict {

@@ -3,7 +3,7 @@
 use super::{MERGED_WRITE_MAX, Pending, Store, byte};
 use crate::map::{MapRun, Run, ZERO_PLACE};
 use crate::record::{Record, record_len_max};
-use crate::{Body, DiskOpId, DiskOpKind, DiskResult, FileId, Op, Outcome, Piece, StoreError};
+use crate::{Body, DiskOpId, DiskOpKind, DiskResult, FileId, Header, Op, Outcome, Piece, StoreError};
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, ObjectId};
 
@@ -34,39 +34,38 @@ impl Store {
     fn attempt(&mut self, op: &Op) -> Attempt {
         let record = match op {
             Op::Write { header, create, offset, body } => {
-                if !*create && self.index.get(header.id).is_none() {
-                    return Attempt::Refused(StoreError::NotFound(header.id));
-                }
-                let pieces = std::slice::from_ref(body).iter().map(|body| (*offset, body));
-                if let Err(error) = self.check(pieces.clone()) {
-                    return Attempt::Refused(error);
-                }
-                let (runs, crcs) = match self.place(header.id, *create, pieces) {
-                    Ok(placed) => placed,
-                    Err(attempt) => return attempt,
-                };
-                Record::Put { header: *header, reset: *create, runs, crcs }
+                self.put(header, *create, std::iter::once((*offset, body)))
             }
-            Op::Replace { header, pieces } => {
-                let each = pieces.iter().map(|Piece { offset, body }| (*offset, body));
-                if let Err(error) = self.check(each.clone()) {
-                    return Attempt::Refused(error);
-                }
-                let (runs, crcs) = match self.place(header.id, true, each) {
-                    Ok(placed) => placed,
-                    Err(attempt) => return attempt,
-                };
-                Record::Put { header: *header, reset: true, runs, crcs }
-            }
-            Op::SetHeader { header } => Record::SetHeader(*header),
-            Op::CloneBlocks { from, header } => Record::Clone { header: *header, from: *from },
+            Op::Replace { header, pieces } => self.put(header, true, pieces.iter().map(Piece::parts)),
+            Op::Patch { header, pieces } => self.put(header, false, pieces.iter().map(Piece::parts)),
+            Op::SetHeader { header } => Ok(Record::SetHeader(*header)),
+            Op::CloneBlocks { from, header } => Ok(Record::Clone { header: *header, from: *from }),
             Op::Delete { object } if self.index.get(*object).is_none() => return Attempt::Done,
-            Op::Delete { object } => Record::Delete(*object),
+            Op::Delete { object } => Ok(Record::Delete(*object)),
             Op::Read { .. } | Op::Inspect { .. } | Op::Flush => {
                 return Attempt::Refused(StoreError::Malformed);
             }
         };
-        self.record(&record)
+        match record {
+            Ok(record) => self.record(&record),
+            Err(attempt) => attempt,
+        }
+    }
+
+    /// The record of new contents for some ranges, whose data are on their way from here on. `reset`: whatever
+    /// there was goes; without, the object must exist.
+    fn put<'a>(
+        &mut self,
+        header: &Header,
+        reset: bool,
+        pieces: impl Iterator<Item = (u32, &'a Body)> + Clone,
+    ) -> Result<Record, Attempt> {
+        if !reset && self.index.get(header.id).is_none() {
+            return Err(Attempt::Refused(StoreError::NotFound(header.id)));
+        }
+        self.check(pieces.clone()).map_err(Attempt::Refused)?;
+        let (runs, crcs) = self.place(header.id, reset, pieces)?;
+        Ok(Record::Put { header: *header, reset, runs, crcs })
     }
 
     /// Applies a record and puts it into the batch.
@@ -211,6 +210,9 @@ impl Store {
             return None;
         }
         let (offset, body) = pieces.next()?;
+        if pieces.next().is_some() {
+            return None;
+        }
         let (from, to) = (offset / BLOCK_SIZE, offset / BLOCK_SIZE + body.len() as u32 / BLOCK_SIZE);
         let runs: Vec<Run> = self.index.get(object)?.map.range(from, to).filter_map(MapRun::data).collect();
         let whole = matches!(body, Body::Data { .. }) && runs.iter().map(|r| r.len).sum::<u32>() == to - from;

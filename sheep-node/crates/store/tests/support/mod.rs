@@ -122,6 +122,12 @@ pub fn apply(model: &mut Model, op: &Op) {
             pieces.iter().for_each(|p| put(&mut cells, p.offset, &p.body));
             model.insert(header.id, (*header, cells));
         }
+        Op::Patch { header, pieces } => {
+            if let Some((h, cells)) = model.get_mut(&header.id) {
+                *h = *header;
+                pieces.iter().for_each(|p| put(cells, p.offset, &p.body));
+            }
+        }
         Op::CloneBlocks { from, header } => {
             if let Some((_, cells)) = model.get(from).cloned() {
                 model.insert(header.id, (*header, cells));
@@ -140,7 +146,8 @@ pub fn random_op(rng: &mut Rng, objects: u32, sequence: u64) -> Op {
     let len = 1 + rng.below(u64::from((BLOCKS - start).min(5))) as u32;
     let tags: Vec<u64> = (0..len).map(|i| (sequence << 8) | u64::from(i)).collect();
     let offset = start * BLOCK_SIZE;
-    match rng.below(20) {
+    match rng.below(22) {
+        20 | 21 => Op::Patch { header: head, pieces: random_pieces(rng, sequence) },
         0..=9 => Op::Write { header: head, create: false, offset, body: data(&tags) },
         10..=12 => Op::Write { header: head, create: true, offset, body: data(&tags) },
         13 => Op::Write {
@@ -163,6 +170,20 @@ pub fn random_op(rng: &mut Rng, objects: u32, sequence: u64) -> Op {
             Op::Write { header: head, create: true, offset: 0, body: data(&tags) }
         }
     }
+}
+
+/// Some ranges of an object, in order, with and without gaps.
+fn random_pieces(rng: &mut Rng, sequence: u64) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut at = rng.below(4) as u32;
+    while at < BLOCKS {
+        let len = 1 + rng.below(u64::from((BLOCKS - at).min(3))) as u32;
+        let tags: Vec<u64> = (at..at + len).map(|i| (sequence << 8) | 0x80 | u64::from(i)).collect();
+        let body = if rng.one_in(3) { Body::Zero { len: len * BLOCK_SIZE } } else { data(&tags) };
+        pieces.push(Piece { offset: at * BLOCK_SIZE, body });
+        at += len + rng.below(6) as u32;
+    }
+    pieces
 }
 
 /// A store on a disk, with the operations that are under way on it.

@@ -1,0 +1,395 @@
+//! Making the own copy equal to another one by fetching only the blocks that differ.
+//!
+//! The source is asked for its *digest*: version, extents and checksums of one instant. Compared with the own copy
+//! that says which blocks are missing; they are fetched in bounded pieces, several at once, each from exactly that
+//! version. If the source has gone on meanwhile it says so, and its digest is asked for again: what has come and
+//! has not changed is not fetched again. In the end one change of the store takes contents and version over.
+
+use super::compare::{Blocks, Cell, cells, missing, must_forget, next_ranges, pieces};
+use super::{AskKind, Phase};
+use crate::replica::{Contents, Job, Replica, Then, read_data};
+use crate::{Mutant, View};
+use sheep_store::{Body, Op, Outcome, StoreError};
+use sheep_types::{BLOCK_SIZE, Birth, Member, ObjectId, Time, Version};
+use sheep_wire::{Header, ObjectDigest, ReadData, Refusal, Request};
+use std::collections::{BTreeMap, VecDeque};
+
+/// How often the source may go on before another attempt is made later.
+const RESTARTS: u32 = 16;
+/// Bytes of blocks kept from attempts that failed.
+const KEPT_BYTES: u64 = 32 << 20;
+
+/// What an object is fetched for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose {
+    /// Its walk.
+    Walk,
+    /// Somebody asked to make the copy equal.
+    Equalize { asker: Header, version: Version },
+}
+
+/// What is known of the own copy.
+#[derive(Debug)]
+enum Own {
+    /// The store is asked.
+    Awaited,
+    /// Nothing of it is of use.
+    Nothing,
+    /// This is where it differs from.
+    Copy(Vec<Cell>),
+    /// Its contents are being read, for some blocks have to go.
+    Reading,
+}
+
+/// An object that is being fetched.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    object: ObjectId,
+    birth: Birth,
+    source: Member,
+    /// Only this version will do.
+    version: Option<Version>,
+    purpose: Purpose,
+    /// Version of the own copy when this began.
+    began: Option<Version>,
+    own: Own,
+    digest: Option<(ObjectDigest, Vec<Cell>)>,
+    /// A question for the digest is on its way.
+    asking: bool,
+    blocks: Blocks,
+    missing: VecDeque<(u32, u32)>,
+    /// Questions for blocks on their way.
+    asked: usize,
+    restarts: u32,
+    bytes: u64,
+}
+
+/// Objects being fetched, and what is left of attempts that failed.
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    next: u64,
+    all: BTreeMap<u64, Fetch>,
+    kept: BTreeMap<ObjectId, Blocks>,
+    kept_bytes: u64,
+}
+
+impl Fetches {
+    /// Ends one; what it has got is of use to the next attempt.
+    pub(super) fn end(&mut self, fetch: u64) -> Option<Purpose> {
+        let fetch = self.all.remove(&fetch)?;
+        self.keep(fetch.object, fetch.blocks);
+        Some(fetch.purpose)
+    }
+
+    /// Ends all. Gives those who asked for equal copies.
+    pub(super) fn end_all(&mut self) -> Vec<Header> {
+        let all: Vec<u64> = self.all.keys().copied().collect();
+        let ended = all.into_iter().filter_map(|fetch| self.end(fetch));
+        let askers = ended.filter_map(|purpose| match purpose {
+            Purpose::Equalize { asker, .. } => Some(asker),
+            Purpose::Walk => None,
+        });
+        askers.collect()
+    }
+
+    fn keep(&mut self, object: ObjectId, blocks: Blocks) {
+        if blocks.bytes() == 0 {
+            return;
+        }
+        self.drop_kept(object);
+        self.kept_bytes += blocks.bytes();
+        self.kept.insert(object, blocks);
+        while self.kept_bytes > KEPT_BYTES
+            && let Some((_, dropped)) = self.kept.pop_first()
+        {
+            self.kept_bytes -= dropped.bytes();
+        }
+    }
+
+    fn take_kept(&mut self, object: ObjectId) -> Blocks {
+        let blocks = self.kept.remove(&object).unwrap_or_default();
+        self.kept_bytes -= blocks.bytes();
+        blocks
+    }
+
+    /// The object is of no interest any more.
+    pub(super) fn drop_kept(&mut self, object: ObjectId) {
+        self.take_kept(object);
+    }
+}
+
+impl Replica {
+    pub(super) fn start_fetch(&mut self, now: Time, view: &View) -> bool {
+        if self.recovery.fetching >= self.config.fetches {
+            return false;
+        }
+        let next = self.recovery.fetch_urgent.pop_first();
+        let Some(object) = next.or_else(|| self.recovery.fetch_ready.pop_first()) else { return false };
+        let Some(Phase::Queued(source)) = self.recovery.walks.get(&object).map(|walk| &walk.phase) else {
+            return true;
+        };
+        let source = *source;
+        let (Some(from), Some(record)) = (view.member_now(source.node), view.vid(object.vid())) else {
+            self.walk_failed(now, object);
+            return true;
+        };
+        let (version, birth) = ((!source.serves).then_some(source.version), record.birth);
+        let fetch = self.begin_fetch(now, view, (object, birth, version), from, Purpose::Walk);
+        if let Some(walk) = self.recovery.walks.get_mut(&object) {
+            walk.phase = Phase::Fetching { source, fetch };
+            self.recovery.fetching += 1;
+        }
+        true
+    }
+
+    /// Fetches an object for somebody who asked to make the copy equal.
+    pub(crate) fn fetch_for(
+        &mut self,
+        now: Time,
+        view: &View,
+        asker: Header,
+        source: Member,
+        what: (ObjectId, Birth, Version),
+    ) {
+        let (object, birth, version) = what;
+        let purpose = Purpose::Equalize { asker, version };
+        self.begin_fetch(now, view, (object, birth, Some(version)), source, purpose);
+    }
+
+    fn begin_fetch(
+        &mut self,
+        now: Time,
+        view: &View,
+        what: (ObjectId, Birth, Option<Version>),
+        source: Member,
+        purpose: Purpose,
+    ) -> u64 {
+        let (object, birth, version) = what;
+        let copy = self.copy(view, object);
+        let number = self.recovery.fetches.next;
+        self.recovery.fetches.next += 1;
+        // What failed a checksum proves nothing about itself.
+        let useful = copy.is_some() && !self.damaged.contains(&object);
+        let blocks = self.recovery.fetches.take_kept(object);
+        let fetch = Fetch {
+            object,
+            birth,
+            source,
+            version,
+            purpose,
+            began: copy.map(|copy| copy.version),
+            own: if useful { Own::Awaited } else { Own::Nothing },
+            digest: None,
+            asking: true,
+            blocks,
+            missing: VecDeque::new(),
+            asked: 0,
+            restarts: 0,
+            bytes: 0,
+        };
+        self.recovery.fetches.all.insert(number, fetch);
+        let request = Request::Digest { object, birth, version };
+        self.ask_for(now, view, source, request, AskKind::Digest { fetch: number });
+        if useful {
+            self.submit(Op::Inspect { object }, Job::Own { fetch: number });
+        }
+        number
+    }
+
+    /// The store has said what the own copy holds.
+    pub(crate) fn take_own(&mut self, fetch: u64, result: Result<Outcome, StoreError>) {
+        let Some(geometry) = self.view.as_ref().map(|view| view.state.geometry()) else { return };
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        match (&state.own, result) {
+            (Own::Awaited, Ok(Outcome::Inspect(found))) if Some(found.header.version) == state.began => {
+                let extents = crate::replica::extents(&found.extents);
+                let cells = cells(&extents, &found.crcs, geometry);
+                state.own = cells.map_or(Own::Nothing, Own::Copy);
+            }
+            (Own::Reading, Ok(Outcome::Read(read))) => {
+                state.blocks.take_own(read_data(read));
+                state.own = Own::Nothing;
+            }
+            _ => state.own = Own::Nothing,
+        }
+        self.compare(fetch);
+    }
+
+    pub(super) fn take_digest(&mut self, now: Time, view: &View, fetch: u64, digest: ObjectDigest) {
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        let right = digest.birth == state.birth && state.version.is_none_or(|v| v == digest.version);
+        let cells = cells(&digest.extents, &digest.crcs, view.state.geometry());
+        let Some(cells) = cells.filter(|_| right) else {
+            return self.fetch_failed(now, fetch, Refusal::OtherVersion);
+        };
+        state.digest = Some((digest, cells));
+        state.asking = false;
+        self.compare(fetch);
+    }
+
+    /// Finds out what is missing, once both sides are known.
+    fn compare(&mut self, fetch: u64) {
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        let Some((_, target)) = &state.digest else { return };
+        let own = match &state.own {
+            Own::Awaited | Own::Reading => return,
+            Own::Nothing => None,
+            Own::Copy(cells) if must_forget(target, cells) => {
+                state.own = Own::Reading;
+                let (object, len) = (state.object, target.len() as u32 * BLOCK_SIZE);
+                return self.submit(Op::Read { object, offset: 0, len }, Job::Own { fetch });
+            }
+            Own::Copy(cells) => Some(cells.as_slice()),
+        };
+        state.missing = missing(target, own, &state.blocks);
+    }
+
+    /// Asks for the next blocks of one of the objects being fetched, or ends it.
+    pub(super) fn move_fetch(&mut self, now: Time, view: &View) -> bool {
+        let (pipeline, most) = (self.config.fetch_pipeline, self.config.fetch_bytes / BLOCK_SIZE);
+        let ready = |fetch: &Fetch| match (&fetch.own, &fetch.digest) {
+            (Own::Awaited | Own::Reading, _) => false,
+            (_, None) => fetch.asked == 0 && !fetch.asking,
+            (_, Some(_)) => {
+                if fetch.missing.is_empty() {
+                    fetch.asked == 0
+                } else {
+                    fetch.asked < pipeline
+                }
+            }
+        };
+        let next = self.recovery.fetches.all.iter_mut().find(|(_, fetch)| ready(fetch));
+        let Some((&number, fetch)) = next else { return false };
+        let (object, birth, source) = (fetch.object, fetch.birth, fetch.source);
+        match &fetch.digest {
+            None => {
+                fetch.asking = true;
+                let request = Request::Digest { object, birth, version: fetch.version };
+                self.ask_for(now, view, source, request, AskKind::Digest { fetch: number });
+            }
+            Some(_) if fetch.missing.is_empty() => self.end_fetch(now, view, number),
+            Some((digest, _)) => {
+                let version = digest.version;
+                fetch.asked += 1;
+                let ranges = next_ranges(&mut fetch.missing, most);
+                let request = Request::Blocks { object, birth, version, ranges: ranges.clone() };
+                self.ask_for(now, view, source, request, AskKind::Blocks { fetch: number, ranges });
+            }
+        }
+        true
+    }
+
+    pub(super) fn take_blocks(&mut self, now: Time, fetch: u64, ranges: &[(u32, u32)], data: ReadData) {
+        let careless = self.config.mutants.is(Mutant::PatchAnyVersion);
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        state.asked -= 1;
+        let bytes: u64 = data.data.iter().map(|data| data.len() as u64).sum();
+        // While the source's new digest is awaited, what belongs to the former one may still be of use.
+        let (version, want) = match &state.digest {
+            Some((digest, cells)) => (Some(digest.version), Some(cells.as_slice())),
+            None => (None, None),
+        };
+        let right = careless || version.is_none_or(|version| version == data.version);
+        let took = right && state.blocks.take(data, ranges, want.filter(|_| !careless));
+        state.bytes += bytes;
+        self.recovery.bytes_done += bytes;
+        self.recovery.bytes_ever += bytes;
+        if !took {
+            self.fetch_failed(now, fetch, Refusal::OtherVersion);
+        }
+    }
+
+    /// The source does not have the version any more that its digest was of.
+    pub(super) fn source_moved(&mut self, now: Time, fetch: u64) {
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        state.asked -= 1;
+        state.restarts += 1;
+        if state.version.is_some() || state.restarts > RESTARTS {
+            return self.fetch_failed(now, fetch, Refusal::OtherVersion);
+        }
+        state.digest = None;
+        state.missing.clear();
+    }
+
+    /// It cannot go on.
+    pub(super) fn fetch_failed(&mut self, now: Time, fetch: u64, refusal: Refusal) {
+        let Some(object) = self.recovery.fetches.all.get(&fetch).map(|fetch| fetch.object) else { return };
+        match self.recovery.fetches.end(fetch) {
+            Some(Purpose::Walk) => self.walk_failed(now, object),
+            Some(Purpose::Equalize { asker, .. }) => self.refuse(&asker, refusal),
+            None => {}
+        }
+    }
+
+    /// Everything is here: the own copy becomes equal.
+    fn end_fetch(&mut self, now: Time, view: &View, number: u64) {
+        let Some(fetch) = self.recovery.fetches.all.remove(&number) else { return };
+        let Some((digest, target)) = fetch.digest else { return };
+        let object = fetch.object;
+        let own = match &fetch.own {
+            Own::Copy(cells) => Some(cells.as_slice()),
+            Own::Awaited | Own::Nothing | Own::Reading => None,
+        };
+        let careless = self.config.mutants.is(Mutant::PatchAnyVersion);
+        let found = if careless {
+            pieces(&fetch.blocks.over(&target), own, &fetch.blocks)
+        } else {
+            pieces(&target, own, &fetch.blocks)
+        };
+        let found = found.map(|mut pieces| {
+            let ignores = self.config.mutants.is(Mutant::PatchIgnoresZeros) && own.is_some();
+            pieces.retain(|piece| !ignores || matches!(piece.body, Body::Data { .. }));
+            pieces
+        });
+        let keeps = self.config.mutants.is(Mutant::EqualBlocksAreEqualVersions)
+            && own.is_some()
+            && found.as_ref().is_some_and(Vec::is_empty);
+        let contents = found.map(|pieces| Contents {
+            birth: digest.birth,
+            version: fetch.began.filter(|_| keeps).unwrap_or(digest.version),
+            pending: digest.pending,
+            hot: digest.hot,
+            patches: own.is_some(),
+            pieces,
+        });
+        // The own copy must still be the one that this began with, or the difference means nothing.
+        let changed = self.copy(view, object).map(|copy| copy.version) != fetch.began;
+        let changed = changed || (own.is_some() && self.damaged.contains(&object));
+        match (fetch.purpose, contents) {
+            (Purpose::Walk, Some(contents)) => {
+                self.end_walk_fetch(now, view, object, contents, changed, fetch.bytes);
+            }
+            (Purpose::Walk, None) => self.walk_failed(now, object),
+            (Purpose::Equalize { asker, version }, Some(contents)) => {
+                self.equalize_with(view, asker, (object, fetch.birth, version), contents, changed);
+            }
+            (Purpose::Equalize { asker, .. }, None) => self.refuse(&asker, Refusal::Busy),
+        }
+    }
+
+    fn end_walk_fetch(
+        &mut self,
+        now: Time,
+        view: &View,
+        object: ObjectId,
+        contents: Contents,
+        changed: bool,
+        bytes: u64,
+    ) {
+        let Some(walk) = self.recovery.walks.get_mut(&object) else { return };
+        let Phase::Fetching { source, .. } = walk.phase else { return };
+        walk.phase = Phase::Storing;
+        self.recovery.fetching -= 1;
+        // A current copy that is repaired goes on meanwhile, and must not lose writes.
+        let own = self.copy(view, object).filter(|_| self.current_in(view, object));
+        let wrong = (!source.serves && contents.version != source.version)
+            || match own {
+                Some(own) => contents.patches || own.version != contents.version,
+                None => changed,
+            };
+        if wrong || !view.is_born(object, contents.birth) || self.replacing.contains(&object) {
+            return self.walk_failed(now, object);
+        }
+        self.replace_with(object, contents, view.epoch(), Then::Validated(bytes));
+    }
+}

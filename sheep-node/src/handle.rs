@@ -66,6 +66,10 @@ pub(crate) struct DataStatus {
     pub(crate) recovery_done: u64,
     /// Bytes fetched from other nodes in it.
     pub(crate) recovery_bytes: u64,
+    /// Bytes thought to be fetched yet.
+    pub(crate) recovery_bytes_left: u64,
+    /// Time until all is done, at the pace so far, if there is one.
+    pub(crate) recovery_time_left: Option<Duration>,
     /// Bytes fetched from other nodes since the node started.
     pub(crate) recovery_bytes_ever: u64,
     /// Everything this node must hold is validated.

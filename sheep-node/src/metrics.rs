@@ -91,6 +91,10 @@ impl Collector for NodeCollector {
         gauges.set("recovery_epoch", "Epoch that recovery works on", data.recovery_epoch)?;
         let left = data.recovery_total.saturating_sub(data.recovery_done);
         gauges.set("recovery_objects", "Objects of this node that are not yet up to date", left)?;
+        gauges.bytes("recovery_left", "Bytes thought to be fetched yet", data.recovery_bytes_left)?;
+        let time_left = data.recovery_time_left.unwrap_or_default().as_secs();
+        let help = "Time until this node is up to date, at the pace so far";
+        gauges.with_unit("recovery_time_left", help, Some(&Unit::Seconds), time_left)?;
         gauges.counter(
             "recovery",
             "Bytes fetched from other nodes to bring copies up to date",
@@ -152,6 +156,8 @@ mod tests {
             data.recovery_total = 9;
             data.recovery_done = 4;
             data.recovery_bytes_ever = 5;
+            data.recovery_bytes_left = 6;
+            data.recovery_time_left = Some(std::time::Duration::from_millis(7999));
         });
         let text = Metrics::new(fake.handle.clone()).encode().unwrap();
         for line in [
@@ -163,6 +169,8 @@ mod tests {
             "sheepdog_store_capacity_bytes 1073741824",
             "sheepdog_recovery_objects 5",
             "sheepdog_recovery_bytes_total 5",
+            "sheepdog_recovery_left_bytes 6",
+            "sheepdog_recovery_time_left_seconds 7",
             "sheepdog_ring_token_losses_total 7",
             "sheepdog_nbd_clients 2",
             "# TYPE sheepdog_ring_token_losses counter",

@@ -111,6 +111,8 @@ pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
     status.recovery_total = progress.objects_left + progress.objects_done;
     status.recovery_done = progress.objects_done;
     status.recovery_bytes = progress.bytes_done;
+    status.recovery_bytes_left = progress.bytes_left;
+    status.recovery_time_left = progress.time_left;
     status.recovery_bytes_ever = progress.bytes_ever;
     status.recovered = progress.complete;
     status.counters.extend([

@@ -55,6 +55,8 @@ impl Cluster for Service {
             voters: status.voters.iter().map(ToString::to_string).collect(),
             version: env!("CARGO_PKG_VERSION").into(),
             objects_to_recover: data.recovery_total.saturating_sub(data.recovery_done),
+            bytes_to_recover: data.recovery_bytes_left,
+            recovery_time_left_ms: convert::millis(data.recovery_time_left.unwrap_or_default()),
             ..ClusterInfoReply::default()
         };
         if let Some(published) = &status.published {

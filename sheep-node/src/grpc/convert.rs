@@ -102,6 +102,11 @@ pub(super) fn settings(settings: &Settings) -> v1::Settings {
     }
 }
 
+/// A time in milliseconds.
+pub(super) fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A small number, or the error that it is none.
 pub(super) fn small(what: &str, value: u32) -> Result<u8, Status> {
     u8::try_from(value).map_err(|_| Status::invalid_argument(format!("{what} of {value} is too large")))

@@ -75,6 +75,9 @@ impl Nodes for Service {
             objects_total: data.recovery_total,
             objects_done: data.recovery_done,
             bytes_done: data.recovery_bytes,
+            bytes_left: data.recovery_bytes_left,
+            time_left_ms: convert::millis(data.recovery_time_left.unwrap_or_default()),
+            bytes_fetched: data.recovery_bytes_ever,
             complete: stores.is_none_or(|epoch| data.recovered && data.recovery_epoch >= epoch.0),
         }))
     }

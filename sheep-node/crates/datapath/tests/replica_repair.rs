@@ -122,6 +122,38 @@ fn a_take_over_moves_blocks_and_not_objects() {
     }
 }
 
+#[test]
+fn progress_tells_what_is_left() {
+    let mut net = Net::new(1, 3, 0, 3, 1);
+    let mut held = Held::new(&mut net, "a");
+    for index in 0..16 {
+        filled(&mut net, &mut held, index);
+    }
+    net.crash(3, 0);
+    net.install_without(&[3]);
+    net.replace_disk(3);
+    net.restart(3);
+    let mut seen = 0;
+    let object = u64::from(BLOCKS) * BLOCK;
+    loop {
+        net.step();
+        let now = net.replica(3).progress();
+        if now.complete && now.epoch == net.log.state.epoch() {
+            assert_eq!((now.objects_left, now.bytes_left, now.objects_done), (0, 0, 16));
+            assert_eq!((now.bytes_done, now.time_left), (16 * object, Some(Duration::ZERO)));
+            break;
+        }
+        if now.objects_done > 8 && now.objects_left > 0 {
+            seen += 1;
+            // What is under way counts as done, in bytes.
+            let most = 2 * now.objects_left * object;
+            assert!(now.bytes_left >= now.objects_left * object && now.bytes_left <= most, "{now:?}");
+            assert!(now.time_left.is_some_and(|left| left > Duration::ZERO), "{now:?}");
+        }
+    }
+    assert!(seen > 0);
+}
+
 fn is_blocks(packet: &Packet) -> bool {
     matches!(packet.message, Message::Request(Request::Blocks { .. }))
 }

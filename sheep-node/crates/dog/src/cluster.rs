@@ -3,7 +3,7 @@
 use crate::check;
 use crate::cli::{ClusterCommand, Format, Settings};
 use crate::connect::{Connection, Server, label};
-use crate::node::{done, recoveries};
+use crate::node::{done, recoveries, seconds};
 use crate::output;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -38,7 +38,11 @@ async fn info(connection: &Connection, format: Format) -> Result<()> {
     if info.nodes_recovering > 0 {
         let all = recoveries(connection).await?;
         let left = |reply: &v1::RecoveryReply| reply.objects_total.saturating_sub(reply.objects_done);
-        info.objects_to_recover = all.iter().filter_map(|(_, reply)| reply.as_ref().ok()).map(left).sum();
+        let replies = || all.iter().filter_map(|(_, reply)| reply.as_ref().ok());
+        info.objects_to_recover = replies().map(left).sum();
+        info.bytes_to_recover = replies().map(|reply| reply.bytes_left).sum();
+        // They work at the same time.
+        info.recovery_time_left_ms = replies().map(|reply| reply.time_left_ms).max().unwrap_or_default();
     }
     match format {
         Format::Json => output::json(&info_json(&info))?,
@@ -63,6 +67,8 @@ fn info_json(info: &ClusterInfoReply) -> Value {
         "storage_nodes_up": info.storage_nodes_up,
         "nodes_recovering": info.nodes_recovering,
         "objects_to_recover": info.objects_to_recover,
+        "bytes_to_recover": info.bytes_to_recover,
+        "recovery_time_left_ms": info.recovery_time_left_ms,
         "capacity_bytes": info.capacity_bytes,
         "used_bytes": info.used_bytes,
         "vdis": info.vdis,
@@ -71,6 +77,15 @@ fn info_json(info: &ClusterInfoReply) -> Value {
         "settings": info.settings.as_ref().map(settings_json),
         "version": info.version,
     })
+}
+
+fn to_recover(info: &ClusterInfoReply) -> String {
+    let what = format!("{} objects on {} nodes", info.objects_to_recover, info.nodes_recovering);
+    if info.recovery_time_left_ms == 0 {
+        return what;
+    }
+    let left = seconds(info.recovery_time_left_ms);
+    format!("{what}, about {} and {left} left", Size(info.bytes_to_recover))
 }
 
 fn info_text(info: &ClusterInfoReply) -> String {
@@ -83,7 +98,7 @@ fn info_text(info: &ClusterInfoReply) -> String {
         ("Storage nodes", format!("{} of {} up", info.storage_nodes_up, info.storage_nodes)),
         ("Voters", info.voters.len().to_string()),
         ("Epoch", info.epoch.to_string()),
-        ("To recover", format!("{} objects on {} nodes", info.objects_to_recover, info.nodes_recovering)),
+        ("To recover", to_recover(info)),
         ("Used", format!("{} of {}", Size(info.used_bytes), Size(info.capacity_bytes))),
         ("VDIs", info.vdis.to_string()),
         ("Redundancy", copies),
@@ -200,6 +215,15 @@ mod tests {
         );
         assert!(text.contains("Redundancy     3 copies, writes need 2\n"), "{text}");
         let value = info_json(&info);
+        assert!(text.contains("To recover     4 objects on 0 nodes\n"), "{text}");
+        let going = ClusterInfoReply {
+            nodes_recovering: 2,
+            bytes_to_recover: 1 << 20,
+            recovery_time_left_ms: 1500,
+            ..info.clone()
+        };
+        let text = info_text(&going);
+        assert!(text.contains("4 objects on 2 nodes, about 1 MiB and 2 s left\n"), "{text}");
         assert_eq!(value["objects_to_recover"], 4);
         assert_eq!(value["state_hash"], "0000000000000abc");
         assert_eq!(value["settings"]["copies"], 3);

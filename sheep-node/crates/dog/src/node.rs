@@ -190,6 +190,9 @@ fn recovery_json(all: &[(Node, Result<RecoveryReply>)]) -> Value {
             "objects_total": reply.objects_total,
             "objects_done": reply.objects_done,
             "bytes_done": reply.bytes_done,
+            "bytes_left": reply.bytes_left,
+            "time_left_ms": reply.time_left_ms,
+            "bytes_fetched": reply.bytes_fetched,
             "complete": reply.complete,
         }),
         Err(error) => json!({"node": node.id, "name": node.name, "error": output::describe(error)}),
@@ -204,11 +207,31 @@ fn recovery_table(all: &[(Node, Result<RecoveryReply>)]) -> String {
             reply.epoch.to_string(),
             format!("{}/{}", reply.objects_done, reply.objects_total),
             Size(reply.bytes_done).to_string(),
+            time_left(reply),
             (if reply.complete { "complete" } else { "recovering" }).to_owned(),
         ],
-        Err(error) => vec![label(node), "-".into(), "-".into(), "-".into(), output::describe(error)],
+        Err(error) => {
+            vec![label(node), "-".into(), "-".into(), "-".into(), "-".into(), output::describe(error)]
+        }
     });
-    output::table(&["NODE", "EPOCH", "OBJECTS", "COPIED", "STATE"], rows)
+    output::table(&["NODE", "EPOCH", "OBJECTS", "COPIED", "LEFT", "STATE"], rows)
+}
+
+/// What is thought to be left, for people.
+fn time_left(reply: &RecoveryReply) -> String {
+    if reply.complete || reply.objects_done == 0 {
+        return "-".into();
+    }
+    format!("{}, {}", Size(reply.bytes_left), seconds(reply.time_left_ms))
+}
+
+/// A time that is only an estimate.
+pub(crate) fn seconds(ms: u64) -> String {
+    match ms.div_ceil(1000) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
 }
 
 async fn recovery(connection: &Connection, format: Format, watch: bool) -> Result<()> {
@@ -237,7 +260,9 @@ async fn follow(connection: &Connection) -> Result<Vec<(Node, Result<RecoveryRep
         let (done, total) = (sum(|reply| reply.objects_done), sum(|reply| reply.objects_total));
         bar.set_length(total);
         bar.set_position(done);
-        bar.set_message(format!("{} copied", Size(sum(|reply| reply.bytes_done))));
+        let left = replies().map(|reply| reply.time_left_ms).max().unwrap_or_default();
+        let copied = Size(sum(|reply| reply.bytes_done));
+        bar.set_message(format!("{copied} copied, about {} left", seconds(left)));
         if !terminal && last.replace((done, total)) != Some((done, total)) {
             writeln!(std::io::stderr(), "recovering: {done}/{total} objects")?;
         }
@@ -285,6 +310,8 @@ ID    NAME  ROLE     STATE  VOTER  ZONE  WEIGHT  USED     CAPACITY  ADDRESS
             objects_total: 10,
             objects_done: 3,
             bytes_done: 4096,
+            bytes_left: 8192,
+            time_left_ms: 150_000,
             ..RecoveryReply::default()
         };
         let all = [
@@ -292,12 +319,15 @@ ID    NAME  ROLE     STATE  VOTER  ZONE  WEIGHT  USED     CAPACITY  ADDRESS
             (node("00bb", "", "storage", "up"), Err(anyhow::anyhow!("gone"))),
         ];
         let expected = "\
-NODE        EPOCH  OBJECTS  COPIED  STATE
-one (00aa)  4      3/10     4 KiB   recovering
-00bb        -      -        -       gone";
+NODE        EPOCH  OBJECTS  COPIED  LEFT          STATE
+one (00aa)  4      3/10     4 KiB   8 KiB, 2 min  recovering
+00bb        -      -        -       -             gone";
         assert_eq!(recovery_table(&all), expected);
         assert_eq!(recovery_json(&all)[0]["objects_total"], 10);
+        assert_eq!(recovery_json(&all)[0]["time_left_ms"], 150_000);
         assert_eq!(recovery_json(&all)[1]["error"], "gone");
+        let shown = [0, 1, 119_000, 120_000, 7_200_000].map(seconds);
+        assert_eq!(shown, ["0 s", "1 s", "119 s", "2 min", "2 h"]);
     }
 
     #[test]

@@ -92,6 +92,12 @@ impl Fetches {
         askers.collect()
     }
 
+    /// Bytes that the objects under way still lack, as far as is known.
+    pub(super) fn bytes_missing(&self) -> u64 {
+        let blocks = self.all.values().flat_map(|fetch| &fetch.missing).map(|(_, len)| u64::from(*len));
+        blocks.sum::<u64>() * u64::from(BLOCK_SIZE)
+    }
+
     fn keep(&mut self, object: ObjectId, blocks: Blocks) {
         if blocks.bytes() == 0 {
             return;

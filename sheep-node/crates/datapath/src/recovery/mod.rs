@@ -36,6 +36,10 @@ pub struct Progress {
     pub objects_done: u64,
     /// Bytes fetched from other nodes in this epoch.
     pub bytes_done: u64,
+    /// Bytes still to be fetched, supposed that the objects left are like those done.
+    pub bytes_left: u64,
+    /// Time until all is done, at the pace so far; none before anything is done.
+    pub time_left: Option<Duration>,
     /// Bytes fetched from other nodes since the node started.
     pub bytes_ever: u64,
     /// Objects found equal and called current without moving data, since the node started.
@@ -166,6 +170,9 @@ pub(crate) struct Recovery {
     announced: Announced,
     objects_done: u64,
     bytes_done: u64,
+    /// When this epoch's recovery began, and when it last finished an object.
+    began: Time,
+    moved: Time,
     bytes_ever: u64,
     confirmed_ever: u64,
 }
@@ -214,9 +221,16 @@ impl Replica {
     /// How far recovery is.
     pub fn progress(&self) -> Progress {
         let recovery = &self.recovery;
+        let (left, done) = ((recovery.todo.len() + recovery.walks.len()) as u64, recovery.objects_done);
+        let share = |of: u64| {
+            u64::try_from(u128::from(of) * u128::from(left) / u128::from(done.max(1))).unwrap_or(u64::MAX)
+        };
+        let took = recovery.moved.as_nanos() - recovery.began.as_nanos();
         Progress {
             epoch: recovery.epoch,
-            objects_left: (recovery.todo.len() + recovery.walks.len()) as u64,
+            objects_left: left,
+            bytes_left: share(recovery.bytes_done).max(recovery.fetches.bytes_missing()),
+            time_left: (done > 0).then(|| Duration::from_nanos(share(took))),
             objects_done: recovery.objects_done,
             bytes_done: recovery.bytes_done,
             bytes_ever: recovery.bytes_ever,
@@ -247,6 +261,8 @@ impl Replica {
         let askers = fetches.end_all();
         self.recovery = Recovery {
             epoch: view.epoch(),
+            began: now,
+            moved: now,
             // Blocks that have come are of use in any epoch: they are compared again.
             fetches,
             bytes_ever: before.bytes_ever,

@@ -284,6 +284,7 @@ impl Replica {
         if self.current_in(&view, object) {
             if self.recovery.drop_walk(object).is_some() || self.recovery.todo.contains_key(&object) {
                 self.recovery.objects_done += 1;
+                self.recovery.moved = now;
                 self.recovery.confirmed_ever += u64::from(bytes == 0);
             }
             self.recovery.forget(object);

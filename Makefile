@@ -19,6 +19,10 @@ export E2E_LOGS ?= $(CURDIR)/target/e2e-logs
 PACKAGES := ca-certificates curl e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
             qemu-system-common qemu-system-x86 qemu-utils util-linux
 BENCH_PACKAGES := corosync libcorosync-common-dev libcpg-dev
+# Large, so only with CEPH=1.
+ifneq ($(filter-out 0,$(CEPH)),)
+BENCH_PACKAGES += ceph-common ceph-mgr ceph-mon ceph-osd
+endif
 
 .PHONY: help
 help: ## Show this list
@@ -34,7 +38,7 @@ define install
 	    echo "installing Debian packages: $${missing[*]}"
 	    sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo
 	    $$sudo apt-get -qq update
-	    # Packages that bring a daemon (corosync) must not start it.
+	    # Packages that bring a daemon (corosync, Ceph) must not start it.
 	    $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 	        apt-get -qq install -y --no-install-recommends "$${missing[@]}"
 	fi
@@ -83,9 +87,9 @@ test: tools build ## Everything: unit, property, simulation, crash, real process
 	exit $$status
 
 .PHONY: bench
-bench: tools-bench build ## Ours beside raw disk, nbdkit and Corosync; writes target/bench.json
+bench: tools-bench build ## Ours beside raw disk, nbdkit and Corosync (CEPH=1: and Ceph); writes target/bench.json
 	@mkdir -p target
-	$(BIN)/bench target/bench.json
+	CEPH="$(CEPH)" $(BIN)/bench target/bench.json
 
 .PHONY: sim
 sim: ## Run the simulator (SEED=n replays one run)

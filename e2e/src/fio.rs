@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::process::{Proc, Spec};
@@ -15,6 +15,15 @@ pub enum Target {
     Nbd(String),
     /// A file or device, with direct I/O.
     File(std::path::PathBuf),
+    /// An RBD image of Ceph.
+    Rbd {
+        /// The configuration file of the cluster.
+        conf: std::path::PathBuf,
+        /// The pool.
+        pool: String,
+        /// Its name in the pool.
+        image: String,
+    },
 }
 
 /// Pattern of a job, in fio's words.
@@ -125,6 +134,7 @@ impl Fio {
             format!("--rw={}", self.pattern.word()),
             format!("--size={}", self.size),
         ];
+        let mut spec = Spec::new("fio", "fio");
         match &self.target {
             Target::Nbd(uri) => args.extend(["--ioengine=nbd".to_owned(), format!("--uri={uri}")]),
             Target::File(path) => args.extend([
@@ -132,9 +142,15 @@ impl Fio {
                 "--direct=1".to_owned(),
                 format!("--filename={}", path.display()),
             ]),
+            Target::Rbd { conf, pool, image } => {
+                // The engine has no option for the file.
+                spec = spec.env("CEPH_CONF", conf);
+                args.extend(["--ioengine=rbd".to_owned(), "--clientname=admin".to_owned()]);
+                args.extend([format!("--pool={pool}"), format!("--rbdname={image}")]);
+            }
         }
         args.extend(self.extra.iter().cloned());
-        Spec::new("fio", "fio").args(args)
+        spec.args(args)
     }
 
     /// Runs it to its end.
@@ -146,6 +162,18 @@ impl Fio {
         self.measured(&printed)
     }
 
+    /// Runs it to its end, but not longer than `limit`, where the target may never answer.
+    ///
+    /// # Errors
+    /// fio fails, or is not done in time.
+    pub fn run_within(&self, limit: Duration, log: &Path) -> Result<Measured> {
+        let _ = std::fs::remove_file(log);
+        let mut job = self.start(log)?;
+        let status = job.wait(limit)?;
+        ensure!(status.success(), "fio: {status}: {}", job.log_tail(5));
+        self.measured(&job.log_text())
+    }
+
     /// Starts it in the background; its report goes to `log`.
     ///
     /// # Errors
@@ -155,9 +183,10 @@ impl Fio {
     }
 
     fn measured(&self, printed: &str) -> Result<Measured> {
-        // The engine may print lines of its own before the report.
+        // The engine may print lines of its own before the report, and after it.
         let start = printed.find('{').context("fio printed no report")?;
-        let report: Value = serde_json::from_str(&printed[start..]).context("fio's report")?;
+        let mut values = serde_json::Deserializer::from_str(&printed[start..]).into_iter::<Value>();
+        let report = values.next().context("no report")?.context("fio's report")?;
         let job = &report["jobs"][0];
         let side = &job[if self.pattern.writes() { "write" } else { "read" }];
         let number = |value: &Value| value.as_f64().unwrap_or(0.0);

@@ -1,5 +1,6 @@
 //! Comparison benchmarks: the same workloads on ours and on what users would take instead, in one run.
 
+pub mod ceph;
 pub mod corosync;
 pub mod disk;
 pub mod load;

@@ -7,7 +7,9 @@ use crate::node::Node;
 use crate::oracle::{Oracle, ReadTicket, Run, Tag};
 use crate::world::{Event, World};
 use bytes::{BufMut, Bytes, BytesMut};
-use sheep_datapath::{GatewayOutput, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply};
+use sheep_datapath::{
+    GatewayOutput, LostReason, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply,
+};
 use sheep_state::Refusal;
 use sheep_types::{SECTOR_SIZE, VdiId};
 use std::collections::BTreeMap;
@@ -15,7 +17,8 @@ use std::ops::Range;
 
 /// An operation under way.
 enum Pending {
-    Write(Tag, Range<usize>),
+    /// The last: it must be durable when it is answered.
+    Write(Tag, Range<usize>, bool),
     Read(ReadTicket),
     Flush(Vec<Tag>),
 }
@@ -70,6 +73,14 @@ impl Client {
             clean: true,
             sessions: 0,
             rivals: Vec::new(),
+        }
+    }
+
+    /// The node where the volume is open.
+    pub fn is_at(&self) -> Option<usize> {
+        match self.place {
+            Place::Open(node) => Some(node),
+            Place::Away | Place::Opening(_) | Place::Closing(_) => None,
         }
     }
 
@@ -173,12 +184,16 @@ impl World {
         if self.clients[number].pending.len() >= self.options.depth {
             return;
         }
+        let work = self.options.work;
+        let zeros = work.writes + work.zeros;
+        let discards = zeros + work.discards;
+        let flushes = discards + work.flushes;
         match self.rng.range(0, 99) {
-            0..45 => self.write(number, node, false),
-            45..49 => self.write(number, node, true),
-            49..52 => self.discard(number, node),
-            52..60 => self.flush(number, node),
-            60..61 => self.close(number),
+            draw if draw < work.writes => self.write(number, node, false),
+            draw if draw < zeros => self.write(number, node, true),
+            draw if draw < discards => self.discard(number, node),
+            draw if draw < flushes => self.flush(number, node),
+            draw if draw == flushes => self.close(number),
             _ => {
                 let sectors = self.some_sectors(number, 128);
                 self.read(number, node, sectors);
@@ -213,14 +228,14 @@ impl World {
         }
         let tag = self.clients[number].oracle.begin_write(sectors.clone(), zeros, false);
         let (offset, len) = bytes_of(&sectors);
-        let fua = self.rng.chance(50_000);
+        let fua = self.rng.chance(self.options.work.fua);
         let op = if zeros {
             let no_hole = self.rng.chance(300_000);
             VolumeOp::WriteZeroes { offset, len, fua, no_hole, fast_zero: false }
         } else {
             VolumeOp::Write { offset, data: contents(tag, sectors.len()), fua }
         };
-        self.submit(number, node, Pending::Write(tag, sectors), op);
+        self.submit(number, node, Pending::Write(tag, sectors, fua), op);
     }
 
     fn discard(&mut self, number: usize, node: usize) {
@@ -235,7 +250,7 @@ impl World {
         let tag = self.clients[number].oracle.begin_write(sectors.clone(), true, true);
         let (offset, len) = bytes_of(&sectors);
         let op = VolumeOp::Discard { offset, len, fua: false };
-        self.submit(number, node, Pending::Write(tag, sectors), op);
+        self.submit(number, node, Pending::Write(tag, sectors, false), op);
     }
 
     fn flush(&mut self, number: usize, node: usize) {
@@ -275,6 +290,10 @@ impl World {
             GatewayOutput::Lost { handle, reason } => {
                 self.trace.say(self.now, &format!("node {node} loses a volume: {reason}"));
                 if let Some(number) = self.client_of(handle) {
+                    // Nothing damages disks here: what was answered, and is not durable, can be sent again.
+                    if reason == LostReason::WritesMissing {
+                        self.violate(format!("node {node} cannot send what client {number} wrote again"));
+                    }
                     self.clients[number].clean = false;
                     self.close(number);
                 }
@@ -312,12 +331,14 @@ impl World {
             let run = u64::from(run);
             runs[index] == Some(run) && !given_up.contains(&(index, run))
         });
-        if client.opened_before && !client.clean {
-            self.counts.take_overs += 1;
-        }
+        let taken_over = client.opened_before && !client.clean;
         client.opened_before = true;
         client.sessions += 1;
         client.clean = true;
+        if taken_over {
+            self.counts.take_overs += 1;
+            self.taken_over();
+        }
     }
 
     fn open_failed(&mut self, handle: u64, error: &OpenError) {
@@ -346,7 +367,7 @@ impl World {
 
     fn succeeded(&mut self, number: usize, node: usize, pending: Pending, reply: VolumeReply) {
         match (pending, reply) {
-            (Pending::Write(tag, sectors), _) => {
+            (Pending::Write(tag, sectors, fua), _) => {
                 let holders = self.holders(number, node, &sectors);
                 if self.options.verbose {
                     let at = self.now as f64 / 1e9;
@@ -355,6 +376,9 @@ impl World {
                     );
                 }
                 self.clients[number].oracle.end_write(tag, holders);
+                if fua {
+                    self.clients[number].oracle.end_flush(&[tag]);
+                }
             }
             (Pending::Flush(covered), _) => {
                 if self.options.verbose {
@@ -378,7 +402,7 @@ impl World {
     }
 
     fn failed(&mut self, number: usize, pending: Pending) {
-        if let Pending::Write(tag, _) = pending {
+        if let Pending::Write(tag, ..) = pending {
             self.clients[number].oracle.fail_write(tag);
         }
     }

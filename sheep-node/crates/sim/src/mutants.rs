@@ -50,13 +50,6 @@ pub fn concerns(name: &str, said: &str) -> bool {
     !order || !of_data || (name.contains("lease") && said.contains("stale"))
 }
 
-/// The options of a seed with a variant's preset, as text: to tell which variants run alike.
-pub fn options(name: &str, seed: u64) -> String {
-    let mut options = Options::from_seed(seed);
-    preset(name, &mut options);
-    format!("{options:?}")
-}
-
 /// Makes what the variant needs likely: kinds of fault, their frequency, sizes. The checkers stay the same.
 pub fn preset(name: &str, options: &mut Options) {
     let network = [Fault::Partition, Fault::OneWay, Fault::BrokenPair, Fault::BadNetwork, Fault::Crash];
@@ -88,6 +81,7 @@ pub fn preset(name: &str, options: &mut Options) {
             options.think = Duration::from_millis(10);
             options.depth = 8;
         }
+        ("datapath", rule) if aimed(rule, options) => {}
         ("datapath", "delete-on-absence" | "source-at-older-epoch" | "hot-not-inherited") => {
             options.faults = vec![Fault::Crash, Fault::Partition, Fault::LostDisk];
             options.nodes = options.nodes.max(5);
@@ -100,6 +94,40 @@ pub fn preset(name: &str, options: &mut Options) {
             options.rivals = true;
         }
     }
+}
+
+/// The same for variants that need a crash within some milliseconds: gateways are hit, power goes after take-overs,
+/// disks are slow, objects come and go. Gives whether the variant is one of them.
+fn aimed(rule: &str, options: &mut Options) -> bool {
+    let work = &mut options.work;
+    match rule {
+        "settle-without-flush" | "each-decides" => {
+            // Nearly nothing is flushed: not by clients, and, if no node fails alone, not for a new epoch either.
+            (work.flushes, work.fua, work.writes) = (0, 0, 25);
+            options.flush_interval = Duration::from_secs(10);
+            options.faults = vec![Fault::PowerCut];
+            options.rivals = true;
+        }
+        "map-before-data" | "resend-is-behind" => {
+            (work.discards, work.fua, options.slowest) = (12, 300_000, 2000);
+            options.faults = vec![Fault::SlowDisk, Fault::SlowDisk, Fault::PowerCut, Fault::Crash];
+            options.nodes = options.nodes.max(5);
+            options.copies = 2;
+            options.min_copies = options.min_copies.min(2);
+        }
+        "create-keeps-orphan" => {
+            (work.discards, work.writes) = (15, 35);
+            options.clients = 1;
+            options.faults = vec![Fault::Crash, Fault::Partition, Fault::Pause, Fault::BrokenPair];
+            options.min_copies = 1;
+        }
+        _ => return false,
+    }
+    options.aimed = true;
+    options.think = Duration::from_millis(10);
+    options.depth = 8;
+    options.fault_interval = Duration::from_millis(1200);
+    true
 }
 
 #[cfg(feature = "mutants")]

@@ -14,7 +14,7 @@ impl World {
         let faults = self.options.faults.clone();
         let Some(fault) = self.rng.pick(&faults).copied() else { return };
         self.counts.faults += 1;
-        let node = self.rng.index(self.nodes.len());
+        let node = self.target(fault);
         if self.options.restless {
             self.net.heal();
         }
@@ -28,6 +28,32 @@ impl World {
             Fault::SlowDisk => self.slow_disk(node),
             Fault::PowerCut => self.power_cut(),
             Fault::LostDisk => self.lost_disk(node),
+        }
+    }
+
+    /// Whom the fault hits.
+    fn target(&mut self, fault: Fault) -> usize {
+        let node = self.rng.index(self.nodes.len());
+        if !self.options.aimed || fault != Fault::Crash || self.rng.chance(300_000) {
+            return node;
+        }
+        let used: Vec<usize> = self.clients.iter().filter_map(|client| client.is_at()).collect();
+        self.rng.pick(&used).copied().unwrap_or(node)
+    }
+
+    /// A volume was taken over: what if power goes now?
+    pub(crate) fn taken_over(&mut self) {
+        let power = self.options.aimed && self.options.faults.contains(&Fault::PowerCut);
+        if power && self.rng.chance(400_000) {
+            let after = self.rng.range(1, 400) * MS;
+            self.schedule(after, Event::PowerCut);
+        }
+    }
+
+    /// Power goes, if it is still time for faults.
+    pub(crate) fn aimed_power_cut(&mut self) {
+        if !self.options.faults.is_empty() {
+            self.power_cut();
         }
     }
 
@@ -101,7 +127,7 @@ impl World {
 
     fn slow_disk(&mut self, node: usize) {
         if self.rng.chance(500_000) {
-            self.nodes[node].slow = self.rng.range(2, 100);
+            self.nodes[node].slow = self.rng.range(2, self.options.slowest);
             self.trace.say(self.now, &format!("disks of node {node} are slow"));
         } else {
             self.nodes[node].slow = 1;

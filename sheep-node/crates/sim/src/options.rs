@@ -39,6 +39,21 @@ pub const FAULTS: [Fault; 9] = [
     Fault::LostDisk,
 ];
 
+/// What clients do, in percent of their operations; what is left over are reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Writes.
+    pub writes: u64,
+    /// Writes of zeros.
+    pub zeros: u64,
+    /// Discards, often of whole objects.
+    pub discards: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Writes that must be durable when answered, in a million.
+    pub fua: u64,
+}
+
 /// Settings of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -70,6 +85,14 @@ pub struct Options {
     pub think: Duration,
     /// Operations that a client has under way at most.
     pub depth: usize,
+    /// What they are.
+    pub work: Work,
+    /// When gateways flush by themselves.
+    pub flush_interval: Duration,
+    /// How many times as long as usual a slow disk takes at most.
+    pub slowest: u64,
+    /// Crashes hit gateways that are in use, and power cuts come soon after take-overs.
+    pub aimed: bool,
     /// Time without faults in which everything must come back.
     pub recovery_limit: Duration,
     /// Whether clients give sessions up without closing them, and the old gateways are used on.
@@ -112,6 +135,10 @@ impl Options {
             clock_ppm: rng.range(0, 4000),
             think: Duration::from_millis(rng.range(10, 60)),
             depth: rng.range(1, 8) as usize,
+            work: Work { writes: 45, zeros: 4, discards: 3, flushes: 8, fua: 50_000 },
+            flush_interval: Duration::from_millis(500),
+            slowest: 100,
+            aimed: false,
             recovery_limit: Duration::from_secs(120),
             rivals: false,
             restless: false,

@@ -54,6 +54,8 @@ pub enum Event {
     Heal(u64),
     /// The next fault.
     Nemesis,
+    /// Power goes everywhere.
+    PowerCut,
 }
 
 /// From control to the data path.
@@ -142,7 +144,7 @@ impl World {
             min_copies: options.min_copies,
             out_delay_ms: options.out_delay.as_millis() as u64,
             lease_ms: options.token_loss.as_millis() as u64 * 5,
-            flush_interval_ms: 500,
+            flush_interval_ms: options.flush_interval.as_millis() as u64,
             ..Settings::default()
         };
         let geometry = Geometry::with_object_size(64 << 10).expect("64 KiB is a legal size");
@@ -248,6 +250,7 @@ impl World {
                 return;
             }
             Event::Nemesis => return self.nemesis(),
+            Event::PowerCut => return self.aimed_power_cut(),
         };
         let Some(event) = self.awake(node, run, event) else { return };
         self.trace.event(self.now, kind, node, self.order);
@@ -291,7 +294,7 @@ impl World {
                 }
                 ToControl::Tested(report, reachable) => control.handle_tested(at, report, reachable),
             }),
-            Event::Client(_) | Event::Start(_) | Event::Heal(_) | Event::Nemesis => {}
+            Event::Client(_) | Event::Start(_) | Event::Heal(_) | Event::Nemesis | Event::PowerCut => {}
         }
     }
 

@@ -5,6 +5,18 @@ use sheep_sim::{Options, run};
 fn passes(seed: u64, rivals: bool) {
     let mut options = Options::from_seed(seed);
     options.rivals = rivals;
+    check(options);
+}
+
+/// A seed with the options that make what a broken variant needs likely.
+fn passes_as(preset: &str, seed: u64) {
+    let mut options = Options::from_seed(seed);
+    sheep_sim::mutants::preset(preset, &mut options);
+    check(options);
+}
+
+fn check(options: Options) {
+    let seed = options.seed;
     if let Some(failure) = run(options).failure {
         panic!("seed {seed}: {failure}");
     }
@@ -45,4 +57,12 @@ fn a_renewal_does_not_overtake_the_exclusion() {
 fn discarded_objects_stay_away() {
     passes(697, true);
     passes(1204, true);
+}
+
+/// A member answered a later write of the object before the flush of a durable one. The gateway took that one for
+/// durable too, answered it, and forgot it; then power went.
+#[test]
+fn a_durable_write_is_durable_when_answered() {
+    passes_as("datapath:resend-is-behind", 23);
+    passes_as("datapath:resend-is-behind", 49);
 }

@@ -3,10 +3,11 @@
 #![allow(clippy::print_stdout)]
 
 use sheep_sim::checks::Counts;
+use sheep_sim::mutants::preset;
 use sheep_sim::{Options, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// As many as two cores do in about a minute and a half, in the release profile.
 const SEEDS: u64 = 300;
@@ -15,31 +16,22 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-#[test]
-fn random_seeds_pass() {
-    let (first, count) = (number("SIM_FIRST", 1), number("SIM_SEEDS", SEEDS));
-    let next = AtomicU64::new(first);
+/// Runs all of these, on all cores; counters, and what failed.
+fn run_all(runs: &[(String, Options)]) -> (Counts, Vec<String>) {
+    let next = AtomicUsize::new(0);
     let found: Mutex<(Counts, Vec<String>)> = Mutex::default();
     let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + count {
-                break;
-            }
-            let mut options = Options::from_seed(seed);
-            // Every other run has clients that give up gateways which live.
-            options.rivals = seed.is_multiple_of(2);
-            let how = if options.rivals { " --rivals" } else { "" };
-            let report = catch_unwind(AssertUnwindSafe(|| run(options)));
+        while let Some((how, options)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let report = catch_unwind(AssertUnwindSafe(|| run(options.clone())));
             let mut found = found.lock().expect("nothing panics here");
             match report {
                 Ok(report) => {
                     found.0.add(&report.counts);
                     if let Some(failure) = report.failure {
-                        found.1.push(format!("sheep-sim --seed {seed}{how}: {failure}"));
+                        found.1.push(format!("sheep-sim {how}: {failure}"));
                     }
                 }
-                Err(_) => found.1.push(format!("sheep-sim --seed {seed}{how}: an assertion")),
+                Err(_) => found.1.push(format!("sheep-sim {how}: an assertion")),
             }
         }
     };
@@ -47,7 +39,38 @@ fn random_seeds_pass() {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         (0..cores).for_each(|_| drop(scope.spawn(work)));
     });
-    let (total, failures) = found.into_inner().expect("nothing panics here");
+    found.into_inner().expect("nothing panics here")
+}
+
+/// Crashes of gateways in use, loss of power soon after take-overs, hardly a flush, very slow disks.
+#[test]
+fn aimed_seeds_pass() {
+    let mut runs = Vec::new();
+    for name in ["datapath:settle-without-flush", "datapath:resend-is-behind", "datapath:create-keeps-orphan"]
+    {
+        for seed in 1..=number("SIM_AIMED", 8) {
+            let mut options = Options::from_seed(seed);
+            preset(name, &mut options);
+            runs.push((format!("--preset {name} --seed {seed}"), options));
+        }
+    }
+    let (total, failures) = run_all(&runs);
+    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), runs.len(), failures.join("\n"));
+    assert!(total.take_overs > 0 && total.power_cuts > 0, "{total:?}");
+}
+
+#[test]
+fn random_seeds_pass() {
+    let (first, count) = (number("SIM_FIRST", 1), number("SIM_SEEDS", SEEDS));
+    let options = |seed: u64| {
+        let mut options = Options::from_seed(seed);
+        // Every other run has clients that give up gateways which live.
+        options.rivals = seed.is_multiple_of(2);
+        let how = if options.rivals { " --rivals" } else { "" };
+        (format!("--seed {seed}{how}"), options)
+    };
+    let runs: Vec<(String, Options)> = (first..first + count).map(options).collect();
+    let (total, failures) = run_all(&runs);
     println!("{count} seeds: {total:?}");
     assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
     let happened = [

@@ -200,9 +200,11 @@ impl ObjectWrites {
         self.writes.range(first..).all(|write| !write.answered || !write.overlaps(start, end))
     }
 
-    /// Takes note that a member holds a write, and thus, a copy being a prefix, all before it. Returns the
-    /// requests that need no answer any more.
+    /// Takes note that a member holds a write, and thus, a copy being a prefix, all before it. That says nothing of
+    /// their being durable, unless this one is: a flush makes all durable that there is. Durable writes that an
+    /// answer to a later one stands for need a flush then. Returns the requests that need no answer any more.
     pub(super) fn hold(&mut self, member: Member, sequence: u64) -> Vec<u64> {
+        let durable = self.get(sequence).is_some_and(|write| write.durable);
         let held = self.held_upto(member);
         match self.held.iter_mut().find(|(holder, _)| *holder == member) {
             Some((_, upto)) => *upto = sequence.max(*upto),
@@ -212,6 +214,7 @@ impl ObjectWrites {
         let first = self.writes.partition_point(|write| write.sequence <= held.min(sequence - 1));
         let mut settled = Vec::new();
         for write in self.writes.range_mut(first..).take_while(|write| write.sequence <= sequence) {
+            write.durable &= durable || write.sequence <= held;
             if let Some(place) = write.calls.iter().position(|(to, _)| *to == member) {
                 settled.push(write.calls.swap_remove(place).1);
             }
@@ -241,4 +244,46 @@ pub(super) fn data_body(payload: bytes::Bytes) -> Body {
     assert!(payload.len().is_multiple_of(BLOCK_SIZE as usize), "payload is whole blocks");
     let crcs = payload.chunks(BLOCK_SIZE as usize).map(crc32c::crc32c).collect();
     Body::Data { payload, crcs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sheep_types::{Incarnation, NodeId};
+
+    fn write(sequence: u64, durable: bool) -> RetainedWrite {
+        RetainedWrite {
+            sequence,
+            previous: sequence.checked_sub(1),
+            create: false,
+            offset: 0,
+            body: Body::Zero { len: BLOCK_SIZE },
+            durable,
+            owner: Owner::Nobody,
+            calls: Vec::new(),
+            complete: false,
+            answered: false,
+            failed: None,
+            doubted: Vec::new(),
+            acknowledged: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_later_answer_does_not_make_a_write_durable() {
+        let member = |node| Member { node: NodeId(node), incarnation: Incarnation(1) };
+        let mut object = ObjectWrites::default();
+        let writes = [(1, true), (2, false), (3, true), (4, true), (5, false)];
+        object.writes.extend(writes.map(|(sequence, durable)| write(sequence, durable)));
+        let durable = |object: &ObjectWrites| object.writes.iter().map(|w| w.durable).collect::<Vec<_>>();
+        object.hold(member(1), 1);
+        object.hold(member(1), 2);
+        assert!(durable(&object)[0], "it was answered itself");
+        // A flush makes all durable that there is.
+        object.hold(member(1), 4);
+        assert_eq!(durable(&object), [true, false, true, true, false]);
+        object.hold(member(2), 3);
+        object.hold(member(2), 5);
+        assert_eq!(durable(&object), [true, false, true, false, false]);
+    }
 }

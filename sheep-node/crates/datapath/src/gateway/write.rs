@@ -351,10 +351,14 @@ impl Volume {
         let generation = self.generation;
         let own = version.filter(|version| version.generation == generation);
         let has = own.map_or(0, |version| version.sequence);
-        if has >= sequence {
-            return self.held_by(core, object, sequence, member);
-        }
         let Some(writes) = self.objects.get_mut(&object) else { return };
+        if has >= sequence {
+            // It does not say that the write is durable.
+            return match writes.get(sequence).is_some_and(|write| write.durable) {
+                true => core.back_off(number, core.config.not_ready),
+                false => self.held_by(core, object, sequence, member),
+            };
+        }
         let Some(upto) = writes.position(sequence) else { return };
         let first = writes.writes.partition_point(|write| write.sequence <= has).min(upto);
         let reachable = writes.writes.get(first).is_some_and(|write| {

@@ -40,7 +40,7 @@ impl Client {
         let current = |rival: &Rival| rival.session == self.sessions;
         let open = gone.iter().filter(|rival| current(rival)).flat_map(|rival| rival.pending.values());
         open.filter_map(|pending| match pending {
-            Pending::Write(tag, _) => Some(*tag),
+            Pending::Write(tag, ..) => Some(*tag),
             Pending::Read(_) | Pending::Flush(_) => None,
         })
         .collect()
@@ -137,7 +137,7 @@ impl World {
                 client.oracle.forbidden_write()
             };
             let data = contents(tag, sectors.len());
-            (Pending::Write(tag, sectors), VolumeOp::Write { offset, data, fua: false })
+            (Pending::Write(tag, sectors, false), VolumeOp::Write { offset, data, fua: false })
         } else {
             (Pending::Read(client.oracle.begin_read(sectors)), VolumeOp::Read { offset, len: len as u32 })
         };

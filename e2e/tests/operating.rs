@@ -52,6 +52,43 @@ fn a_stop_in_order_holds_writers_up_for_less_than_a_second() {
 }
 
 #[test]
+fn a_shutdown_of_all_closes_volumes_before_anybody_leaves() {
+    let _one = serial();
+    let check = LeakCheck::start();
+    let mut cluster = Cluster::start(3).unwrap();
+    for round in 1..=3_u8 {
+        let mut clients = Vec::new();
+        for node in 1..=3 {
+            let volume = format!("disk{node}");
+            if round == 1 {
+                cluster.create(&volume, "64M", 3).unwrap();
+            }
+            let socket = cluster.node(node).nbd_socket();
+            let mut client = NbdClient::unix(&socket, &volume, LIMIT).unwrap();
+            let mut buffer = vec![0; BLOCK];
+            client.read(0, &mut buffer).unwrap();
+            assert_eq!(buffer, vec![round - 1; BLOCK], "an answered write is gone after a shutdown in order");
+            client.write(0, &vec![round; BLOCK], false).unwrap();
+            clients.push(client);
+        }
+        cluster.node(round).dog().unwrap().run(&["cluster", "shutdown"]).unwrap();
+        for node in 1..=3 {
+            let status = cluster.node(node).process().unwrap().wait(LIMIT).unwrap();
+            assert!(status.success(), "node {node}: {status}");
+            let log = cluster.node(node).process().unwrap().log_text();
+            assert!(!log.contains("could not be closed in order"), "node {node}:\n{log}");
+        }
+        drop(clients);
+        let seen: Vec<usize> = cluster.nodes.iter().map(|node| node.times_ready()).collect();
+        cluster.nodes.iter_mut().for_each(|node| node.launch(false).unwrap());
+        cluster.nodes.iter_mut().zip(seen).for_each(|(node, seen)| assert!(node.wait_ready(seen).is_ok()));
+        cluster.wait_up(3).unwrap();
+    }
+    drop(cluster);
+    check.finish().unwrap();
+}
+
+#[test]
 fn whoever_comes_next_gets_the_volume_although_it_is_still_being_given_back() {
     let _one = serial();
     let check = LeakCheck::start();

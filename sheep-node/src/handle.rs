@@ -142,6 +142,8 @@ pub(crate) enum VolumeRequest {
     Flush { handle: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
     /// Drain, flush, release the lock.
     Close { handle: u64, answer: oneshot::Sender<()> },
+    /// Close all volumes, and open none any more.
+    CloseAll,
 }
 
 /// An open volume.

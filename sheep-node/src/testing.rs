@@ -39,6 +39,7 @@ struct Model {
     status: watch::Sender<Arc<NodeStatus>>,
     data: watch::Sender<Arc<DataStatus>>,
     stopped: bool,
+    closed: bool,
     formatted: Option<Genesis>,
 }
 
@@ -110,6 +111,7 @@ impl Model {
             VolumeRequest::Flush { answer, .. } => {
                 let _ = answer.send(Ok(()));
             }
+            VolumeRequest::CloseAll => self.closed = true,
             VolumeRequest::Close { handle, answer } => {
                 if let Some(Open { vdi, generation: Some(generation) }) = self.open.remove(&handle) {
                     let _ = self.order(ME, Command::Unlock { vdi, generation, clean: true });
@@ -218,6 +220,7 @@ impl FakeNode {
             status,
             data,
             stopped: false,
+            closed: false,
             formatted: None,
         }));
         let end = Arc::new(AtomicBool::new(false));
@@ -295,6 +298,10 @@ impl FakeNode {
 
     pub(crate) fn contents(&self, vdi: VdiId) -> Vec<u8> {
         self.model.lock().unwrap().contents.get(&vdi).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn closed(&self) -> bool {
+        self.model.lock().unwrap().closed
     }
 
     pub(crate) fn stopped(&self) -> bool {

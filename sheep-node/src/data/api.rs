@@ -83,11 +83,22 @@ impl DataThread {
             VolumeRequest::Flush { handle, answer } => {
                 self.api_io(now, handle, VolumeOp::Flush, ApiIo::Done(answer));
             }
+            VolumeRequest::CloseAll => self.close_all(now),
             VolumeRequest::Close { handle, answer } => {
                 let action = self.volumes.release(handle);
                 self.act(now, action);
                 let _ = answer.send(());
             }
+        }
+    }
+
+    /// Closes all volumes in order; nobody gets one any more.
+    pub(super) fn close_all(&mut self, now: Time) {
+        self.closing = true;
+        for volume in self.volumes.ids() {
+            self.clients.lost(volume);
+            let action = self.volumes.lost(volume);
+            self.act(now, action);
         }
     }
 

@@ -140,6 +140,8 @@ struct DataThread {
     status: watch::Sender<Arc<DataStatus>>,
     stop: mpsc::Sender<Option<String>>,
     stopping: Option<mpsc::Sender<()>>,
+    /// Volumes are being closed for good.
+    closing: bool,
     /// Tests of reported nodes under way, by request number, and those that were answered.
     tests: BTreeMap<u64, (LogIndex, Time)>,
     passed: Vec<(LogIndex, Time)>,
@@ -211,6 +213,7 @@ impl DataPort {
             status: setup.status,
             stop: setup.stop,
             stopping: None,
+            closing: false,
             tests: BTreeMap::new(),
             passed: Vec::new(),
             last_test: 0,

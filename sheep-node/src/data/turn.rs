@@ -150,11 +150,7 @@ impl DataThread {
             DataMessage::Volume(request) => self.api(now, request),
             DataMessage::Stop(done) => {
                 self.stopping = Some(done);
-                for volume in self.volumes.ids() {
-                    self.clients.lost(volume);
-                    let action = self.volumes.lost(volume);
-                    self.act(now, action);
-                }
+                self.close_all(now);
             }
         }
     }
@@ -333,6 +329,9 @@ impl DataThread {
 
     /// Opens a volume for somebody, or joins him to those who have it open.
     pub(super) fn open(&mut self, now: Time, vdi: VdiId, read_only: bool, waiter: Waiter) {
+        if self.closing {
+            return self.refuse(waiter, &OpenError::Closed);
+        }
         let (action, known) = self.volumes.want(vdi, read_only, waiter);
         if let Some((waiter, volume, opened)) = known {
             self.tell(waiter, volume, opened);
@@ -372,23 +371,27 @@ impl DataThread {
 
     fn open_failed(&mut self, now: Time, volume: u64, problem: &OpenError) {
         if let OpenError::Refused(refusal) = problem
-            && self.stopping.is_none()
+            && !self.closing
             && self.volumes.refused(volume, refusal, now)
         {
             return;
         }
         info!("cannot open a volume: {problem}");
         for waiter in self.volumes.failed(volume) {
-            match waiter {
-                Waiter::Client(token) => {
-                    let denied = match problem {
-                        OpenError::NoSuchVdi => nbd::OpenError::NotFound,
-                        other => nbd::OpenError::Denied(other.to_string()),
-                    };
-                    self.clients.opened(token, Err(denied));
-                }
-                Waiter::Api(answer) => super::api::open_failed(answer, problem),
+            self.refuse(waiter, problem);
+        }
+    }
+
+    fn refuse(&mut self, waiter: Waiter, problem: &OpenError) {
+        match waiter {
+            Waiter::Client(token) => {
+                let denied = match problem {
+                    OpenError::NoSuchVdi => nbd::OpenError::NotFound,
+                    other => nbd::OpenError::Denied(other.to_string()),
+                };
+                self.clients.opened(token, Err(denied));
             }
+            Waiter::Api(answer) => super::api::open_failed(answer, problem),
         }
     }
 

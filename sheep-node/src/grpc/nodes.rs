@@ -2,20 +2,25 @@
 
 use super::convert;
 use crate::control::ControlMessage;
-use crate::handle::{ControlRequest, NodeHandle};
+use crate::data::DataMessage;
+use crate::handle::{ControlRequest, NodeHandle, VolumeRequest};
 use crate::health;
 use sheep_api::v1::nodes_server::Nodes;
 use sheep_api::v1::{
     ListNodesReply, ListNodesRequest, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest,
     RemoveNodeReply, RemoveNodeRequest, StopReply, StopRequest,
 };
-use sheep_state::Command;
+use sheep_state::{ClusterState, Command};
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 /// Time for the answer to reach the caller before the node stops.
 const STOP_DELAY: Duration = Duration::from_millis(50);
+/// How long open volumes of other nodes are waited for when all nodes stop,
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// and how long a node stays then, so that the others see it too.
+const LINGER: Duration = Duration::from_millis(300);
 
 pub(super) struct Service {
     node: NodeHandle,
@@ -99,10 +104,18 @@ impl Nodes for Service {
         Ok(Response::new(RemoveNodeReply {}))
     }
 
-    async fn stop(&self, _: Request<StopRequest>) -> Result<Response<StopReply>, Status> {
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopReply>, Status> {
         info!("stopping, asked by the control API");
+        let (node, all_nodes) = (self.node.clone(), request.into_inner().all_nodes);
         let control = self.node.control.clone();
         tokio::spawn(async move {
+            if all_nodes {
+                // It does not listen only if it is stopping already.
+                let _ = node.volumes.send(DataMessage::Volume(VolumeRequest::CloseAll));
+                let none_open = |state: &ClusterState| state.vdis().iter().all(|vdi| vdi.lock.is_none());
+                node.wait_state(CLOSE_TIMEOUT, none_open).await;
+                tokio::time::sleep(LINGER).await;
+            }
             tokio::time::sleep(STOP_DELAY).await;
             // If it does not listen it is stopping already.
             let _ = control.send(ControlMessage::Request(ControlRequest::Stop));

@@ -8,7 +8,7 @@ use sheep_api::v1::cluster_client::ClusterClient;
 use sheep_api::v1::nodes_client::NodesClient;
 use sheep_api::v1::vdis_client::VdisClient;
 use sheep_api::v1::*;
-use sheep_state::AccessMode;
+use sheep_state::{AccessMode, Command, Outcome};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -238,8 +238,24 @@ async fn nodes_are_listed_and_removed() {
 
     let info = api.nodes.info(NodeInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.node.unwrap().name.as_str(), info.primary, info.health.as_str()), ("first", true, "ok"));
-    api.nodes.stop(StopRequest {}).await.unwrap();
+    api.nodes.stop(StopRequest { all_nodes: false }).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(api.fake.stopped());
+}
+
+#[tokio::test]
+async fn when_all_stop_nobody_leaves_before_all_volumes_are_closed() {
+    let mut api = api().await;
+    api.fake.add_other();
+    api.create("v", 1 << 20).await.unwrap();
+    let vdi = api.fake.state().vdi_by_name("v").unwrap().id;
+    let lock = Command::Lock { vdi, attachment: None, mode: AccessMode::Write, take_from: None };
+    let Outcome::Locked { generation, .. } = api.fake.order(OTHER, lock).unwrap() else { panic!() };
+    api.nodes.stop(StopRequest { all_nodes: true }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert!(api.fake.closed() && !api.fake.stopped());
+    api.fake.order(OTHER, Command::Unlock { vdi, generation, clean: true }).unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
     assert!(api.fake.stopped());
 }
 

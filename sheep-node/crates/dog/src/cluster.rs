@@ -176,7 +176,9 @@ async fn shutdown(connection: &Connection, format: Format) -> Result<()> {
             continue;
         }
         let result = match other {
-            Ok(other) => other.nodes().stop(StopRequest {}).await.map(drop).map_err(Into::into),
+            Ok(other) => {
+                other.nodes().stop(StopRequest { all_nodes: true }).await.map(drop).map_err(Into::into)
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -184,7 +186,7 @@ async fn shutdown(connection: &Connection, format: Format) -> Result<()> {
             Err(error) => problems.push(format!("{}: {}", label(&node), output::describe(&error))),
         }
     }
-    connection.nodes().stop(StopRequest {}).await?;
+    connection.nodes().stop(StopRequest { all_nodes: true }).await?;
     if !problems.is_empty() {
         bail!("{stopped} nodes are stopping, but not {}", problems.join("; "));
     }

@@ -66,3 +66,10 @@ fn a_durable_write_is_durable_when_answered() {
     passes_as("datapath:resend-is-behind", 23);
     passes_as("datapath:resend-is-behind", 49);
 }
+
+/// The only copy was on a node that had been away while the others recovered. It came back, had nothing to recover
+/// itself, and with that the epochs were forgotten that proved its copy current: the others took it for lost.
+#[test]
+fn epochs_that_prove_a_copy_are_kept() {
+    passes(415, true);
+}

@@ -156,13 +156,14 @@ impl ClusterState {
             .collect()
     }
 
-    /// Forgets epochs that nobody needs any more to tell which copies are current: everybody has recovered in a
-    /// later one. Nodes that are down or out count too, until they are removed: theirs may turn out to be the only
-    /// copies of something that the others never heard of. ([`MAX_EPOCHS`](crate::limits::MAX_EPOCHS) bounds it.)
+    /// Forgets epochs that nobody needs any more to tell which copies are current: everybody has recovered in the
+    /// present one. A recovery in an earlier one says nothing of copies on nodes that were away then. Nodes that are
+    /// down or out count too, until they are removed: theirs may turn out to be the only copies of something that
+    /// the others never heard of. ([`MAX_EPOCHS`](crate::limits::MAX_EPOCHS) bounds it.)
     pub(crate) fn drop_recovered_epochs(&mut self, changes: &mut Changes) {
         let storage = self.nodes.values().filter(|node| node.role == Role::Storage);
         let floor = storage.map(|node| node.recovered).min().unwrap_or(Epoch(0));
-        if floor > self.epochs.oldest() {
+        if floor >= self.epoch() && floor > self.epochs.oldest() {
             changes.history |= Arc::make_mut(&mut self.epochs).drop_before(floor);
         }
     }

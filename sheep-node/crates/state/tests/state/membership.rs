@@ -243,15 +243,21 @@ fn a_node_that_is_down_keeps_the_epochs_that_prove_its_copies() {
 fn a_recovery_without_a_node_says_nothing_of_its_copies() {
     let mut cluster = Cluster::with(3);
     let first = cluster.state.epoch();
-    (1..=3).for_each(|node| drop(cluster.run(node, Command::Recovered { epoch: first }).unwrap()));
+    for node in 1..=3 {
+        cluster.run(node, Command::Recovered { epoch: first }).unwrap();
+    }
     cluster.install_without(&[3]);
     let without = cluster.state.epoch();
-    (1..=2).for_each(|node| drop(cluster.run(node, Command::Recovered { epoch: without }).unwrap()));
+    for node in 1..=2 {
+        cluster.run(node, Command::Recovered { epoch: without }).unwrap();
+    }
     cluster.restart(3);
     let present = cluster.state.epoch();
     cluster.run(3, Command::Recovered { epoch: present }).unwrap();
     assert_eq!(cluster.state.oldest_epoch(), first, "the others are still to ask it");
-    (1..=2).for_each(|node| drop(cluster.run(node, Command::Recovered { epoch: present }).unwrap()));
+    for node in 1..=2 {
+        cluster.run(node, Command::Recovered { epoch: present }).unwrap();
+    }
     assert_eq!(cluster.state.oldest_epoch(), present);
 }
 

@@ -25,6 +25,21 @@ pub enum Mutant {
     /// Switch checkpoints before the new one is durable.
     #[cfg(feature = "mutants")]
     EarlySwitch,
+    /// Write the superblock of a checkpoint without a sync of the checkpoint before.
+    #[cfg(feature = "mutants")]
+    NoSyncBeforeSuperblock,
+    /// Free what the old checkpoint used without a sync of the new superblock.
+    #[cfg(feature = "mutants")]
+    NoSyncAfterSuperblock,
+    /// Switch checkpoints before the batch that the new one was frozen at is durable.
+    #[cfg(feature = "mutants")]
+    CheckpointBeforeLog,
+    /// Reuse pages that the checkpoint on disk names.
+    #[cfg(feature = "mutants")]
+    EarlyPageReuse,
+    /// Serve without a batch of this opening in the log.
+    #[cfg(feature = "mutants")]
+    NoOpening,
 }
 
 macro_rules! broken {
@@ -40,4 +55,6 @@ macro_rules! broken {
     };
 }
 broken!(in_place => InPlace, record_before_data => RecordBeforeData, no_verify => NoVerify,
-    early_reuse => EarlyReuse, no_sync => NoSync, early_switch => EarlySwitch);
+    early_reuse => EarlyReuse, no_sync => NoSync, early_switch => EarlySwitch,
+    no_sync_before_superblock => NoSyncBeforeSuperblock, no_sync_after_superblock => NoSyncAfterSuperblock,
+    checkpoint_before_log => CheckpointBeforeLog, early_page_reuse => EarlyPageReuse, no_opening => NoOpening);

@@ -7,6 +7,8 @@
 //! done; between the two it may or may not have happened. Whoever drives the disk decides when and in which
 //! order operations finish: that is how it is made slow, hung or unfair.
 
+mod faults;
+
 use crate::ranges::Ranges;
 use crate::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId};
 use bytes::{Bytes, BytesMut};
@@ -154,44 +156,6 @@ impl VirtualDisk {
         self.finish(id).unwrap_or(Err(DiskError::Io))
     }
 
-    /// The power fails. `choose` says what becomes of each unsynced write of each block; it is given the file and
-    /// the number of the block. Operations under way are forgotten; faults stay.
-    pub fn crash(&mut self, mut choose: impl FnMut(FileId, u64) -> Fate) {
-        self.begun.clear();
-        self.files.retain(|&id, file| file.entry_durable || choose(id, 0) != Fate::Lost);
-        for (&id, file) in &mut self.files {
-            file.entry_durable = true;
-            for (block, writes) in std::mem::take(&mut file.unsynced) {
-                for write in writes {
-                    let content = match choose(id, block) {
-                        Fate::Lost => continue,
-                        Fate::Kept => write.content,
-                        Fate::Torn(sectors) => torn(file.durable.get(&block), &write.content, sectors),
-                    };
-                    file.durable.insert(block, content);
-                }
-            }
-        }
-    }
-
-    /// The power fails; the seed says what survives. About a third of unsynced blocks each are lost, kept, torn,
-    /// except for seeds 0 (all lost) and 1 (all kept).
-    pub fn crash_seeded(&mut self, seed: u64) {
-        let mut state = seed;
-        self.crash(|_, _| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut r = state;
-            r = (r ^ (r >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            r = (r ^ (r >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            r ^= r >> 31;
-            match (seed, r % 3) {
-                (0, _) | (_, 0) => Fate::Lost,
-                (1, _) | (_, 1) => Fate::Kept,
-                _ => Fate::Torn((r >> 8) as u8),
-            }
-        });
-    }
-
     /// Makes blocks of a file unreadable (or readable again).
     pub fn set_unreadable(&mut self, file: FileId, blocks: Range<u64>, unreadable: bool) {
         for block in blocks {
@@ -221,24 +185,6 @@ impl VirtualDisk {
     /// Changes how much fits, in bytes. What is there stays.
     pub fn set_capacity(&mut self, capacity: u64) {
         self.capacity = capacity / u64::from(BLOCK_SIZE);
-    }
-
-    /// Flips a bit of what is durable: rot. `false` if the block was never written.
-    pub fn rot(&mut self, file: FileId, block: u64, bit: usize) -> bool {
-        let Some(content) = self.files.get_mut(&file).and_then(|f| f.durable.get_mut(&block)) else {
-            return false;
-        };
-        let mut bytes = content.to_vec();
-        if let Some(byte) = bytes.get_mut(bit / 8 % BLOCK) {
-            *byte ^= 1 << (bit % 8);
-        }
-        *content = Content::of(bytes.into());
-        true
-    }
-
-    /// Blocks of a file that are durable.
-    pub fn durable_blocks(&self, file: FileId) -> Vec<u64> {
-        self.files.get(&file).map(|f| f.durable.keys().copied().collect()).unwrap_or_default()
     }
 
     /// Bytes taken, reserved space included.
@@ -369,19 +315,6 @@ fn blocks_of(offset: u64, data: &[Bytes]) -> impl Iterator<Item = (u64, Bytes)> 
         (0..buffer.len() / BLOCK).map(move |i| buffer.slice(i * BLOCK..(i + 1) * BLOCK))
     });
     (first..).zip(blocks)
-}
-
-/// The old block with some sectors of the new one.
-fn torn(old: Option<&Content>, new: &Content, sectors: u8) -> Content {
-    let mut bytes = old.map_or_else(|| vec![0; BLOCK], Content::to_vec);
-    let new = new.to_vec();
-    for i in (0..SECTORS).filter(|i| sectors >> i & 1 == 1) {
-        let range = i * SECTOR..(i + 1) * SECTOR;
-        if let (Some(to), Some(from)) = (bytes.get_mut(range.clone()), new.get(range)) {
-            to.copy_from_slice(from);
-        }
-    }
-    Content::of(bytes.into())
 }
 
 #[cfg(test)]

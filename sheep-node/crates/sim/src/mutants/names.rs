@@ -80,6 +80,11 @@ variants! {
         EarlyReuse = "store:early-reuse": "freed blocks are reused when the freeing is durable";
         NoSync = "store:no-sync": "a flush is a sync of the disk";
         EarlySwitch = "store:early-switch": "a checkpoint is used when it is durable";
+        NoSyncBeforeSuperblock = "store:no-sync-before-superblock": "a checkpoint is durable before a superblock names it";
+        NoSyncAfterSuperblock = "store:no-sync-after-superblock": "the old checkpoint is free when the new superblock is durable";
+        CheckpointBeforeLog = "store:checkpoint-before-log": "a checkpoint waits for the batch that it was frozen at";
+        EarlyPageReuse = "store:early-page-reuse": "pages that the checkpoint on disk names are not reused";
+        NoOpening = "store:no-opening": "a store serves when a batch of this opening is in the log";
     }
     Data: sheep_datapath::Mutant => {
         FlushOldSet = "datapath:flush-old-set": "FLUSH asks the present members of every set";

@@ -146,9 +146,11 @@ impl Store {
         if cp.stage == Stage::Walk {
             self.walk(&mut cp);
         }
-        if cp.stage == Stage::Write && cp.waits == 0 && self.log.durable >= cp.frozen {
+        let mutant = self.config.mutant;
+        let log_durable = self.log.durable >= cp.frozen || mutant.checkpoint_before_log();
+        if cp.stage == Stage::Write && cp.waits == 0 && log_durable {
             cp.stage = Stage::Switch;
-            if self.config.mutant.early_switch() {
+            if mutant.early_switch() || mutant.no_sync_before_superblock() {
                 self.write_slot(&cp, 0, Io::FirstSlot);
             } else {
                 self.issue_sync(Pending::Checkpoint(Io::Sync));
@@ -380,7 +382,11 @@ impl Store {
             Io::FoldWrite(id) => self.folded(&mut cp, id),
             Io::Chunk => cp.waits = cp.waits.saturating_sub(1),
             Io::Sync => self.write_slot(&cp, 0, Io::FirstSlot),
-            Io::FirstSlot if self.config.mutant.early_switch() => self.switch(&mut cp),
+            Io::FirstSlot
+                if self.config.mutant.early_switch() || self.config.mutant.no_sync_after_superblock() =>
+            {
+                self.switch(&mut cp);
+            }
             Io::FirstSlot => self.issue_sync(Pending::Checkpoint(Io::SlotSync)),
             Io::SlotSync => self.switch(&mut cp),
             // Made durable by the sync of the next commit, or of the next checkpoint at the latest.

@@ -8,7 +8,7 @@ use crate::space::{GROUP_BLOCKS, Space};
 use crate::store::load::Load;
 use crate::store::verify::Replay;
 use crate::superblock::{BLOCK, CheckpointRoot, LOG_START, MAGIC, SLOT_BLOCKS, Superblock};
-use crate::{DiskError, DiskOpKind, DiskResult, FileId, StoreConfig, StoreError, StoreIdentity};
+use crate::{DiskError, DiskOpKind, DiskResult, Event, FileId, StoreConfig, StoreError, StoreIdentity};
 use bytes::Bytes;
 use sheep_types::BLOCK_SIZE;
 
@@ -194,6 +194,11 @@ impl Store {
         self.batch.sequence = replay.expected;
         if self.log_used() + 1 > u64::from(self.superblock.log_blocks) {
             return Err(StoreError::LogFull);
+        }
+        if self.config.mutant.no_opening() {
+            self.phase = Phase::Serving;
+            self.events.push_back(Event::Ready);
+            return Ok(());
         }
         self.phase = Phase::Opening;
         self.close_batch();

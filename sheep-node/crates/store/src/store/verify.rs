@@ -129,11 +129,11 @@ impl Store {
         }
     }
 
-    /// No batch is where the next should be. If the one after it is there, it was durable, and is damaged.
+    /// No batch is where the next should be. If one after it is there or where the one after could be, it was
+    /// durable, and is damaged.
     fn log_ends(&mut self, mut replay: Replay, rest: &[u8], at_end: bool) -> Result<Step, StoreError> {
         let after = self.superblock.batch_blocks as usize;
-        let candidates = rest.chunks(BLOCK).take(after + 1).enumerate().skip(1);
-        for (i, _) in candidates {
+        for (i, _) in rest.chunks(BLOCK).take(after + 1).enumerate() {
             if self.comes_after(&replay, rest.get(i * BLOCK..).unwrap_or_default()) {
                 return Err(StoreError::LogCorrupt);
             }

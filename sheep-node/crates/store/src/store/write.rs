@@ -94,7 +94,12 @@ impl Store {
         }
         // The checkpoint on disk names the pages, and start-up reads them before it reads the log.
         for page in effects.dropped_pages {
-            self.retired.extend(self.shares.sub(Run { place: page.place, len: 1 }));
+            let unused = self.shares.sub(Run { place: page.place, len: 1 });
+            if self.config.mutant.early_page_reuse() {
+                free.extend(unused);
+            } else {
+                self.retired.extend(unused);
+            }
         }
         self.space.free_later(self.batch.sequence, free);
         self.batch.push(record);

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 pub mod crash;
+pub mod cuts;
 
 use bytes::Bytes;
 use sheep_store::*;
@@ -16,7 +17,7 @@ pub const BLOCKS: u32 = 16;
 pub const CAPACITY: u64 = 16 << 20;
 
 /// A small generator, so that a seed says everything.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Rng(pub u64);
 
 impl Rng {

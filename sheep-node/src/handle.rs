@@ -74,6 +74,8 @@ pub(crate) struct DataStatus {
     pub(crate) recovery_bytes_ever: u64,
     /// Everything this node must hold is validated.
     pub(crate) recovered: bool,
+    /// Bytes per second that recovery is held to because clients waited.
+    pub(crate) recovery_pace: Option<u64>,
     /// Counters, name and value, for metrics.
     pub(crate) counters: Vec<(&'static str, u64)>,
     /// The store has failed.

@@ -165,9 +165,12 @@ fn assess_copies(status: &NodeStatus, data: &DataStatus) -> Assessment {
     let late = recovering(state);
     if !late.is_empty() {
         let left = data.recovery_total.saturating_sub(data.recovery_done);
+        let what = match state.settings().recovery_paused {
+            true => "Recovery is paused: `dog cluster recovery resume` lets it go on.",
+            false => "Nothing to do; `dog node recovery` shows how far they are.",
+        };
         let message = format!(
-            "{} of {up} storage nodes bring their copies up to date ({left} objects left on this one). Nothing to do; \
-             `dog node recovery` shows how far they are.",
+            "{} of {up} storage nodes bring their copies up to date ({left} objects left on this one). {what}",
             late.len()
         );
         return assessment(Health::Recovering, message);

@@ -101,6 +101,11 @@ impl Collector for NodeCollector {
             Some(&Unit::Bytes),
             data.recovery_bytes_ever,
         )?;
+        gauges.bytes(
+            "recovery_pace",
+            "Bytes per second that recovery is held to because clients waited; 0: it is not",
+            data.recovery_pace.unwrap_or_default(),
+        )?;
         if let Some(published) = &status.published {
             encode_state(&mut gauges, &published.state)?;
         }

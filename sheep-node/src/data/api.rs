@@ -126,6 +126,7 @@ pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
     status.recovery_time_left = progress.time_left;
     status.recovery_bytes_ever = progress.bytes_ever;
     status.recovered = progress.complete;
+    status.recovery_pace = counters.pace;
     status.counters.extend([
         ("replica_requests_waiting", counters.waiting as u64),
         ("replica_requests_refused_busy", counters.busy),

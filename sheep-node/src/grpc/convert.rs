@@ -95,6 +95,8 @@ pub(super) fn settings(settings: &Settings) -> v1::Settings {
         automatic_out: Some(settings.automatic_out),
         pending_limit: Some(settings.pending_limit),
         flush_interval_ms: Some(settings.flush_interval_ms),
+        recovery_paused: Some(settings.recovery_paused),
+        recovery_bytes_per_second: Some(settings.recovery_bytes_per_second),
         unavailable_error_after_ms: Some(match settings.when_unavailable {
             WhenUnavailable::Wait => 0,
             WhenUnavailable::ErrorAfter { ms } => ms,
@@ -126,6 +128,8 @@ pub(super) fn changed(now: &Settings, change: &v1::Settings) -> Result<Settings,
         pending_limit: change.pending_limit.unwrap_or(now.pending_limit),
         write_buffer_bytes: change.write_buffer_bytes.unwrap_or(now.write_buffer_bytes),
         flush_interval_ms: change.flush_interval_ms.unwrap_or(now.flush_interval_ms),
+        recovery_paused: change.recovery_paused.unwrap_or(now.recovery_paused),
+        recovery_bytes_per_second: change.recovery_bytes_per_second.unwrap_or(now.recovery_bytes_per_second),
         when_unavailable: match change.unavailable_error_after_ms {
             None => now.when_unavailable,
             Some(0) => WhenUnavailable::Wait,

@@ -7,8 +7,9 @@ use crate::handle::{ControlRequest, NodeHandle, VolumeRequest};
 use crate::health;
 use sheep_api::v1::nodes_server::Nodes;
 use sheep_api::v1::{
-    ListNodesReply, ListNodesRequest, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest,
-    RemoveNodeReply, RemoveNodeRequest, StopReply, StopRequest,
+    DrainNodeReply, DrainNodeRequest, ListNodesReply, ListNodesRequest, NodeInfoReply, NodeInfoRequest,
+    RecoveryReply, RecoveryRequest, RemoveNodeReply, RemoveNodeRequest, ReweightNodeReply,
+    ReweightNodeRequest, StopReply, StopRequest,
 };
 use sheep_state::{ClusterState, Command};
 use std::time::Duration;
@@ -83,6 +84,8 @@ impl Nodes for Service {
             bytes_left: data.recovery_bytes_left,
             time_left_ms: convert::millis(data.recovery_time_left.unwrap_or_default()),
             bytes_fetched: data.recovery_bytes_ever,
+            paused: known.is_some_and(|state| state.settings().recovery_paused),
+            pace: data.recovery_pace.unwrap_or_default(),
             complete: stores.is_none_or(|epoch| data.recovered && data.recovery_epoch >= epoch.0),
         }))
     }
@@ -102,6 +105,23 @@ impl Nodes for Service {
         }
         self.node.command(Command::NodeRemove { node, force: request.force }).await?;
         Ok(Response::new(RemoveNodeReply {}))
+    }
+
+    async fn drain(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeReply>, Status> {
+        let request = request.into_inner();
+        let node = convert::node_id(&request.node)?;
+        self.node.command(Command::NodeLeaving { node, leaving: !request.undo }).await?;
+        Ok(Response::new(DrainNodeReply {}))
+    }
+
+    async fn reweight(
+        &self,
+        request: Request<ReweightNodeRequest>,
+    ) -> Result<Response<ReweightNodeReply>, Status> {
+        let request = request.into_inner();
+        let node = convert::node_id(&request.node)?;
+        self.node.command(Command::SetWeight { node, weight: request.weight }).await?;
+        Ok(Response::new(ReweightNodeReply {}))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopReply>, Status> {

@@ -29,7 +29,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nodes: list, info, kill, recovery, remove
+    /// Nodes: list, info, kill, recovery, drain, reweight, remove
     #[command(subcommand)]
     Node(NodeCommand),
     /// Virtual disk images
@@ -68,6 +68,36 @@ pub(crate) enum NodeCommand {
         #[arg(short, long)]
         force: bool,
     },
+    /// Move a node's data to the others; when they have it, the node can be stopped and removed
+    Drain {
+        /// Id (or its beginning) or name
+        node: String,
+        /// The node stays after all
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Change a node's share of objects
+    Reweight {
+        /// Id (or its beginning) or name
+        node: String,
+        /// Relative to other nodes, or `auto`: what the node announces
+        weight: Weight,
+    },
+}
+
+/// Share of objects that a node gets; none: what it announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Weight(pub(crate) Option<u32>);
+
+impl std::str::FromStr for Weight {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self(None)),
+            number => number.parse().map(|weight| Self(Some(weight))).map_err(|_| "write a number or auto"),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -182,8 +212,22 @@ pub(crate) enum ClusterCommand {
     },
     /// Stop all nodes in order
     Shutdown,
+    /// How far recovery is on each node; or let it pause, or go on
+    Recovery {
+        /// What to do [default: show]
+        #[arg(value_enum)]
+        order: Option<RecoveryOrder>,
+    },
     /// Show the cluster's settings, or change those that are given
     Settings(Box<Settings>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RecoveryOrder {
+    /// Move nothing but what clients wait for
+    Pause,
+    /// Go on
+    Resume,
 }
 
 /// What is given is changed.
@@ -219,6 +263,9 @@ pub(crate) struct Settings {
     /// Longest time between flushes that a gateway makes by itself, milliseconds
     #[arg(long, value_name = "MS")]
     pub(crate) flush_interval_ms: Option<u64>,
+    /// Most bytes per second that each node moves for recovery; 0: as many as clients leave room for
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) recovery_rate: Option<Size>,
     /// Requests that cannot be served fail after this many milliseconds; 0: they wait
     #[arg(long, value_name = "MS")]
     pub(crate) unavailable_error_after_ms: Option<u64>,
@@ -280,10 +327,17 @@ mod tests {
             "dog node kill ab",
             "dog node recovery --watch",
             "dog node remove ab --force",
+            "dog node drain ab",
+            "dog node drain ab --undo",
+            "dog node reweight ab 12",
+            "dog node reweight ab auto",
             "dog cluster info",
             "dog cluster check",
             "dog cluster format --copies 1",
             "dog cluster shutdown",
+            "dog cluster recovery",
+            "dog cluster recovery pause",
+            "dog cluster settings --recovery-rate 100M",
             "dog cluster settings --copies 2 --automatic-out false",
         ] {
             assert!(parse(words).is_ok(), "{words}");
@@ -296,6 +350,7 @@ mod tests {
             "dog",
             "dog node",
             "dog node kill",
+            "dog node reweight ab much",
             "dog vdi create disk",
             "dog vdi create disk big",
             "dog vdi create disk 1G --copies 0",

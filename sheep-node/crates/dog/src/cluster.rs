@@ -1,9 +1,9 @@
 //! `dog cluster`.
 
 use crate::check;
-use crate::cli::{ClusterCommand, Format, Settings};
+use crate::cli::{ClusterCommand, Format, RecoveryOrder, Settings};
 use crate::connect::{Connection, Server, label};
-use crate::node::{done, recoveries, seconds};
+use crate::node::{done, recoveries, recovery, seconds};
 use crate::output;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -27,7 +27,19 @@ pub(crate) async fn run(server: &Server, format: Format, command: ClusterCommand
             }
         }
         ClusterCommand::Shutdown => shutdown(&connection, format).await?,
-        ClusterCommand::Settings(settings) => change(&connection, format, &settings).await?,
+        ClusterCommand::Settings(settings) => change(&connection, format, request(&settings)).await?,
+        ClusterCommand::Recovery { order: None } => recovery(&connection, format, false).await?,
+        ClusterCommand::Recovery { order: Some(order) } => {
+            let paused = Some(order == RecoveryOrder::Pause);
+            let settings = v1::Settings { recovery_paused: paused, ..v1::Settings::default() };
+            change_to(&connection, settings).await?;
+            let told = if paused == Some(true) {
+                "recovery pauses; what clients wait for is still recovered"
+            } else {
+                "recovery goes on"
+            };
+            done(format, told)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -125,6 +137,8 @@ fn settings_json(settings: &v1::Settings) -> Value {
         "pending_limit": settings.pending_limit,
         "write_buffer_bytes": settings.write_buffer_bytes,
         "flush_interval_ms": settings.flush_interval_ms,
+        "recovery_paused": settings.recovery_paused,
+        "recovery_bytes_per_second": settings.recovery_bytes_per_second,
         "unavailable_error_after_ms": settings.unavailable_error_after_ms,
     })
 }
@@ -148,14 +162,21 @@ fn request(settings: &Settings) -> Option<v1::Settings> {
         pending_limit: settings.pending_limit,
         write_buffer_bytes: settings.write_buffer.map(|size| size.0),
         flush_interval_ms: settings.flush_interval_ms,
+        recovery_paused: None,
+        recovery_bytes_per_second: settings.recovery_rate.map(|size| size.0),
         unavailable_error_after_ms: settings.unavailable_error_after_ms,
     };
     (request != v1::Settings::default()).then_some(request)
 }
 
-async fn change(connection: &Connection, format: Format, settings: &Settings) -> Result<()> {
-    if let Some(change) = request(settings) {
-        connection.cluster().change_settings(ChangeSettingsRequest { settings: Some(change) }).await?;
+async fn change_to(connection: &Connection, settings: v1::Settings) -> Result<()> {
+    connection.cluster().change_settings(ChangeSettingsRequest { settings: Some(settings) }).await?;
+    Ok(())
+}
+
+async fn change(connection: &Connection, format: Format, settings: Option<v1::Settings>) -> Result<()> {
+    if let Some(settings) = settings {
+        change_to(connection, settings).await?;
     }
     let info = connection.cluster().info(ClusterInfoRequest {}).await?.into_inner();
     let Some(settings) = info.settings else { bail!("{}", info.message) };

@@ -1,6 +1,6 @@
 //! `dog node`.
 
-use crate::cli::{Format, NodeCommand};
+use crate::cli::{Format, NodeCommand, Weight};
 use crate::connect::{Connection, Server, label, pick};
 use crate::output;
 use anyhow::{Context, Result, bail};
@@ -8,7 +8,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use sheep_api::Size;
 use sheep_api::v1::{
-    Node, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest, RemoveNodeRequest, StopRequest,
+    DrainNodeRequest, Node, NodeInfoReply, NodeInfoRequest, RecoveryReply, RecoveryRequest,
+    RemoveNodeRequest, ReweightNodeRequest, StopRequest,
 };
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub(crate) async fn run(server: &Server, format: Format, command: NodeCommand) -
         NodeCommand::Kill { node } => kill(&connection, format, &node).await,
         NodeCommand::Recovery { watch } => recovery(&connection, format, watch).await,
         NodeCommand::Remove { node, force } => remove(&connection, format, &node, force).await,
+        NodeCommand::Drain { node, undo } => drain(&connection, format, &node, undo).await,
+        NodeCommand::Reweight { node, weight } => reweight(&connection, format, &node, weight).await,
     }
 }
 
@@ -151,6 +154,28 @@ async fn remove(connection: &Connection, format: Format, word: &str, force: bool
     done(format, &format!("node {} is removed", label(node)))
 }
 
+async fn drain(connection: &Connection, format: Format, word: &str, undo: bool) -> Result<()> {
+    let nodes = connection.list().await?;
+    let node = pick(&nodes, word)?;
+    connection.nodes().drain(DrainNodeRequest { node: node.id.clone(), undo }).await?;
+    let text = match undo {
+        true => format!("node {} stays", label(node)),
+        false => format!("node {} gives its data to others; it serves until it is stopped", label(node)),
+    };
+    done(format, &text)
+}
+
+async fn reweight(connection: &Connection, format: Format, word: &str, weight: Weight) -> Result<()> {
+    let nodes = connection.list().await?;
+    let node = pick(&nodes, word)?;
+    connection.nodes().reweight(ReweightNodeRequest { node: node.id.clone(), weight: weight.0 }).await?;
+    let text = match weight.0 {
+        Some(weight) => format!("node {} has weight {weight}", label(node)),
+        None => format!("node {} has the weight that it announces", label(node)),
+    };
+    done(format, &text)
+}
+
 /// Tells that a command was carried out; programs get an empty object.
 pub(crate) fn done(format: Format, text: &str) -> Result<()> {
     match format {
@@ -193,6 +218,8 @@ fn recovery_json(all: &[(Node, Result<RecoveryReply>)]) -> Value {
             "bytes_left": reply.bytes_left,
             "time_left_ms": reply.time_left_ms,
             "bytes_fetched": reply.bytes_fetched,
+            "paused": reply.paused,
+            "pace_bytes_per_second": reply.pace,
             "complete": reply.complete,
         }),
         Err(error) => json!({"node": node.id, "name": node.name, "error": output::describe(error)}),
@@ -208,13 +235,22 @@ fn recovery_table(all: &[(Node, Result<RecoveryReply>)]) -> String {
             format!("{}/{}", reply.objects_done, reply.objects_total),
             Size(reply.bytes_done).to_string(),
             time_left(reply),
-            (if reply.complete { "complete" } else { "recovering" }).to_owned(),
+            state_of(reply),
         ],
         Err(error) => {
             vec![label(node), "-".into(), "-".into(), "-".into(), "-".into(), output::describe(error)]
         }
     });
     output::table(&["NODE", "EPOCH", "OBJECTS", "COPIED", "LEFT", "STATE"], rows)
+}
+
+fn state_of(reply: &RecoveryReply) -> String {
+    match reply {
+        RecoveryReply { complete: true, .. } => "complete".into(),
+        RecoveryReply { paused: true, .. } => "paused".into(),
+        RecoveryReply { pace: 0, .. } => "recovering".into(),
+        RecoveryReply { pace, .. } => format!("recovering, held to {}/s", Size(*pace)),
+    }
 }
 
 /// What is thought to be left, for people.
@@ -234,7 +270,7 @@ pub(crate) fn seconds(ms: u64) -> String {
     }
 }
 
-async fn recovery(connection: &Connection, format: Format, watch: bool) -> Result<()> {
+pub(crate) async fn recovery(connection: &Connection, format: Format, watch: bool) -> Result<()> {
     let all = if watch { follow(connection).await? } else { recoveries(connection).await? };
     match format {
         Format::Json => output::json(&recovery_json(&all))?,

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How often something that was proposed and has not come about is proposed again, in maintenance intervals.
 const AGAIN_INTERVALS: u32 = 8;
+/// A node's weight is not lowered again sooner: it takes time until what was moved off it is deleted there.
+const WEIGH_AGAIN: Duration = Duration::from_secs(600);
 
 /// When to look, and what was proposed already.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct Housekeeping {
     /// Since when, by this node's clock, a node has been down (named by the entry that said so).
     down: BTreeMap<(NodeId, LogIndex), Time>,
     out_proposed: BTreeMap<NodeId, Time>,
+    /// When a node's weight was last lowered.
+    weighed: BTreeMap<NodeId, Time>,
     /// Reports this node has been asked to test, and when each was first seen.
     reports: BTreeMap<LogIndex, Time>,
     tested: BTreeSet<LogIndex>,
@@ -33,6 +37,7 @@ impl Housekeeping {
             voters_proposed: Time::ZERO,
             down: BTreeMap::new(),
             out_proposed: BTreeMap::new(),
+            weighed: BTreeMap::new(),
             reports: BTreeMap::new(),
             tested: BTreeSet::new(),
         }
@@ -81,6 +86,7 @@ impl Control {
         if self.leads() {
             self.propose_voters(now);
             self.propose_out(now);
+            self.propose_weight(now);
         }
         self.test_reports(now);
     }
@@ -165,6 +171,20 @@ impl Control {
                 self.order(now, &Command::ProposeOut { node, incarnation, down_since, by_operator: false });
             }
         }
+    }
+
+    /// Objects move off a node that is much fuller than the others.
+    fn propose_weight(&mut self, now: Time) {
+        let Some((node, weight)) = self.state.overfull_node() else { return };
+        let weighed = &mut self.housekeeping.weighed;
+        if weighed.get(&node).is_some_and(|at| now.since(*at) < WEIGH_AGAIN) {
+            return;
+        }
+        weighed.insert(node, now);
+        self.note(format!(
+            "node {node} is nearly full: its weight becomes {weight}, so that objects move off it"
+        ));
+        self.order(now, &Command::SetWeight { node, weight: Some(weight) });
     }
 
     /// Whether some set of objects may be below its least number of copies, so that writes wait: then it does

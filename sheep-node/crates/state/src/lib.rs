@@ -6,6 +6,7 @@
 //! names what was seen, and does nothing if that no longer holds.
 
 mod apply;
+mod balance;
 mod command;
 mod epoch;
 pub mod limits;

@@ -41,6 +41,10 @@ pub struct Settings {
     /// Longest time between flushes that a gateway makes by itself while it keeps acknowledged writes,
     /// milliseconds.
     pub flush_interval_ms: u64,
+    /// Nothing is moved for recovery but what a client waits for.
+    pub recovery_paused: bool,
+    /// Most bytes per second that a node moves for recovery, as receiver and as source; zero: any.
+    pub recovery_bytes_per_second: u64,
     /// Requests that cannot be served at the moment.
     pub when_unavailable: WhenUnavailable,
 }
@@ -59,6 +63,8 @@ impl Default for Settings {
             pending_limit: 256,
             write_buffer_bytes: 64 << 20,
             flush_interval_ms: 1_000,
+            recovery_paused: false,
+            recovery_bytes_per_second: 0,
             when_unavailable: WhenUnavailable::Wait,
         }
     }
@@ -97,6 +103,10 @@ impl Settings {
         }
         if !(10..=600_000).contains(&self.flush_interval_ms) {
             return bad("flush_interval_ms", "must be 10 ms to 10 minutes");
+        }
+        // Less would not end before the next failure.
+        if (1..1 << 20).contains(&self.recovery_bytes_per_second) {
+            return bad("recovery_bytes_per_second", "must be 1 MiB or more, or 0 for any");
         }
         match self.when_unavailable {
             WhenUnavailable::ErrorAfter { ms } if !(100..=86_400_000).contains(&ms) => {

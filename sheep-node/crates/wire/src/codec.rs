@@ -33,6 +33,7 @@ pub(crate) mod kind {
     pub(crate) const BLOCKS: u8 = 14;
     pub(crate) const SECURE: u8 = 15;
     pub(crate) const ADOPT_ALL: u8 = 16;
+    pub(crate) const GIVE_WAY: u8 = 17;
     pub(crate) const DONE: u8 = 128;
     pub(crate) const BEHIND: u8 = 129;
     pub(crate) const READ_DATA: u8 = 130;

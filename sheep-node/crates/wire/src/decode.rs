@@ -136,10 +136,12 @@ fn get_request(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Resul
             birth: Birth(input.u64()?),
             version: get_version(input)?,
             ranges: input.list(8, |input| Ok((input.u32()?, input.u32()?)))?,
+            urgent: input.bool()?,
         },
         kind::SECURE => Request::Secure { objects: get_versions(input)? },
         kind::ADOPT_ALL => Request::AdoptAll { objects: get_versions(input)? },
         kind::PING => Request::Ping,
+        kind::GIVE_WAY => Request::GiveWay,
         other => return Err(DecodeError::Kind(other)),
     })
 }

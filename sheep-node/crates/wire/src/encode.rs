@@ -122,7 +122,7 @@ fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) ->
             put_option(out, version.as_ref(), put_version);
             kind::DIGEST_OF
         }
-        Request::Blocks { object, birth, version, ranges } => {
+        Request::Blocks { object, birth, version, ranges, urgent } => {
             out.u64(object.0);
             out.u64(birth.0);
             put_version(out, version);
@@ -130,6 +130,7 @@ fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) ->
                 out.u32(*offset);
                 out.u32(*len);
             });
+            out.u8(u8::from(*urgent));
             kind::BLOCKS
         }
         Request::Secure { objects } => {
@@ -141,6 +142,7 @@ fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) ->
             kind::ADOPT_ALL
         }
         Request::Ping => kind::PING,
+        Request::GiveWay => kind::GIVE_WAY,
     }
 }
 

@@ -186,6 +186,8 @@ pub enum Request {
         version: Version,
         /// First byte and length of each range, multiples of the block size, in order, not overlapping.
         ranges: Vec<(u32, u32)>,
+        /// A client waits for it: the source's pace does not matter.
+        urgent: bool,
     },
     /// Deciding replica to replica, for many objects at once what [`Request::Equalize`] is for one: these copies
     /// have these versions already and need only be durable. Answered [`crate::Reply::Which`].
@@ -200,4 +202,6 @@ pub enum Request {
     },
     /// Any node to any node: does the data path work?
     Ping,
+    /// Gateway to replica: clients wait longer than they did before this recovery, so let it move less. Not answered.
+    GiveWay,
 }

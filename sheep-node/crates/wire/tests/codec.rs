@@ -103,17 +103,19 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|(member, after)| Request::List { member: NodeId(member), after }),
         (object(), any::<u64>(), proptest::option::of(version()))
             .prop_map(|(object, birth, version)| Request::Digest { object, birth: Birth(birth), version }),
-        (object(), any::<u64>(), version(), vec(any::<(u32, u32)>(), 0..9)).prop_map(
-            |(object, birth, version, ranges)| Request::Blocks {
+        (object(), any::<u64>(), version(), vec(any::<(u32, u32)>(), 0..9), any::<bool>()).prop_map(
+            |(object, birth, version, ranges, urgent)| Request::Blocks {
                 object,
                 birth: Birth(birth),
                 version,
-                ranges
+                ranges,
+                urgent
             }
         ),
         vec((object(), version()), 0..9).prop_map(|objects| Request::Secure { objects }),
         vec((object(), version()), 0..9).prop_map(|objects| Request::AdoptAll { objects }),
         Just(Request::Ping),
+        Just(Request::GiveWay),
     ]
 }
 

@@ -297,6 +297,11 @@ impl Volume {
             return;
         }
         let Some(record) = self.ios.remove(&io) else { return };
+        match record.kind {
+            IoKind::Read { .. } => core.took(true, record.since),
+            IoKind::Change if !record.fua => core.took(false, record.since),
+            IoKind::Change | IoKind::Flush | IoKind::Status { .. } => {}
+        }
         let result = match (record.error, record.kind) {
             (Some(error), _) => Err(error),
             (None, IoKind::Read { parts }) => Ok(VolumeReply::Read(parts.into_iter().flatten().collect())),

@@ -13,6 +13,7 @@
 //! | `read` | choosing a member, checking what it sends |
 //! | `flush`, `map` | durability, map entries, discards |
 //! | `volume` | a volume's phases, and where replies and time go |
+//! | `pressure` | whether clients wait longer than before a recovery |
 //! | `shared` | requests under way, their timers, the lease, the view |
 //!
 //! Why it is right: `docs/internals/gateway.md`.
@@ -24,6 +25,7 @@ mod io;
 mod map;
 mod object;
 mod open;
+mod pressure;
 mod read;
 mod settle;
 mod shared;

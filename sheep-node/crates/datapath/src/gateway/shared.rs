@@ -60,8 +60,8 @@ pub(super) struct Basis {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Peer {
-    heard: Time,
+pub(super) struct Peer {
+    pub(super) heard: Time,
     reported: Option<Time>,
 }
 
@@ -84,7 +84,10 @@ pub(super) struct Core {
     next_request: u64,
     next_token: u64,
     tokens: BTreeMap<u64, u64>,
-    peers: BTreeMap<NodeId, Peer>,
+    pub(super) peers: BTreeMap<NodeId, Peer>,
+    pub(super) pressure: super::pressure::Pressure,
+    /// Some node does not yet hold all that it must.
+    pub(super) recovering: bool,
     view_times: VecDeque<(LogIndex, Time)>,
 }
 
@@ -106,6 +109,8 @@ impl Core {
             next_token: 1,
             tokens: BTreeMap::new(),
             peers: BTreeMap::new(),
+            pressure: super::pressure::Pressure::default(),
+            recovering: false,
             view_times: VecDeque::new(),
         }
     }
@@ -131,6 +136,7 @@ impl Core {
         }
         self.view_times.push_back((view.index, self.now));
         self.view = Some(view);
+        self.recovering = self.is_recovering();
     }
 
     /// When this gateway's view first contained the entry, or later.
@@ -145,18 +151,7 @@ impl Core {
 
     /// Sends a request and keeps it until it is answered or cancelled.
     pub(super) fn call(&mut self, handle: u64, tag: Tag, to: Member, basis: Basis, request: Request) -> u64 {
-        let number = self.next_request;
-        self.next_request += 2;
-        let header = Header {
-            request: number,
-            cluster: self.cluster,
-            from: self.me,
-            to: to.incarnation,
-            shard: 0,
-            epoch: self.epoch(),
-            relies_on: basis.relies_on,
-            generation: basis.generation,
-        };
+        let (number, header) = self.header(to, basis);
         let due = self.now + self.config.retry;
         let call = Call {
             handle,
@@ -173,6 +168,23 @@ impl Core {
         self.due.insert((due, number));
         self.calls.insert(number, call);
         number
+    }
+
+    /// Header of the next request, and its number.
+    pub(super) fn header(&mut self, to: Member, basis: Basis) -> (u64, Header) {
+        let number = self.next_request;
+        self.next_request += 2;
+        let header = Header {
+            request: number,
+            cluster: self.cluster,
+            from: self.me,
+            to: to.incarnation,
+            shard: 0,
+            epoch: self.epoch(),
+            relies_on: basis.relies_on,
+            generation: basis.generation,
+        };
+        (number, header)
     }
 
     fn transmit(&mut self, call: &Call) {

@@ -129,8 +129,11 @@ impl Replica {
         if self.recovery.fetching >= self.config.fetches {
             return false;
         }
-        let next = self.recovery.fetch_urgent.pop_first();
-        let Some(object) = next.or_else(|| self.recovery.fetch_ready.pop_first()) else { return false };
+        let mut next = self.recovery.fetch_urgent.pop_first();
+        if next.is_none() && !view.state.settings().recovery_paused {
+            next = self.recovery.fetch_ready.pop_first();
+        }
+        let Some(object) = next else { return false };
         let Some(Phase::Queued(source)) = self.recovery.walks.get(&object).map(|walk| &walk.phase) else {
             return true;
         };
@@ -253,6 +256,13 @@ impl Replica {
     /// Asks for the next blocks of one of the objects being fetched, or ends it.
     pub(super) fn move_fetch(&mut self, now: Time, view: &View) -> bool {
         let (pipeline, most) = (self.config.fetch_pipeline, self.config.fetch_bytes / BLOCK_SIZE);
+        let free = self.may_move(now);
+        let walks = &self.recovery.walks;
+        let urgent = |fetch: &Fetch| match fetch.purpose {
+            Purpose::Walk => walks.get(&fetch.object).is_some_and(|walk| walk.urgent),
+            // Somebody decides, and goes on when all are equal.
+            Purpose::Equalize { .. } => true,
+        };
         let ready = |fetch: &Fetch| match (&fetch.own, &fetch.digest) {
             (Own::Awaited | Own::Reading, _) => false,
             (_, None) => fetch.asked == 0 && !fetch.asking,
@@ -260,13 +270,14 @@ impl Replica {
                 if fetch.missing.is_empty() {
                     fetch.asked == 0
                 } else {
-                    fetch.asked < pipeline
+                    fetch.asked < pipeline && (free || urgent(fetch))
                 }
             }
         };
         let next = self.recovery.fetches.all.iter_mut().find(|(_, fetch)| ready(fetch));
         let Some((&number, fetch)) = next else { return false };
         let (object, birth, source) = (fetch.object, fetch.birth, fetch.source);
+        let urgent = urgent(fetch);
         match &fetch.digest {
             None => {
                 fetch.asking = true;
@@ -278,7 +289,8 @@ impl Replica {
                 let version = digest.version;
                 fetch.asked += 1;
                 let ranges = next_ranges(&mut fetch.missing, most);
-                let request = Request::Blocks { object, birth, version, ranges: ranges.clone() };
+                let request = Request::Blocks { object, birth, version, ranges: ranges.clone(), urgent };
+                self.moves(now, view, ranges.iter().map(|(_, len)| u64::from(*len)).sum());
                 self.ask_for(now, view, source, request, AskKind::Blocks { fetch: number, ranges });
             }
         }

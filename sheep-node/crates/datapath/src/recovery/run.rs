@@ -19,6 +19,9 @@ impl Replica {
         }
         if let Some(walk) = self.recovery.walks.get_mut(&object) {
             walk.urgent |= urgent;
+            if urgent && self.recovery.fetch_ready.remove(&object) {
+                self.recovery.fetch_urgent.insert(object);
+            }
             return;
         }
         if !view.up_set(object).contains(&self.me) {

@@ -24,8 +24,10 @@ impl Replica {
         if self.failed.is_some() {
             return self.refuse(&header, Refusal::StoreFailed);
         }
-        if is_ping {
-            return self.answer(&header, Reply::Done);
+        match request {
+            Request::Ping => return self.answer(&header, Reply::Done),
+            Request::GiveWay => return self.give_way(now),
+            _ => {}
         }
         let Some(view) = self.view.clone().filter(|_| self.ready) else {
             return self.wait_for_view(now, header, request);
@@ -76,12 +78,12 @@ impl Replica {
             Request::Digest { object, birth, version } => {
                 self.serve_digest(view, header, object, birth, version)
             }
-            Request::Blocks { object, birth, version, ranges } => {
-                self.serve_blocks(view, header, (object, birth, version), &ranges)
+            Request::Blocks { object, birth, version, ranges, urgent } => {
+                self.serve_blocks(now, view, header, (object, birth, version), ranges, urgent)
             }
             Request::Secure { objects } => self.serve_secure(view, header, &objects),
             Request::AdoptAll { objects } => self.serve_adopt_all(now, view, header, &objects),
-            Request::Ping => Ok(Some(Reply::Done)),
+            Request::Ping | Request::GiveWay => Ok(None),
         };
         match result {
             Ok(Some(reply)) => self.answer(&header, reply),

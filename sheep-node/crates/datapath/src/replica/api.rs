@@ -90,4 +90,6 @@ pub struct ReplicaStatus {
     pub foreign: u64,
     /// Requests refused because too much waits.
     pub busy: u64,
+    /// Bytes per second that recovery is held to because clients waited; none: it is not.
+    pub pace: Option<u64>,
 }

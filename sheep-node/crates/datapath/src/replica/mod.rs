@@ -8,6 +8,7 @@ mod convert;
 mod equalize;
 mod hot;
 mod jobs;
+mod pace;
 mod serve;
 mod source;
 mod standing;
@@ -67,6 +68,7 @@ pub struct Replica {
     vids: BTreeSet<Vid>,
     pub(crate) recovery: Recovery,
     pub(crate) timers: Timers,
+    pace: pace::Pace,
     outputs: VecDeque<ReplicaOutput>,
     /// Objects whose waiting requests may have become possible.
     woken: BTreeSet<ObjectId>,
@@ -114,6 +116,7 @@ impl Replica {
             vids: BTreeSet::new(),
             recovery: Recovery::default(),
             timers: Timers::default(),
+            pace: pace::Pace::new(now),
             outputs: VecDeque::new(),
             woken: BTreeSet::new(),
             inbox: VecDeque::new(),
@@ -195,6 +198,7 @@ impl Replica {
             jobs: self.jobs.len(),
             foreign: self.foreign,
             busy: self.busy,
+            pace: self.pace.rate(),
         }
     }
 
@@ -246,6 +250,8 @@ impl Replica {
                 }
             }
             Input::Timer(Timer::Recovery(timer)) => self.recovery_timer(now, timer),
+            // What this node fetches itself goes on by itself.
+            Input::Timer(Timer::Pace) => self.move_on(now),
         }
     }
 

@@ -3,8 +3,8 @@
 use super::{Job, Replica, convert, read_data};
 use crate::{Mutant, View};
 use sheep_store::{InspectResult, Op, Outcome, ReadResult, StoreError};
-use sheep_types::{BLOCK_SIZE, Birth, ObjectId, Version};
-use sheep_wire::{Header, ObjectDigest, ReadData, Refusal, Reply};
+use sheep_types::{BLOCK_SIZE, Birth, ObjectId, Time, Version};
+use sheep_wire::{Header, ObjectDigest, ReadData, Refusal, Reply, Request};
 use std::collections::BTreeMap;
 
 type Served = Result<Option<Reply>, Refusal>;
@@ -66,15 +66,21 @@ impl Replica {
     /// be current.
     pub(super) fn serve_blocks(
         &mut self,
+        now: Time,
         view: &View,
         header: Header,
         what: (ObjectId, Birth, Version),
-        ranges: &[(u32, u32)],
+        ranges: Vec<(u32, u32)>,
+        urgent: bool,
     ) -> Served {
         let (object, birth, version) = what;
         let size = view.state.geometry().object_size();
-        if ranges.is_empty() || !are_in_order(ranges, size) {
+        if ranges.is_empty() || !are_in_order(&ranges, size) {
             return Err(Refusal::Malformed);
+        }
+        if !urgent && !self.may_move(now) {
+            let request = Request::Blocks { object, birth, version, ranges, urgent };
+            return if self.delay(header, request) { Ok(None) } else { Err(Refusal::Busy) };
         }
         Self::check_birth(view, object, birth)?;
         if self.replacing.contains(&object) {
@@ -84,6 +90,7 @@ impl Replica {
         if copy.version != version && !self.config.mutants.is(Mutant::PatchAnyVersion) {
             return Err(Refusal::OtherVersion);
         }
+        self.moves(now, view, ranges.iter().map(|(_, len)| u64::from(*len)).sum());
         let gather = self.gathers.next;
         self.gathers.next += 1;
         let parts = ranges.iter().map(|_| None).collect();

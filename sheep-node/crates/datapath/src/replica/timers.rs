@@ -11,6 +11,8 @@ pub(crate) enum Timer {
     View,
     /// Requests that wait for something about an object.
     Object(ObjectId),
+    /// More may be moved for recovery.
+    Pace,
     /// Something of recovery.
     Recovery(RecoveryTimer),
 }

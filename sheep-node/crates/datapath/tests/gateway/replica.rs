@@ -46,6 +46,7 @@ pub(crate) enum Handled {
     Reply(Reply),
     /// Not now: the view is behind, or an earlier write is missing.
     Later,
+    Unanswered,
 }
 
 impl Replica {
@@ -101,6 +102,10 @@ impl Replica {
             return Handled::Reply(Reply::Refused(Refusal::StaleEpoch(view.epoch())));
         }
         let (name, vid) = match request {
+            Request::GiveWay => {
+                *self.requests.entry("give way").or_default() += 1;
+                return Handled::Unanswered;
+            }
             Request::Write(write) => ("write", write.object.vid()),
             Request::Read { object, .. } => ("read", object.vid()),
             Request::Flush { vid } => ("flush", *vid),

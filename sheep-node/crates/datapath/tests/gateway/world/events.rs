@@ -91,6 +91,7 @@ impl World {
                         match replica.handle(&packet.header, request, tries < 4) {
                             Handled::Reply(reply) => Some(reply),
                             Handled::Later => None,
+                            Handled::Unanswered => return,
                         }
                     }
                 };

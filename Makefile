@@ -91,6 +91,11 @@ bench: tools-bench build ## Ours beside raw disk, nbdkit and Corosync (CEPH=1: a
 	@mkdir -p target
 	CEPH="$(CEPH)" $(BIN)/bench target/bench.json
 
+.PHONY: soak
+soak: tools build ## An hour of random faults under fio on several volumes (MINUTES=n, SEED=n)
+	@FAULT_MINUTES="$(or $(MINUTES),60)" FAULT_SEED="$(or $(SEED),1)" \
+	    $(CARGO) test --release -p sheep-e2e --test faults -- --ignored --nocapture in_an_hour
+
 .PHONY: sim
 sim: ## Run the simulator (SEED=n replays one run)
 	$(CARGO) run --release -p sheep-sim -- $(if $(SEED),--seed $(SEED))

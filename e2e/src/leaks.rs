@@ -62,7 +62,8 @@ fn net_namespace(link: &str) -> Option<u64> {
     target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn mounts() -> BTreeSet<String> {
+/// Paths of all mounts that this process sees.
+pub fn mounts() -> BTreeSet<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table.lines().filter_map(|line| line.split_whitespace().nth(4)).map(str::to_owned).collect()
 }

@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod dog;
+pub mod filesystem;
 pub mod fio;
 pub mod leaks;
 pub mod nbd;
@@ -22,6 +23,7 @@ pub mod vm;
 
 pub use cluster::{Cluster, Node, NodeOptions};
 pub use dog::Dog;
+pub use filesystem::Filesystem;
 pub use fio::Fio;
 pub use leaks::LeakCheck;
 pub use nbd::NbdClient;

@@ -89,6 +89,9 @@ fn sweep(base: &Path) {
         // A demonstration that was left running keeps its own stop script.
         let kept = entry.path().join("stop.sh").exists();
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) && !kept {
+            for mount in leaks::mounts().iter().filter(|mount| Path::new(mount).starts_with(entry.path())) {
+                let _ = crate::process::run("umount", ["-l", mount]);
+            }
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

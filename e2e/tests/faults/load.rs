@@ -57,7 +57,7 @@ impl Load {
         }
         self.finish()?;
         self.seed += 1;
-        let log = self.dir.join(format!("fio-{}.log", self.seed));
+        let log = self.dir.join(format!("fio-{}-{}.log", self.volume, self.seed));
         self.pass = Some(job(self.uri.clone()).verify(self.seed).set("rate_iops=1000").start(&log)?);
         Ok(())
     }

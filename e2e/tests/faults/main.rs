@@ -6,6 +6,7 @@
 
 mod client;
 mod fault;
+mod hour;
 mod load;
 
 use std::panic::resume_unwind;
@@ -27,7 +28,6 @@ fn from_env(name: &str, default: u64) -> u64 {
 
 /// After a fault everybody comes back and every copy is re-created, before the next one.
 fn settle(cluster: &mut Cluster) -> Result<()> {
-    cluster.wait_up(3)?;
     cluster.wait_recovered(RECOVERED)?;
     cluster.wait_sound(RECOVERED)
 }
@@ -90,6 +90,7 @@ impl Lane<'_> {
             }
             load.keep_up()?;
             load.finish()?;
+            cluster.wait_up(3)?;
             settle(cluster)?;
         }
         [1, 2].into_iter().try_for_each(|node| load.verify_at(cluster, node))?;
@@ -121,7 +122,10 @@ impl Lane<'_> {
                 client.step(cluster)?;
             }
             self.say(&format!("move {round}: longest request {:.1} s", client.longest.as_secs_f64()));
-            settle(cluster).with_context(|| format!("move {round}, {fault}"))?;
+            cluster
+                .wait_up(3)
+                .and_then(|()| settle(cluster))
+                .with_context(|| format!("move {round}, {fault}"))?;
         }
         client.verify(cluster)?;
         self.say(&format!("{} moves, read back through all nodes", self.moves));
@@ -149,6 +153,19 @@ fn nothing_is_lost_while_nodes_are_killed_stopped_and_cut_off() {
         let results: Vec<_> = lanes.into_iter().map(|lane| lane.join()).collect();
         results.into_iter().for_each(|result| result.unwrap_or_else(|panic| resume_unwind(panic)));
     });
+    check.finish().unwrap();
+}
+
+/// `FAULT_MINUTES` says how long (60).
+#[test]
+#[ignore = "takes an hour: make soak"]
+fn nothing_is_lost_or_left_over_in_an_hour() {
+    let _one = serial();
+    let check = LeakCheck::start();
+    let (minutes, seed) = (from_env("FAULT_MINUTES", 60), from_env("FAULT_SEED", 1));
+    println!("FAULT_SEED={seed} FAULT_MINUTES={minutes}");
+    let hour = hour::Hour::new(seed).unwrap();
+    hour.run(Duration::from_secs(minutes * 60)).unwrap();
     check.finish().unwrap();
 }
 
@@ -183,6 +200,7 @@ fn the_old_writer_of_a_taken_over_lock_is_refused() {
     new.read(0, &mut buffer).unwrap();
     assert_eq!(buffer, [2; BLOCK], "the old writer's data got through");
     drop((old, new));
+    cluster.wait_up(3).unwrap();
     settle(&mut cluster).unwrap();
     drop((cluster, lab));
     check.finish().unwrap();
@@ -209,6 +227,7 @@ fn a_minority_neither_reads_nor_writes() {
     let majority = cluster.node(1).dog().unwrap();
     majority.create("more", "1G", 3).unwrap();
     lab.heal_all().unwrap();
+    cluster.wait_up(3).unwrap();
     settle(&mut cluster).unwrap();
     let volumes = cluster.node(3).dog().unwrap().volumes().unwrap();
     assert_eq!(volumes.len(), 2, "{volumes:?}");

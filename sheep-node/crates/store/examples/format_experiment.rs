@@ -1,7 +1,7 @@
 //! Counts what 4 KiB writes cost on real files, for the store and for a journal with data in place.
 //!
 //! `format_experiment DIR DEVICE`: DIR is on a filesystem of its own on DEVICE (a loop device will do: its counters
-//! then count nothing else). The shape is that of a large store scaled down: the log is 1/1024 of the capacity, the
+//! then count nothing else; with a name that is none only what the store asks for is counted). The shape is that of a large store scaled down: the log is 1/1024 of the capacity, the
 //! checksum cache holds one page for eight objects, and every block has been overwritten at random before counting.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -29,6 +29,7 @@ trait Format {
 
 #[derive(Default)]
 struct Counts {
+    reads: u64,
     writes: u64,
     bytes: u64,
     syncs: u64,
@@ -61,6 +62,7 @@ impl Cow {
             let result = match op.kind {
                 DiskOpKind::Open { .. } => Ok(DiskDone::Opened),
                 DiskOpKind::Read { offset, len, .. } => {
+                    self.counts.reads += 1;
                     let mut bytes = vec![0; len as usize];
                     let mut at = 0;
                     while at < bytes.len() {
@@ -222,7 +224,7 @@ fn open(path: &Path) -> File {
 
 /// Writes finished and bytes written by the device.
 fn device(name: &str) -> (u64, u64) {
-    let stat = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+    let Ok(stat) = std::fs::read_to_string(format!("/sys/block/{name}/stat")) else { return (0, 0) };
     let fields: Vec<u64> = stat.split_whitespace().map(|f| f.parse().unwrap()).collect();
     (fields[4], fields[6] * 512)
 }
@@ -281,16 +283,78 @@ fn run(format: &mut dyn Format, disk: &str, title: &str) {
     measure(format, disk, "4 MiB sequential, over scattered data", (BLOCKS / 1024, 1024, 0));
 }
 
+/// Blocks of a large request: 1 MiB.
+const LARGE: u64 = 256;
+
+fn read_all(cow: &mut Cow, name: &str) {
+    let before = cow.counts.reads;
+    for start in (0..BLOCKS).step_by(LARGE as usize) {
+        let object = ObjectId::data(Vid(1), (start / 1024) as u32);
+        let offset = (start % 1024) as u32 * BLOCK_SIZE;
+        cow.submit(Op::Read { object, offset, len: LARGE as u32 * BLOCK_SIZE });
+        cow.pump();
+    }
+    let per_mib = (cow.counts.reads - before) as f64 / (BLOCKS / LARGE) as f64;
+    println!("| 1 MiB reads, {name} | {per_mib:.1} | |");
+}
+
+/// Large requests after every block was overwritten at random about twice: disk operations per MiB.
+fn large(dir: &Path) {
+    println!(
+        "\nLarge requests after random overwriting\n\n| | disk operations per MiB | blocks written per block |\n|---|---:|---:|"
+    );
+    let mut cow = Cow::new(dir);
+    let mut random = Random(7);
+    for start in (0..BLOCKS).step_by(1024) {
+        cow.write(start, payload(start, 1024));
+    }
+    cow.flush();
+    read_all(&mut cow, "written in order");
+    for i in 0..2 * BLOCKS {
+        cow.write(random.block(), payload(i, 1));
+        if i.is_multiple_of(32) {
+            cow.flush();
+        }
+    }
+    cow.flush();
+    read_all(&mut cow, "overwritten at random");
+    // All of it once, in the order of a generator with this period.
+    let requests = BLOCKS / LARGE;
+    for part in 0..8 {
+        let before = cow.counts();
+        let part = part * requests / 8..(part + 1) * requests / 8;
+        let count = part.end - part.start;
+        for i in part.clone() {
+            cow.write(i * 365 % requests * LARGE, payload(i, LARGE as usize));
+            cow.flush();
+        }
+        let after = cow.counts();
+        let (ops, blocks) = (after.0 - before.0, (after.1 - before.1) / 4096);
+        let (per_mib, per_block) = (ops as f64 / count as f64, blocks as f64 / (count * LARGE) as f64);
+        println!(
+            "| 1 MiB writes, flushed, {} to {} MiB | {per_mib:.1} | {per_block:.2} |",
+            part.start, part.end
+        );
+    }
+    read_all(&mut cow, "overwritten by 1 MiB");
+    drop(cow);
+    std::fs::remove_file(dir.join("blocks")).unwrap();
+}
+
 fn main() {
     let mut args = std::env::args().skip(1);
     let dir = PathBuf::from(args.next().expect("directory"));
     let disk = args.next().expect("name of the block device");
     println!("capacity {} MiB, volume {} MiB, log {} KiB", CAPACITY >> 20, BLOCKS >> 8, LOG_BYTES >> 10);
+    large(&dir);
     let mut cow = Cow::new(&dir);
     run(&mut cow, &disk, "Copy-on-write with a metadata log (this store)");
     println!("\n{:?} {:?}", cow.store.usage(), cow.store.stats());
     drop(cow);
     std::fs::remove_file(dir.join("blocks")).unwrap();
+    if std::env::args().any(|arg| arg == "--store-only") {
+        return;
+    }
     run(&mut Journal::new(&dir, LOG_BYTES), &disk, "Journal and in place, journal of the same size");
     std::fs::remove_file(dir.join("in-place")).unwrap();
     run(

@@ -25,6 +25,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Largest write made of adjoining smaller ones, bytes.
 const MERGED_WRITE_MAX: u64 = 1 << 20;
 
+/// Blocks that long writes should find in a row.
+const LONG_RUN: u32 = 256;
+
 /// What a disk operation under way is for.
 #[derive(Debug)]
 enum Pending {
@@ -328,7 +331,9 @@ impl Store {
     /// Reserves space before it is needed.
     fn grow_ahead(&mut self) {
         let low = self.reserve() + u64::from(self.grow_groups * GROUP_BLOCKS) / 2;
-        if self.space.free() < low && !self.disk_full {
+        // Long writes should not have to do with pieces as long as there is space that was never used.
+        let in_pieces = self.space.with_run(LONG_RUN) == 0 && self.space.free() < self.space.used() / 8;
+        if (self.space.free() < low || in_pieces) && !self.disk_full {
             self.grow();
         }
         let left = self.space.potential().saturating_sub(self.reserve());

@@ -146,7 +146,7 @@ impl Store {
             .sum();
         let mut places = match self.in_place(object, reset, pieces.clone()) {
             Some(places) => places,
-            None => self.take_space(needed)?,
+            None => self.take_space(needed, self.place_before(object, reset, &mut pieces.clone()))?,
         }
         .into_iter();
         let (mut runs, mut all_crcs) = (Vec::new(), Vec::new());
@@ -176,11 +176,23 @@ impl Store {
         Ok((runs, all_crcs))
     }
 
+    /// Where the block before the first piece is, so that what is written bit by bit ends up in one run.
+    fn place_before<'a>(
+        &self,
+        object: ObjectId,
+        reset: bool,
+        pieces: &mut impl Iterator<Item = (u32, &'a Body)>,
+    ) -> Option<u32> {
+        let block = pieces.next()?.0.checked_sub(BLOCK_SIZE)? / BLOCK_SIZE;
+        let place = (!reset).then(|| self.index.get(object)?.map.place(block)).flatten()?;
+        (place != ZERO_PLACE).then_some(place)
+    }
+
     /// Space for a write, or what to do without.
-    fn take_space(&mut self, blocks: u32) -> Result<Vec<Run>, Attempt> {
+    fn take_space(&mut self, blocks: u32, after: Option<u32>) -> Result<Vec<Run>, Attempt> {
         let reserve = self.reserve() + checkpoint_growth(blocks);
         if self.space.free() >= u64::from(blocks) + reserve
-            && let Some(runs) = self.space.take(blocks)
+            && let Some(runs) = self.space.take(blocks, after)
         {
             return Ok(runs);
         }

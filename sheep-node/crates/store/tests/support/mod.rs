@@ -3,6 +3,7 @@
 
 pub mod crash;
 pub mod cuts;
+pub mod script;
 
 use bytes::Bytes;
 use sheep_store::*;

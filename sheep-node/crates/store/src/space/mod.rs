@@ -1,68 +1,25 @@
 //! Which blocks are free, and when freed ones may be used again.
+//!
+//! Who wants few blocks gets them where the longest free run is just long enough, so that what is in pieces is
+//! used up first and long runs stay for those who want many, unless there are plenty of them.
+
+mod classes;
+mod group;
+#[cfg(test)]
+mod tests;
 
 use crate::map::Run;
+use classes::{CLASSES, Classes, class_for};
+use group::{Backing, Group};
 use std::collections::VecDeque;
 
 /// Blocks per group: the unit in which space is reserved and given back.
 pub(crate) const GROUP_BLOCKS: u32 = 1024;
-const WORDS: usize = GROUP_BLOCKS as usize / 64;
-/// Requests from this many blocks on look for one run first; smaller ones take the next free blocks.
-const RUN_WANTED: u32 = 16;
-/// Groups looked at for one run before fragments are taken.
-const GROUPS_TRIED: usize = 256;
 
-/// What the disk knows of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Backing {
-    /// Space is reserved: blocks may be handed out.
-    Reserved,
-    /// No space is reserved.
-    None,
-    /// A reservation or punch is under way.
-    Changing,
-}
-
-#[derive(Clone, Debug)]
-struct Group {
-    /// One bit per block, set if used.
-    used: [u64; WORDS],
-    free: u16,
-    backing: Backing,
-}
-
-impl Group {
-    fn run_at(&self, from: u32, limit: u32) -> Option<(u32, u32)> {
-        let mut at = from;
-        while at < GROUP_BLOCKS {
-            let word = self.used[at as usize / 64] >> (at % 64);
-            if word & 1 == 1 {
-                at += (!word).trailing_zeros().min(64 - at % 64);
-                continue;
-            }
-            // Free from here to the next set bit.
-            let mut end = at;
-            while end < GROUP_BLOCKS && end - at < limit {
-                let word = self.used[end as usize / 64] >> (end % 64);
-                let free = word.trailing_zeros().min(64 - end % 64);
-                end += free;
-                if free == 0 || !end.is_multiple_of(64) {
-                    break;
-                }
-            }
-            return Some((at, (end - at).min(limit)));
-        }
-        None
-    }
-
-    fn set(&mut self, first: u32, len: u32, used: bool) {
-        for at in first..first + len {
-            let (word, bit) = (at as usize / 64, 1u64 << (at % 64));
-            assert_eq!(self.used[word] & bit != 0, !used, "block {at} of a group is already so");
-            self.used[word] ^= bit;
-        }
-        self.free = if used { self.free - len as u16 } else { self.free + len as u16 };
-    }
-}
+/// Wholly free groups are plenty if they are more than this part of all.
+const PLENTY_PART: u64 = 8;
+/// Class of groups with a run of 64 blocks.
+const LONG_CLASS: usize = 6;
 
 /// Space that will be free once what still needs it is gone.
 #[derive(Debug)]
@@ -88,11 +45,9 @@ pub(crate) struct Space {
     unreserved: u64,
     /// Reserved groups without a used block.
     whole: u64,
-    /// Where the search for single blocks goes on: a sweep, so that writes at random make nearly sequential ones.
-    cursor: usize,
-    cursor_block: u32,
-    /// Where the search for long runs goes on.
-    run_cursor: usize,
+    classes: Classes,
+    /// Groups that have more free blocks than when they were filed in a class.
+    changed: Vec<usize>,
     freed: VecDeque<Freed>,
     freed_blocks: u64,
 }
@@ -109,9 +64,8 @@ impl Space {
             used: 0,
             unreserved: limit.div_ceil(u64::from(GROUP_BLOCKS)),
             whole: 0,
-            cursor: 0,
-            cursor_block: 0,
-            run_cursor: 0,
+            classes: Classes::new(),
+            changed: Vec::new(),
             freed: VecDeque::new(),
             freed_blocks: 0,
         }
@@ -150,12 +104,10 @@ impl Space {
     fn grow_to(&mut self, groups: usize) {
         while self.groups.len() < groups {
             let index = self.groups.len() as u64;
-            let mut group = Group { used: [0; WORDS], free: GROUP_BLOCKS as u16, backing: Backing::None };
-            // The last group may be cut short by the limit: what is beyond counts as used for ever.
-            let room = self.limit.saturating_sub(index * u64::from(GROUP_BLOCKS)).min(u64::from(GROUP_BLOCKS))
-                as u32;
-            group.set(room, GROUP_BLOCKS - room, true);
-            self.groups.push(group);
+            let room =
+                self.limit.saturating_sub(index * u64::from(GROUP_BLOCKS)).min(u64::from(GROUP_BLOCKS));
+            // The last group may be cut short by the limit.
+            self.groups.push(Group::new(room as u32));
         }
     }
 
@@ -171,10 +123,9 @@ impl Space {
             let (index, at) = self.group_of(block);
             self.grow_to(index + 1);
             let group = &mut self.groups[index];
-            let is_used = |group: &Group, at: u32| group.used[at as usize / 64] >> (at % 64) & 1 == 1;
-            let state = is_used(group, at);
+            let state = group.is_used(at);
             let mut len = 1;
-            while u64::from(block + len) < end && at + len < GROUP_BLOCKS && is_used(group, at + len) == state
+            while u64::from(block + len) < end && at + len < GROUP_BLOCKS && group.is_used(at + len) == state
             {
                 len += 1;
             }
@@ -190,90 +141,106 @@ impl Space {
 
     /// After all marks: groups with something in them have space reserved already.
     pub(crate) fn marked(&mut self) {
-        for group in &mut self.groups {
-            if u32::from(group.free) < GROUP_BLOCKS {
+        for index in 0..self.groups.len() {
+            let group = &mut self.groups[index];
+            if !group.is_whole() {
                 group.backing = Backing::Reserved;
                 self.free += u64::from(group.free);
                 self.unreserved -= 1;
+                self.file(index);
             }
         }
     }
 
-    /// Marks free blocks of a group as used.
-    fn mark_taken(&mut self, index: usize, at: u32, len: u32) {
+    /// Puts a group into its class.
+    fn file(&mut self, index: usize) {
         let group = &mut self.groups[index];
-        self.whole -= u64::from(u32::from(group.free) == GROUP_BLOCKS);
+        group.changed = false;
+        let longest = match group.backing {
+            Backing::Reserved => group.longest().map_or(0, |(_, len)| len),
+            Backing::None | Backing::Changing => 0,
+        };
+        self.classes.file(index, longest);
+    }
+
+    fn file_changed(&mut self) {
+        while let Some(index) = self.changed.pop() {
+            self.file(index);
+        }
+    }
+
+    /// Takes free blocks of a group.
+    fn take_at(&mut self, index: usize, at: u32, len: u32) -> Run {
+        let group = &mut self.groups[index];
+        self.whole -= u64::from(group.is_whole());
         group.set(at, len, true);
         self.free -= u64::from(len);
         self.used += u64::from(len);
+        self.file(index);
+        Run { place: self.start + index as u32 * GROUP_BLOCKS + at, len }
     }
 
-    /// Takes `len` blocks, in as few runs as is cheap to find; `None`, and nothing taken, if there are not enough.
-    pub(crate) fn take(&mut self, len: u32) -> Option<Vec<Run>> {
+    /// Takes `len` blocks, in as few runs as there can be; `None`, and nothing taken, if there are not enough.
+    /// With `after`, those that follow that block if they are free.
+    pub(crate) fn take(&mut self, len: u32, after: Option<u32>) -> Option<Vec<Run>> {
         if self.free < u64::from(len) {
             return None;
         }
-        if (RUN_WANTED..=GROUP_BLOCKS).contains(&len)
-            && let Some(run) = self.take_run(len)
-        {
-            return Some(vec![run]);
-        }
         let mut runs: Vec<Run> = Vec::new();
-        let mut left = len;
+        runs.extend(after.and_then(|block| self.take_after(block, len)));
+        let mut left = len - runs.iter().map(|r| r.len).sum::<u32>();
         while left > 0 {
-            let group = &self.groups[self.cursor];
-            let found = match group.backing {
-                Backing::Reserved if group.free > 0 => group.run_at(self.cursor_block, left),
-                _ => None,
-            };
-            let Some((at, n)) = found else {
-                self.cursor = (self.cursor + 1) % self.groups.len();
-                self.cursor_block = 0;
-                continue;
-            };
-            self.mark_taken(self.cursor, at, n);
-            self.cursor_block = at + n;
-            let place = self.start + self.cursor as u32 * GROUP_BLOCKS + at;
+            let run = self.take_one(left)?;
+            left -= run.len;
             match runs.last_mut() {
-                Some(last) if last.end() == place => last.len += n,
-                _ => runs.push(Run { place, len: n }),
+                Some(last) if last.end() == run.place => last.len += run.len,
+                _ => runs.push(run),
             }
-            left -= n;
         }
         Some(runs)
     }
 
-    /// Takes one run of at most `len` blocks, as long as is cheap to find; `None` if nothing is free.
+    /// Takes one run of at most `len` blocks, as long as there can be; `None` if nothing is free.
     pub(crate) fn take_one(&mut self, len: u32) -> Option<Run> {
-        if self.free == 0 {
-            return None;
-        }
-        if self.free >= u64::from(len)
-            && let Some(run) = self.take_run(len.min(GROUP_BLOCKS))
-        {
-            return Some(run);
-        }
-        self.take(1)?.pop()
-    }
-
-    /// Takes one run of `len` blocks out of one group.
-    fn take_run(&mut self, len: u32) -> Option<Run> {
-        for _ in 0..self.groups.len().min(GROUPS_TRIED) {
-            let index = self.run_cursor % self.groups.len();
-            let group = &self.groups[index];
-            let mut from = 0;
-            while group.backing == Backing::Reserved && u32::from(group.free) >= len {
-                let Some((at, n)) = group.run_at(from, len) else { break };
-                if n == len {
-                    self.mark_taken(index, at, len);
-                    let place = self.start + index as u32 * GROUP_BLOCKS + at;
-                    return Some(Run { place, len });
-                }
-                from = at + n;
+        self.file_changed();
+        let len = len.min(GROUP_BLOCKS);
+        let class = class_for(len);
+        // While much is wholly free, few blocks come out of long runs too: neighbours are written together, and what
+        // is in pieces has time to become whole.
+        let plenty = self.whole > self.groups.len() as u64 / PLENTY_PART;
+        let from = if plenty { class.max(LONG_CLASS) } else { class };
+        for class in (from..CLASSES).chain(class..from) {
+            if let Some(index) = self.classes.find(class)
+                && let Some(at) = self.groups[index].fit(len)
+            {
+                return Some(self.take_at(index, at, len));
             }
-            self.run_cursor = index + 1;
+        }
+        // Pieces, the longest first.
+        for class in (0..class).rev() {
+            if let Some(index) = self.classes.find(class)
+                && let Some((at, longest)) = self.groups[index].longest()
+            {
+                return Some(self.take_at(index, at, longest.min(len)));
+            }
         }
         None
+    }
+
+    /// Takes at most `len` blocks that follow `block`.
+    fn take_after(&mut self, block: u32, len: u32) -> Option<Run> {
+        let (index, at) = self.group_of(block.checked_add(1)?.max(self.start));
+        let group = self.groups.get(index).filter(|g| g.backing == Backing::Reserved)?;
+        let (found, n) = group.run_at(at, len)?;
+        (found == at).then(|| self.take_at(index, at, n))
+    }
+
+    /// Number of groups in which `len` blocks are free in a row; at least whether there is one.
+    pub(crate) fn with_run(&mut self, len: u32) -> u32 {
+        if self.classes.with_run(len) == 0 {
+            self.file_changed();
+        }
+        self.classes.with_run(len)
     }
 
     /// Makes blocks free that nothing can need any more.
@@ -282,8 +249,13 @@ impl Space {
         while block < run.end() {
             let (index, at) = self.group_of(block);
             let len = (GROUP_BLOCKS - at).min(run.end() - block);
-            self.groups[index].set(at, len, false);
-            self.whole += u64::from(u32::from(self.groups[index].free) == GROUP_BLOCKS);
+            let group = &mut self.groups[index];
+            group.set(at, len, false);
+            self.whole += u64::from(group.is_whole());
+            if !group.changed {
+                group.changed = true;
+                self.changed.push(index);
+            }
             self.free += u64::from(len);
             self.used -= u64::from(len);
             block += len;
@@ -347,7 +319,8 @@ impl Space {
             if success {
                 group.backing = Backing::Reserved;
                 self.free += u64::from(group.free);
-                self.whole += u64::from(u32::from(group.free) == GROUP_BLOCKS);
+                self.whole += u64::from(group.is_whole());
+                self.file(index);
             } else {
                 group.backing = Backing::None;
                 self.unreserved += 1;
@@ -361,9 +334,10 @@ impl Space {
         if self.whole == 0 || self.free < keep + u64::from(GROUP_BLOCKS) {
             return None;
         }
-        let whole = |g: &Group| g.backing == Backing::Reserved && u32::from(g.free) == GROUP_BLOCKS;
+        let whole = |g: &Group| g.backing == Backing::Reserved && g.is_whole();
         let index = self.groups.iter().rposition(whole)?;
         self.groups[index].backing = Backing::Changing;
+        self.file(index);
         self.whole -= 1;
         self.free -= u64::from(GROUP_BLOCKS);
         Some(Run { place: self.start + index as u32 * GROUP_BLOCKS, len: GROUP_BLOCKS })

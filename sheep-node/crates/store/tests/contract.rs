@@ -286,6 +286,50 @@ fn deleted_space_is_given_back() {
 }
 
 #[test]
+fn long_writes_get_new_space_before_pieces() {
+    // Objects of 1 MiB; every second block of each is written anew, so that all that is free is in pieces.
+    let geometry = Geometry::with_object_size(1 << 20).unwrap();
+    let config =
+        StoreConfig { log_bytes: 4 << 20, batch_bytes: 64 << 10, ..StoreConfig::small(geometry, 96 << 20) };
+    let mut b = Bench::open(VirtualDisk::new(96 << 20), config.clone(), true);
+    b.settle();
+    let whole: Vec<u64> = (0..256).collect();
+    let mut sequence = 0;
+    let mut next = || {
+        sequence += 1;
+        sequence
+    };
+    for n in 0..16 {
+        b.ok(write(n, next(), true, 0, &whole));
+    }
+    for i in 0..16 * 128 {
+        b.ok(write(i % 16, next(), false, i / 16 * 2, &[7]));
+        if i % 64 == 0 {
+            b.flush();
+        }
+    }
+    let (mut grown, mut punched) = (0, 0);
+    let before = b.disk.counts().0;
+    for i in 0..32 {
+        // Half of what is there stays, and with it the pieces.
+        for op in [write(i % 16, next(), false, 0, &whole[..128 + i as usize / 16 * 128]), Op::Flush] {
+            b.submit(op);
+            while let Some(op) = b.store.poll_disk() {
+                grown += u32::from(matches!(op.kind, DiskOpKind::Allocate { .. }));
+                punched += u32::from(matches!(op.kind, DiskOpKind::Punch { .. }));
+                let id = op.id;
+                let result = b.disk.run(op);
+                b.store.handle_disk(id, result);
+            }
+        }
+    }
+    // Data, and a batch; little more for checkpoints.
+    let writes = b.disk.counts().0 - before;
+    assert!(writes < 32 * 3, "{writes} writes for 32 requests");
+    assert!((1..=5).contains(&grown) && punched == 0, "{grown} reservations, {punched} given back");
+}
+
+#[test]
 fn rot_is_reported_and_never_returned() {
     let mut b = Bench::new(config());
     for i in 0..60 {

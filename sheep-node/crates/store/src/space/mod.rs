@@ -328,10 +328,10 @@ impl Space {
         }
     }
 
-    /// A wholly free reserved group whose space can be given back, if more than `keep` blocks stay free
-    /// without it. It counts as being changed until [`Space::punched`].
-    pub(crate) fn punch_next(&mut self, keep: u64) -> Option<Run> {
-        if self.whole == 0 || self.free < keep + u64::from(GROUP_BLOCKS) {
+    /// A wholly free reserved group whose space can be given back, if at least `keep` blocks and `keep_whole` such
+    /// groups stay free without it. It counts as being changed until [`Space::punched`].
+    pub(crate) fn punch_next(&mut self, keep: u64, keep_whole: u64) -> Option<Run> {
+        if self.whole <= keep_whole || self.free < keep + u64::from(GROUP_BLOCKS) {
             return None;
         }
         let whole = |g: &Group| g.backing == Backing::Reserved && g.is_whole();

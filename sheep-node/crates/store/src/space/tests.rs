@@ -71,7 +71,8 @@ fn what_goes_on_goes_on_in_place() {
 #[test]
 fn what_is_given_back_is_not_handed_out() {
     let mut space = in_pieces();
-    let punched = space.punch_next(0).unwrap();
+    assert_eq!((space.punch_next(0, 1), space.punch_next(513, 0)), (None, None));
+    let punched = space.punch_next(0, 0).unwrap();
     assert_eq!(punched, Run { place: START + GROUP_BLOCKS, len: GROUP_BLOCKS });
     assert_eq!((space.with_run(2), space.free()), (0, 512));
     let taken = space.take(512, None).unwrap();

@@ -331,8 +331,11 @@ impl Store {
     /// Reserves space before it is needed.
     fn grow_ahead(&mut self) {
         let low = self.reserve() + u64::from(self.grow_groups * GROUP_BLOCKS) / 2;
-        // Long writes should not have to do with pieces as long as there is space that was never used.
-        let in_pieces = self.space.with_run(LONG_RUN) == 0 && self.space.free() < self.space.used() / 8;
+        // Long writes should not have to do with pieces as long as there is space that was never used. What has a
+        // limit may take it; what has none leaves the filesystem to others.
+        let spare =
+            if self.config.capacity_limit.is_some() { self.space.used() } else { self.space.used() / 8 };
+        let in_pieces = self.space.free() < spare && self.space.with_run(LONG_RUN) == 0;
         if (self.space.free() < low || in_pieces) && !self.disk_full {
             self.grow();
         }
@@ -379,8 +382,9 @@ impl Store {
         if self.punching {
             return;
         }
-        let keep = self.reserve() + 2 * u64::from(self.grow_groups * GROUP_BLOCKS);
-        if let Some(run) = self.space.punch_next(keep) {
+        let keep_whole = u64::from(self.grow_groups);
+        let keep = self.reserve() + 2 * keep_whole * u64::from(GROUP_BLOCKS);
+        if let Some(run) = self.space.punch_next(keep, keep_whole) {
             self.punching = true;
             let (offset, len) = (byte(run.place), u64::from(run.len) * u64::from(BLOCK_SIZE));
             self.issue(Pending::Punch(run), DiskOpKind::Punch { file: FileId::BLOCKS, offset, len });

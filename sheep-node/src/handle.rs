@@ -7,9 +7,11 @@ use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::inbox::{SendError, Sender};
 use bytes::Bytes;
+use sheep_datapath::ScrubStatus;
 use sheep_engine::Published;
 use sheep_state::{Command, Outcome, Refusal};
 use sheep_types::{ClusterId, ConfigId, LogIndex, Member, NodeId, VdiId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -76,6 +78,10 @@ pub(crate) struct DataStatus {
     pub(crate) recovered: bool,
     /// Bytes per second that recovery is held to because clients waited.
     pub(crate) recovery_pace: Option<u64>,
+    /// How far scrubbing is.
+    pub(crate) scrub: ScrubStatus,
+    /// How many objects of which volume are lost, as far as this node knows.
+    pub(crate) lost: BTreeMap<VdiId, u64>,
     /// Counters, name and value, for metrics.
     pub(crate) counters: Vec<(&'static str, u64)>,
     /// The store has failed.

@@ -8,6 +8,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use sheep_datapath::ScrubStatus;
 use sheep_state::{ClusterState, NodeState, Role};
 use std::fmt;
 
@@ -106,6 +107,8 @@ impl Collector for NodeCollector {
             "Bytes per second that recovery is held to because clients waited; 0: it is not",
             data.recovery_pace.unwrap_or_default(),
         )?;
+        encode_scrub(&mut gauges, &data.scrub)?;
+        gauges.set("lost_objects", "Objects that no node has any more", data.lost.values().sum())?;
         if let Some(published) = &status.published {
             encode_state(&mut gauges, &published.state)?;
         }
@@ -120,6 +123,16 @@ impl Collector for NodeCollector {
         }
         Ok(())
     }
+}
+
+fn encode_scrub(gauges: &mut Gauges<'_, '_>, scrub: &ScrubStatus) -> fmt::Result {
+    gauges.set("scrub_running", "1 while a pass of scrubbing is under way", u64::from(scrub.running))?;
+    gauges.counter("scrub_read", "Bytes read by scrubbing", Some(&Unit::Bytes), scrub.bytes_ever)?;
+    let help = "Copies of this node that are known to be damaged";
+    gauges.set("scrub_damaged_now", help, scrub.damaged_now)?;
+    let help = "End of the last complete pass, since the Unix epoch";
+    let last = scrub.last_pass.unwrap_or_default().as_secs();
+    gauges.with_unit("scrub_last_pass", help, Some(&Unit::Seconds), last)
 }
 
 fn encode_state(gauges: &mut Gauges<'_, '_>, state: &ClusterState) -> fmt::Result {

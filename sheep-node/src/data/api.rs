@@ -127,12 +127,23 @@ pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
     status.recovery_bytes_ever = progress.bytes_ever;
     status.recovered = progress.complete;
     status.recovery_pace = counters.pace;
+    let scrub = replica.scrub_status();
+    status.scrub = scrub;
     status.counters.extend([
         ("replica_requests_waiting", counters.waiting as u64),
         ("replica_requests_refused_busy", counters.busy),
         ("replica_packets_foreign", counters.foreign),
         ("recovery_objects_confirmed", progress.confirmed_ever),
         ("recovery_objects_lost", progress.objects_lost),
+        ("scrub_objects", scrub.objects_ever),
+        ("scrub_passes", scrub.passes),
+        ("scrub_copies_damaged", scrub.damaged),
+        ("scrub_copies_mismatched", scrub.mismatches),
+        ("scrub_copies_behind", scrub.behind),
+        ("scrub_copies_repaired", scrub.repaired),
+        ("scrub_copies_unrepairable", scrub.unrepairable),
+        ("scrub_objects_unresolved", scrub.unresolved),
+        ("scrub_objects_skipped", scrub.skipped),
         ("recovery_objects_surplus", progress.objects_surplus),
     ]);
 }

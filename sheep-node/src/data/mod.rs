@@ -6,6 +6,7 @@
 mod api;
 mod clients;
 mod disk;
+mod findings;
 mod framing;
 mod handshake;
 mod peers;
@@ -25,7 +26,7 @@ pub(crate) use disk::DiskMode;
 use mio::net::TcpListener;
 use mio::{Events, Poll, Token, Waker};
 use peers::Peers;
-use sheep_datapath::{Shard, View};
+use sheep_datapath::{ScrubOrder, Shard, View};
 use sheep_engine::Published;
 use sheep_frontend::BufferPool;
 use sheep_state::{Outcome, Refusal};
@@ -83,6 +84,8 @@ pub(crate) enum DataMessage {
     TestPeer { report: LogIndex, peer: Member },
     /// A disk operation is done.
     Disk(DiskOpId, DiskResult),
+    /// An order of an operator to the scrub of this node.
+    Scrub(ScrubOrder),
     /// From gRPC.
     Volume(VolumeRequest),
     /// Close all volumes in order and end.

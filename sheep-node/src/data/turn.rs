@@ -21,7 +21,7 @@ use sheep_types::{ClusterId, Generation, LogIndex, Member, Time, VdiId};
 use sheep_wire::{Header, Message, Packet, Request};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::{error, info, warn};
 
 /// Token of commands whose answer nobody waits for; the gateway's count up from 1.
@@ -142,6 +142,11 @@ impl DataThread {
             // The shard looks at the state instead, and asks again.
             DataMessage::Ordered { result: None, .. } => {}
             DataMessage::TestPeer { report, peer } => self.test_peer(now, report, peer),
+            DataMessage::Scrub(order) => {
+                if let Some(shard) = &mut self.shard {
+                    shard.order_scrub(now, order);
+                }
+            }
             DataMessage::Disk(id, result) => {
                 if let Some(shard) = &mut self.shard {
                     shard.handle_disk(now, id, result);
@@ -181,7 +186,7 @@ impl DataThread {
             let fresh = !objects.join(sheep_store::FileId::BLOCKS.name()).exists();
             let geometry = self.view.as_ref().map(|view| view.state.geometry()).unwrap_or_default();
             let store = Store::open(StoreConfig::new(geometry, self.capacity), identity, fresh);
-            Replica::new(ReplicaConfig::default(), self.me, cluster, store, now)
+            Replica::new(replica_config(), self.me, cluster, store, now)
         });
         let gateway = Gateway::new(GatewayConfig::default(), self.me, cluster, now);
         let mut shard = Shard::new(self.me, replica, gateway);
@@ -414,7 +419,9 @@ impl DataThread {
         };
         if let Some(shard) = &self.shard {
             super::api::describe(shard, &mut status);
+            status.lost = super::findings::lost(shard, self.view.as_deref());
         }
+        self.log_findings();
         status.waits = self.look_at_waits(now);
         self.report_usage(now, status.capacity, status.used);
         self.status.send_replace(Arc::new(status));
@@ -455,4 +462,10 @@ impl DataThread {
         }
         true
     }
+}
+
+/// The replica is told the time of day once; it counts on from there.
+fn replica_config() -> ReplicaConfig {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ReplicaConfig { wall, ..ReplicaConfig::default() }
 }

@@ -1,6 +1,6 @@
 //! State to messages.
 
-use crate::handle::NodeStatus;
+use crate::handle::{DataStatus, NodeStatus};
 use sheep_api::v1;
 use sheep_state::{
     AccessMode, CacheMode, ClusterState, NodeRecord, NodeState, Role, Settings, VdiRecord, WhenUnavailable,
@@ -97,6 +97,8 @@ pub(super) fn settings(settings: &Settings) -> v1::Settings {
         flush_interval_ms: Some(settings.flush_interval_ms),
         recovery_paused: Some(settings.recovery_paused),
         recovery_bytes_per_second: Some(settings.recovery_bytes_per_second),
+        scrub_interval_ms: Some(settings.scrub_interval_ms),
+        scrub_bytes_per_second: Some(settings.scrub_bytes_per_second),
         unavailable_error_after_ms: Some(match settings.when_unavailable {
             WhenUnavailable::Wait => 0,
             WhenUnavailable::ErrorAfter { ms } => ms,
@@ -130,12 +132,39 @@ pub(super) fn changed(now: &Settings, change: &v1::Settings) -> Result<Settings,
         flush_interval_ms: change.flush_interval_ms.unwrap_or(now.flush_interval_ms),
         recovery_paused: change.recovery_paused.unwrap_or(now.recovery_paused),
         recovery_bytes_per_second: change.recovery_bytes_per_second.unwrap_or(now.recovery_bytes_per_second),
+        scrub_interval_ms: change.scrub_interval_ms.unwrap_or(now.scrub_interval_ms),
+        scrub_bytes_per_second: change.scrub_bytes_per_second.unwrap_or(now.scrub_bytes_per_second),
         when_unavailable: match change.unavailable_error_after_ms {
             None => now.when_unavailable,
             Some(0) => WhenUnavailable::Wait,
             Some(ms) => WhenUnavailable::ErrorAfter { ms },
         },
     })
+}
+
+/// How far scrubbing is.
+pub(super) fn scrub(node: NodeId, data: &DataStatus) -> v1::ScrubReply {
+    let scrub = &data.scrub;
+    v1::ScrubReply {
+        node: node.to_string(),
+        running: scrub.running,
+        paused: scrub.paused,
+        objects: scrub.objects,
+        objects_total: scrub.objects_total,
+        objects_again: scrub.objects_again,
+        passes: scrub.passes,
+        last_pass_unix_ms: millis(scrub.last_pass.unwrap_or_default()),
+        bytes_read: scrub.bytes_ever,
+        damaged: scrub.damaged,
+        mismatched: scrub.mismatches,
+        behind: scrub.behind,
+        repaired: scrub.repaired,
+        unrepairable: scrub.unrepairable,
+        unresolved: scrub.unresolved,
+        skipped: scrub.skipped,
+        damaged_now: scrub.damaged_now,
+        lost: data.lost.values().sum(),
+    }
 }
 
 /// A node's id from its text.

@@ -5,12 +5,14 @@ use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::handle::{ControlRequest, NodeHandle, VolumeRequest};
 use crate::health;
+use sheep_api::v1;
 use sheep_api::v1::nodes_server::Nodes;
 use sheep_api::v1::{
     DrainNodeReply, DrainNodeRequest, ListNodesReply, ListNodesRequest, NodeInfoReply, NodeInfoRequest,
     RecoveryReply, RecoveryRequest, RemoveNodeReply, RemoveNodeRequest, ReweightNodeReply,
-    ReweightNodeRequest, StopReply, StopRequest,
+    ReweightNodeRequest, ScrubReply, ScrubRequest, StopReply, StopRequest,
 };
+use sheep_datapath::ScrubOrder;
 use sheep_state::{ClusterState, Command};
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -18,6 +20,8 @@ use tracing::info;
 
 /// Time for the answer to reach the caller before the node stops.
 const STOP_DELAY: Duration = Duration::from_millis(50);
+/// How long the data thread may take to publish what it does.
+const PUBLISHED_WAIT: Duration = Duration::from_secs(2);
 /// How long open volumes of other nodes are waited for when all nodes stop,
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// and how long a node stays then, so that the others see it too.
@@ -88,6 +92,27 @@ impl Nodes for Service {
             pace: data.recovery_pace.unwrap_or_default(),
             complete: stores.is_none_or(|epoch| data.recovered && data.recovery_epoch >= epoch.0),
         }))
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubReply>, Status> {
+        let order = match request.into_inner().order() {
+            v1::ScrubOrder::Status => None,
+            v1::ScrubOrder::Start => Some(ScrubOrder::Start),
+            v1::ScrubOrder::Pause => Some(ScrubOrder::Pause),
+            v1::ScrubOrder::Resume => Some(ScrubOrder::Resume),
+        };
+        if let Some(order) = order {
+            let mut data = self.node.data.clone();
+            data.mark_unchanged();
+            let stopping = |_| Status::unavailable("the node is stopping");
+            self.node.volumes.send(DataMessage::Scrub(order)).map_err(stopping)?;
+            // The second one is surely of after the order.
+            for _ in 0..2 {
+                let _ = tokio::time::timeout(PUBLISHED_WAIT, data.changed()).await;
+            }
+        }
+        let node = self.node.status().me.node;
+        Ok(Response::new(convert::scrub(node, &self.node.data())))
     }
 
     async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeReply>, Status> {

@@ -20,6 +20,7 @@ mod gateway;
 mod mutant;
 mod recovery;
 mod replica;
+mod scrub;
 mod shard;
 mod view;
 
@@ -27,5 +28,6 @@ pub use gateway::*;
 pub use mutant::{Mutant, Mutants};
 pub use recovery::Progress;
 pub use replica::{Replica, ReplicaConfig, ReplicaOutput, ReplicaStatus};
+pub use scrub::{Finding, ScrubOrder, ScrubStatus};
 pub use shard::{Shard, ShardOutput};
 pub use view::View;

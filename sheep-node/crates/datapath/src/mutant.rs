@@ -32,6 +32,10 @@ pub enum Mutant {
     EqualBlocksAreEqualVersions,
     /// A copy is made equal without the zeros of its source.
     PatchIgnoresZeros,
+    /// A scrub takes the own copy for right although most copies of its version differ.
+    ScrubTrustsSelf,
+    /// A scrub makes the own copy equal to any other version that it meets.
+    ScrubIgnoresVersion,
     /// A listed copy is called current whatever its version.
     ConfirmAnyVersion,
 }

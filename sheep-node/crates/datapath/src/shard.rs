@@ -1,6 +1,6 @@
 //! One data shard: a replica and a gateway on one thread. What they send to the own node does not leave it.
 
-use crate::{Gateway, GatewayOutput, Replica, ReplicaOutput, View};
+use crate::{Finding, Gateway, GatewayOutput, Replica, ReplicaOutput, ScrubOrder, View};
 use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
 use sheep_store::{DiskOp, DiskOpId, DiskResult};
 use sheep_types::{Member, Time};
@@ -54,6 +54,18 @@ impl Shard {
     /// The replica, to look at.
     pub fn replica(&self) -> Option<&Replica> {
         self.replica.as_ref()
+    }
+
+    /// An order to the scrub of the own copies.
+    pub fn order_scrub(&mut self, now: Time, order: ScrubOrder) {
+        if let Some(replica) = &mut self.replica {
+            replica.order_scrub(now, order);
+        }
+    }
+
+    /// What the replica has found since the last time.
+    pub fn take_findings(&mut self) -> Vec<Finding> {
+        self.replica.as_mut().map(Replica::take_findings).unwrap_or_default()
     }
 
     /// A newer picture of the cluster. The replica sees it first: what the gateway then sends is answered.

@@ -60,6 +60,13 @@ pub(crate) enum NodeCommand {
         #[arg(short, long)]
         watch: bool,
     },
+    /// Read everything that a node has and compare it with other copies
+    Scrub {
+        /// Id (or its beginning) or name
+        node: String,
+        #[command(flatten)]
+        scrub: Scrub,
+    },
     /// Forget a node that does not run; its copies are made anew elsewhere
     Remove {
         /// Id (or its beginning) or name
@@ -210,6 +217,8 @@ pub(crate) enum ClusterCommand {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
         min_copies: Option<u32>,
     },
+    /// Read everything and compare all copies: how far that is, or begin now
+    Scrub(Scrub),
     /// Stop all nodes in order
     Shutdown,
     /// How far recovery is on each node; or let it pause, or go on
@@ -222,6 +231,31 @@ pub(crate) enum ClusterCommand {
     Settings(Box<Settings>),
 }
 
+/// What to do about scrubbing.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Scrub {
+    /// What to do
+    #[arg(value_enum, default_value_t = ScrubAction::Status)]
+    pub(crate) action: ScrubAction,
+    /// Wait for the end of the pass
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+}
+
+/// What to do about scrubbing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScrubAction {
+    /// Show how far it is
+    Status,
+    /// Begin a pass now; goes on with one that is under way
+    Start,
+    /// Stop where it is
+    Pause,
+    /// Go on
+    Resume,
+}
+
+/// What to do about recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RecoveryOrder {
     /// Move nothing but what clients wait for
@@ -266,6 +300,12 @@ pub(crate) struct Settings {
     /// Most bytes per second that each node moves for recovery; 0: as many as clients leave room for
     #[arg(long, value_name = "SIZE")]
     pub(crate) recovery_rate: Option<Size>,
+    /// Time between two passes of scrubbing, milliseconds; 0: only when told to
+    #[arg(long, value_name = "MS")]
+    pub(crate) scrub_interval_ms: Option<u64>,
+    /// Bytes that scrubbing reads on each node in a second, at most
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) scrub_rate: Option<Size>,
     /// Requests that cannot be served fail after this many milliseconds; 0: they wait
     #[arg(long, value_name = "MS")]
     pub(crate) unavailable_error_after_ms: Option<u64>,
@@ -334,6 +374,9 @@ mod tests {
             "dog cluster info",
             "dog cluster check",
             "dog cluster format --copies 1",
+            "dog cluster scrub",
+            "dog cluster scrub start --wait",
+            "dog node scrub ab pause",
             "dog cluster shutdown",
             "dog cluster recovery",
             "dog cluster recovery pause",

@@ -5,6 +5,7 @@ use crate::cli::{ClusterCommand, Format, RecoveryOrder, Settings};
 use crate::connect::{Connection, Server, label};
 use crate::node::{done, recoveries, recovery, seconds};
 use crate::output;
+use crate::scrub;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use sheep_api::Size;
@@ -26,6 +27,7 @@ pub(crate) async fn run(server: &Server, format: Format, command: ClusterCommand
                 Format::Table => output::line(&format!("cluster {id} is made"))?,
             }
         }
+        ClusterCommand::Scrub(command) => return scrub::run(&connection, format, None, command).await,
         ClusterCommand::Shutdown => shutdown(&connection, format).await?,
         ClusterCommand::Settings(settings) => change(&connection, format, request(&settings)).await?,
         ClusterCommand::Recovery { order: None } => recovery(&connection, format, false).await?,
@@ -139,6 +141,8 @@ fn settings_json(settings: &v1::Settings) -> Value {
         "flush_interval_ms": settings.flush_interval_ms,
         "recovery_paused": settings.recovery_paused,
         "recovery_bytes_per_second": settings.recovery_bytes_per_second,
+        "scrub_interval_ms": settings.scrub_interval_ms,
+        "scrub_bytes_per_second": settings.scrub_bytes_per_second,
         "unavailable_error_after_ms": settings.unavailable_error_after_ms,
     })
 }
@@ -164,6 +168,8 @@ fn request(settings: &Settings) -> Option<v1::Settings> {
         flush_interval_ms: settings.flush_interval_ms,
         recovery_paused: None,
         recovery_bytes_per_second: settings.recovery_rate.map(|size| size.0),
+        scrub_interval_ms: settings.scrub_interval_ms,
+        scrub_bytes_per_second: settings.scrub_rate.map(|size| size.0),
         unavailable_error_after_ms: settings.unavailable_error_after_ms,
     };
     (request != v1::Settings::default()).then_some(request)

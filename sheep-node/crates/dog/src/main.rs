@@ -8,6 +8,7 @@ mod cluster;
 mod connect;
 mod node;
 mod output;
+mod scrub;
 mod transfer;
 mod vdi;
 

@@ -2,7 +2,7 @@
 
 use crate::cli::{Format, NodeCommand, Weight};
 use crate::connect::{Connection, Server, label, pick};
-use crate::output;
+use crate::{output, scrub};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -24,6 +24,9 @@ pub(crate) async fn run(server: &Server, format: Format, command: NodeCommand) -
         NodeCommand::Info { node } => info(&connection, format, node.as_deref()).await,
         NodeCommand::Kill { node } => kill(&connection, format, &node).await,
         NodeCommand::Recovery { watch } => recovery(&connection, format, watch).await,
+        NodeCommand::Scrub { node, scrub } => {
+            scrub::run(&connection, format, Some(&node), scrub).await.map(drop)
+        }
         NodeCommand::Remove { node, force } => remove(&connection, format, &node, force).await,
         NodeCommand::Drain { node, undo } => drain(&connection, format, &node, undo).await,
         NodeCommand::Reweight { node, weight } => reweight(&connection, format, &node, weight).await,

@@ -45,6 +45,10 @@ pub struct Settings {
     pub recovery_paused: bool,
     /// Most bytes per second that a node moves for recovery, as receiver and as source; zero: any.
     pub recovery_bytes_per_second: u64,
+    /// Time between two passes of scrubbing, milliseconds; zero: only when told to.
+    pub scrub_interval_ms: u64,
+    /// Bytes that scrubbing reads on each node in a second, at most.
+    pub scrub_bytes_per_second: u64,
     /// Requests that cannot be served at the moment.
     pub when_unavailable: WhenUnavailable,
 }
@@ -65,6 +69,8 @@ impl Default for Settings {
             flush_interval_ms: 1_000,
             recovery_paused: false,
             recovery_bytes_per_second: 0,
+            scrub_interval_ms: 7 * 86_400_000,
+            scrub_bytes_per_second: 32 << 20,
             when_unavailable: WhenUnavailable::Wait,
         }
     }
@@ -107,6 +113,12 @@ impl Settings {
         // Less would not end before the next failure.
         if (1..1 << 20).contains(&self.recovery_bytes_per_second) {
             return bad("recovery_bytes_per_second", "must be 1 MiB or more, or 0 for any");
+        }
+        if self.scrub_interval_ms != 0 && !(10_000..=366 * 86_400_000).contains(&self.scrub_interval_ms) {
+            return bad("scrub_interval_ms", "must be 0 or 10 seconds to a year");
+        }
+        if !(64 << 10..=64 << 30).contains(&self.scrub_bytes_per_second) {
+            return bad("scrub_bytes_per_second", "must be 64 KiB to 64 GiB");
         }
         match self.when_unavailable {
             WhenUnavailable::ErrorAfter { ms } if !(100..=86_400_000).contains(&ms) => {

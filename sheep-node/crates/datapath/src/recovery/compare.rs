@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// What a block holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cell {
+pub(crate) enum Cell {
     Absent,
     Zero,
     /// Bytes with this CRC-32C.
@@ -17,7 +17,7 @@ pub(super) enum Cell {
 }
 
 /// All blocks of an object; `None` if extents and checksums do not make one.
-pub(super) fn cells(extents: &[Extent], crcs: &[u32], geometry: Geometry) -> Option<Vec<Cell>> {
+pub(crate) fn cells(extents: &[Extent], crcs: &[u32], geometry: Geometry) -> Option<Vec<Cell>> {
     let mut cells = Vec::with_capacity(geometry.blocks_per_object() as usize);
     let mut crcs = crcs.iter();
     let mut end = 0u32;

@@ -402,7 +402,14 @@ impl Replica {
         let own = self.copy(view, object).filter(|_| self.current_in(view, object));
         let wrong = (!source.serves && contents.version != source.version)
             || match own {
-                Some(own) => contents.patches || own.version != contents.version,
+                Some(own) => {
+                    let ahead = self.scrub.doubt(object).is_some_and(|doubt| {
+                        let any = self.config.mutants.is(Mutant::ScrubIgnoresVersion);
+                        let newer = contents.version >= doubt.by && doubt.by > doubt.version;
+                        own.version == doubt.version && (newer || any)
+                    });
+                    contents.patches || (own.version != contents.version && (changed || !ahead))
+                }
                 None => changed,
             };
         if wrong || !view.is_born(object, contents.birth) || self.replacing.contains(&object) {

@@ -21,6 +21,7 @@ use sheep_wire::Standing;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use announce::FLOORS;
+pub(crate) use compare::{Cell, cells};
 use fetch::Fetches;
 use list::Lists;
 use walk::Source;
@@ -114,7 +115,7 @@ struct Ask {
 }
 
 #[derive(Debug)]
-enum AskKind {
+pub(crate) enum AskKind {
     /// Standings of objects at an epoch, for walks.
     Standing { objects: Vec<ObjectId>, at: Epoch },
     /// What the source's copy holds.
@@ -129,6 +130,8 @@ enum AskKind {
     Adopt { objects: Vec<(ObjectId, Version)> },
     /// A page of a list.
     List,
+    /// What a copy holds, to be compared with the own one.
+    Scrub { object: ObjectId },
     /// Standings of surplus copies.
     Surplus { objects: Vec<ObjectId> },
 }
@@ -181,6 +184,16 @@ impl Recovery {
     /// Whether it is known that no copy of the object can be trusted.
     pub(crate) fn is_lost(&self, object: ObjectId) -> bool {
         self.lost.contains(&object)
+    }
+
+    /// Objects of which no copy can be trusted.
+    pub(crate) fn lost_objects(&self) -> impl Iterator<Item = ObjectId> {
+        self.lost.iter().copied()
+    }
+
+    /// Whether objects are being walked or fetched.
+    pub(crate) fn is_moving(&self) -> bool {
+        !self.walks.is_empty()
     }
 
     /// The object needs no recovery any more: it was created anew or removed. What is under way for it is
@@ -275,6 +288,7 @@ impl Replica {
         if !self.is_serving() || view.member_now(self.me.node) != Some(self.me) {
             return;
         }
+        self.scrub_epoch(now);
         self.recovery.scan = Some(ObjectId(0));
         self.set_timer(now, Duration::ZERO, RecoveryTimer::Scan);
         self.begin_lists(now, &view);

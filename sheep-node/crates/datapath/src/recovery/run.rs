@@ -11,6 +11,9 @@ use sheep_types::{Epoch, Member, NodeId, ObjectId, Time};
 use sheep_wire::{Header, Refusal, Reply, Request, Standing, StandingKind};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Attempts to get a better copy of what is damaged.
+const REPAIRS: u32 = 8;
+
 impl Replica {
     /// The object should be current here. `urgent`: somebody waits for it.
     pub(crate) fn want(&mut self, view: &View, object: ObjectId, urgent: bool) {
@@ -93,12 +96,13 @@ impl Replica {
         self.consider(now, view, object);
     }
 
-    pub(super) fn ask_for(&mut self, now: Time, view: &View, to: Member, request: Request, kind: AskKind) {
+    pub(crate) fn ask_for(&mut self, now: Time, view: &View, to: Member, request: Request, kind: AskKind) {
         let number = self.ask(view, to, request);
         // Answers that carry or move blocks, or wait for a disk, take longer.
         let timeout = match kind {
             AskKind::Standing { .. } | AskKind::List | AskKind::Surplus { .. } => self.config.ask_timeout,
             AskKind::Digest { .. }
+            | AskKind::Scrub { .. }
             | AskKind::Blocks { .. }
             | AskKind::Equalize { .. }
             | AskKind::Secure { .. }
@@ -146,6 +150,9 @@ impl Replica {
             (AskKind::Adopt { objects }, Reply::Which(list)) if list.len() == objects.len() => {
                 self.take_adopted(now, &objects, &list);
             }
+            (AskKind::Scrub { object }, reply) => {
+                self.scrub_answer(now, &view, ask.to.node, object, Some(reply));
+            }
             (AskKind::List, Reply::Listing(lines, more)) => self.take_list(now, &view, ask.to, &lines, more),
             (AskKind::Surplus { objects }, Reply::Standings(list)) if list.len() == objects.len() => {
                 self.take_surplus(&view, ask.to, &objects, &list);
@@ -178,6 +185,7 @@ impl Replica {
                 }
             }
             AskKind::List => self.list_failed(now, view, ask.to),
+            AskKind::Scrub { object } => self.scrub_answer(now, view, ask.to.node, object, None),
             AskKind::Surplus { .. } => {}
         }
     }
@@ -206,6 +214,8 @@ impl Replica {
         let Some(walk) = self.recovery.walks.get(&object) else { return };
         let Phase::Asking { at, missing, answers } = &walk.phase else { return };
         let (at, incomplete) = (*at, !missing.is_empty());
+        let trusted = self.scrub.doubt(object).map(|doubt| only_from(answers, doubt.source));
+        let answers = trusted.as_ref().unwrap_or(answers);
         let question = Question {
             at,
             present: view.epoch(),
@@ -229,8 +239,9 @@ impl Replica {
                 self.confirm(view, object, None);
             }
             Verdict::Wait | Verdict::Older | Verdict::Lost | Verdict::Decide(_) if repairs => {
-                // Nobody has a better one now. The next read that meets the damage tries again.
+                // The next read that meets the damage tries again.
                 self.recovery.forget(object);
+                self.not_repaired(object);
             }
             _ if absent_elsewhere && self.config.mutants.is(Mutant::DeleteOnAbsence) => {
                 self.recovery.forget(object);
@@ -268,7 +279,11 @@ impl Replica {
         let own = self.copy(view, object).map(|copy| copy.version);
         let keep_higher = self.config.mutants.is(Mutant::HigherVersionWins);
         let equal = own == Some(source.version) || (keep_higher && own > Some(source.version));
-        let repair = self.damaged.contains(&object) && source.node != self.me.node;
+        let tries = self.recovery.walks.get(&object).map_or(0, |walk| walk.tries);
+        let repair = self.damaged.contains(&object) && source.node != self.me.node && tries < REPAIRS;
+        if equal && !repair && self.damaged.contains(&object) {
+            self.not_repaired(object);
+        }
         if equal && !repair {
             let hot = (source.node != self.me.node).then_some(source.hot);
             return self.confirm(view, object, hot);
@@ -313,6 +328,11 @@ impl Replica {
     /// The attempt is over; another one follows after a pause.
     pub(crate) fn walk_failed(&mut self, now: Time, object: ObjectId) {
         let Some(walk) = self.recovery.drop_walk(object) else { return };
+        if walk.tries >= REPAIRS && self.damaged.contains(&object) && self.is_current(object) {
+            // What is good of it serves; the next read or scrub that meets the damage tries again.
+            self.recovery.forget(object);
+            return self.not_repaired(object);
+        }
         let tries = walk.tries.saturating_add(1);
         self.recovery.todo.insert(object, Todo { tries, urgent: walk.urgent });
         let doubled = self.config.retry_min.saturating_mul(1 << walk.tries.min(16));
@@ -326,6 +346,7 @@ impl Replica {
     fn lose(&mut self, view: &View, object: ObjectId) {
         self.recovery.forget(object);
         self.recovery.lost.insert(object);
+        self.found_lost(object);
         // A copy that proves nothing must not be lifted by the floor later.
         if let Some(copy) = self.copy(view, object).filter(|copy| copy.validated != Epoch(0)) {
             let header = CopyHeader { validated: Epoch(0), ..copy };
@@ -333,4 +354,13 @@ impl Replica {
         }
         self.wake(object);
     }
+}
+
+/// Answers with copies that only one node's can be made good from.
+fn only_from(answers: &BTreeMap<NodeId, Standing>, source: NodeId) -> BTreeMap<NodeId, Standing> {
+    let of = |(node, standing): (&NodeId, &Standing)| {
+        let kind = if *node == source { standing.kind } else { StandingKind::Unknown };
+        (*node, Standing { kind, ..*standing })
+    };
+    answers.iter().map(of).collect()
 }

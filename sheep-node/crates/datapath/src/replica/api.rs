@@ -38,6 +38,9 @@ pub struct ReplicaConfig {
     pub fetch_bytes: u32,
     /// Requests for blocks of one object under way at once.
     pub fetch_pipeline: usize,
+    /// Time since the Unix epoch when the replica is made; zero: not known, and scrubbing never
+    /// begins by itself.
+    pub wall: Duration,
     /// Rules to break on purpose, for tests of the checkers.
     pub mutants: Mutants,
 }
@@ -59,6 +62,7 @@ impl Default for ReplicaConfig {
             fetches: 8,
             fetch_bytes: 256 << 10,
             fetch_pipeline: 4,
+            wall: Duration::ZERO,
             mutants: Mutants::default(),
         }
     }

@@ -183,6 +183,7 @@ impl Replica {
             return self.replace_failed(now, object, then, &error);
         }
         self.replacing.remove(&object);
+        self.copy_replaced(object);
         self.wake(object);
         let bytes = match then {
             Then::Answer(asker) => {

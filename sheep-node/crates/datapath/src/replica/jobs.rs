@@ -49,6 +49,11 @@ pub(crate) enum Job {
         /// For what it is fetched.
         fetch: u64,
     },
+    /// What a scrub looks at.
+    Scrub {
+        /// Which question this answers.
+        serial: u64,
+    },
     /// Copies that were called current are made durable together.
     Confirmed {
         /// The copies.
@@ -86,6 +91,7 @@ impl Replica {
                 Err(error) => self.read_failed(&asker, object, &error),
             },
             Job::Part { gather, index } => self.finish_part(gather, index, result),
+            Job::Scrub { serial } => self.take_scrub(now, serial, result),
             Job::Own { fetch } => self.take_own(fetch, result),
             Job::Confirmed { objects, answer } => {
                 self.confirmed(now, objects, result.is_ok());
@@ -135,7 +141,7 @@ impl Replica {
 
     pub(super) fn read_failed(&mut self, asker: &Header, object: ObjectId, error: &StoreError) {
         if matches!(error, StoreError::Corrupt { .. } | StoreError::Unreadable { .. }) {
-            self.damaged.insert(object);
+            self.found_damage(object);
             if let Some(view) = self.view.clone() {
                 self.want(&view, object, true);
             }

@@ -18,6 +18,7 @@ mod write;
 
 use crate::View;
 use crate::recovery::{FLOORS, Recovery};
+use crate::scrub::{Scrub, ScrubRecord};
 pub use api::{ReplicaConfig, ReplicaOutput, ReplicaStatus};
 use hot::HotMarks;
 pub(crate) use jobs::Job;
@@ -67,6 +68,9 @@ pub struct Replica {
     /// Vids that the store has objects of.
     vids: BTreeSet<Vid>,
     pub(crate) recovery: Recovery,
+    pub(crate) scrub: Scrub,
+    /// When this replica was made.
+    pub(crate) started: Time,
     pub(crate) timers: Timers,
     pace: pace::Pace,
     outputs: VecDeque<ReplicaOutput>,
@@ -115,6 +119,8 @@ impl Replica {
             floors: BTreeSet::new(),
             vids: BTreeSet::new(),
             recovery: Recovery::default(),
+            scrub: Scrub::default(),
+            started: now,
             timers: Timers::default(),
             pace: pace::Pace::new(now),
             outputs: VecDeque::new(),
@@ -218,7 +224,7 @@ impl Replica {
     }
 
     /// Carries on with everything that has become possible.
-    fn pump(&mut self, now: Time) {
+    pub(crate) fn pump(&mut self, now: Time) {
         loop {
             if let Some(event) = self.store.poll_event() {
                 self.take_event(now, event);
@@ -249,6 +255,7 @@ impl Replica {
                     self.answer(&header, reply);
                 }
             }
+            Input::Timer(Timer::Scrub) => self.scrub_timer(now),
             Input::Timer(Timer::Recovery(timer)) => self.recovery_timer(now, timer),
             // What this node fetches itself goes on by itself.
             Input::Timer(Timer::Pace) => self.move_on(now),
@@ -287,6 +294,10 @@ impl Replica {
     /// Builds what is derived from the store's headers.
     fn load(&mut self) {
         for header in self.store.objects(ObjectId(0)) {
+            if let Some(record) = ScrubRecord::of(header) {
+                self.scrub = Scrub::load(record);
+                continue;
+            }
             if header.id.vid() == FLOORS {
                 self.floors.insert(header.validated);
                 continue;
@@ -343,6 +354,11 @@ impl Replica {
     /// Whether the store works.
     pub(crate) fn is_serving(&self) -> bool {
         self.ready && self.failed.is_none()
+    }
+
+    /// Store operations under way.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
     }
 
     /// Hands an operation to the store. Its result, even an immediate one, comes to `finish` later.

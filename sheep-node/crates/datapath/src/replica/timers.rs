@@ -13,6 +13,8 @@ pub(crate) enum Timer {
     Object(ObjectId),
     /// More may be moved for recovery.
     Pace,
+    /// Scrubbing goes on.
+    Scrub,
     /// Something of recovery.
     Recovery(RecoveryTimer),
 }

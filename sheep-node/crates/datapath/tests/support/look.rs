@@ -3,7 +3,7 @@
 use super::{CLUSTER, HAND, Net, Node};
 use core::fmt::Write;
 use core::time::Duration;
-use sheep_datapath::{Progress, Replica, Shard, View};
+use sheep_datapath::{Finding, Progress, Replica, ScrubOrder, ScrubStatus, Shard, View};
 use sheep_types::{Epoch, NodeId, ObjectId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -64,6 +64,29 @@ impl Net {
             }
         }
         text
+    }
+
+    /// Runs a pass of scrubbing on a node and gives what it counted.
+    pub(crate) fn scrub(&mut self, node: u64) -> ScrubStatus {
+        let passes = self.replica(node).scrub_status().passes;
+        let now = self.now;
+        let shard = self.nodes.get_mut(&NodeId(node)).and_then(|node| node.shard.as_mut());
+        shard.expect("runs").order_scrub(now, ScrubOrder::Start);
+        self.drain(NodeId(node));
+        for _ in 0..10_000 {
+            self.run_for(Duration::from_millis(10));
+            if self.replica(node).scrub_status().passes > passes {
+                break;
+            }
+        }
+        // What was found is being repaired.
+        self.run_for(Duration::from_secs(3));
+        self.replica(node).scrub_status()
+    }
+
+    pub(crate) fn findings(&mut self, node: u64) -> Vec<Finding> {
+        let shard = self.nodes.get_mut(&NodeId(node)).and_then(|node| node.shard.as_mut());
+        shard.expect("runs").take_findings()
     }
 
     pub(crate) fn replica(&self, node: u64) -> &Replica {

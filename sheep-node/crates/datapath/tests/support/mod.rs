@@ -183,6 +183,15 @@ impl Net {
         assert!(disk.rot(sheep_store::FileId::BLOCKS, last, 77));
     }
 
+    /// Damages every durable block of objects on a node's disk, or the `n`th only.
+    pub(crate) fn rot(&mut self, node: u64, n: Option<usize>) {
+        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
+        let blocks = disk.durable_blocks(sheep_store::FileId::BLOCKS);
+        for (_, block) in blocks.into_iter().enumerate().filter(|(i, _)| n.is_none_or(|n| n == *i)) {
+            assert!(disk.rot(sheep_store::FileId::BLOCKS, block, 1234));
+        }
+    }
+
     /// The node loses power. `seed` says what of its unsynced writes survives (0: nothing).
     pub(crate) fn crash(&mut self, node: u64, seed: u64) {
         let node = self.nodes.get_mut(&NodeId(node)).unwrap();

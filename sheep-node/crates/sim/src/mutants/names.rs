@@ -101,6 +101,8 @@ variants! {
         PatchAnyVersion = "datapath:patch-any-version": "all blocks of a fetch are of one version";
         EqualBlocksAreEqualVersions = "datapath:equal-blocks-are-equal-versions": "a copy made equal takes the version over too";
         PatchIgnoresZeros = "datapath:patch-ignores-zeros": "a copy made equal takes zeros over too";
+        ScrubTrustsSelf = "datapath:scrub-trusts-self": "what most copies of a version hold is right";
+        ScrubIgnoresVersion = "datapath:scrub-ignores-version": "a scrub repairs to the same version, or to one that all had";
         ConfirmAnyVersion = "datapath:confirm-any-version": "only an equal version makes a copy current as it is";
     }
 }

@@ -1,9 +1,9 @@
 //! What control publishes to the data path: the applied state, and placement derived from it.
 
 use sheep_placement::{PlacementMember, Ring};
-use sheep_state::{ClusterState, EpochMembers, MemberState, VdiRecord, VidKind, VidRecord};
+use sheep_state::{ClusterState, EpochMembers, MemberState, NodeState, VdiRecord, VidKind, VidRecord};
 use sheep_types::{Birth, ClusterId, Epoch, Generation, LogIndex, Member, NodeId, ObjectId, Vid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 /// One remembered epoch. Its hash ring is built when it is first asked for: most old epochs never are.
@@ -130,6 +130,17 @@ impl View {
     pub fn up_set_at(&self, epoch: Epoch, object: ObjectId) -> Option<Vec<Member>> {
         let set = self.set_at(epoch, object)?;
         Some(set.into_iter().filter_map(|node| self.up_at(epoch, node)).collect())
+    }
+
+    /// Nodes that are away, not given up, and were to have a copy of the object in an epoch that is remembered.
+    pub fn absent_holders(&self, object: ObjectId) -> BTreeSet<NodeId> {
+        let known = (self.oldest_epoch().0..=self.epoch().0).map(Epoch);
+        let holders = known.flat_map(|epoch| self.set_at(epoch, object).unwrap_or_default());
+        let away = |node: &NodeId| {
+            let record = self.state.node(*node);
+            record.is_some_and(|record| matches!(record.state, NodeState::Down { .. }))
+        };
+        holders.filter(away).collect()
     }
 
     /// The object's whole present set, members that are down included; empty if the vid is unknown.

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use sheep_state::{Command, Refusal as OrderRefusal};
-use sheep_types::{Member, NodeId};
+use sheep_types::{Member, NodeId, Version};
 use sheep_wire::Packet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -114,6 +114,22 @@ pub enum VolumeOp {
         /// Only the first extent is wanted.
         req_one: bool,
     },
+    /// What all copies of an object are. Answered with [`VolumeReply::Checked`].
+    Check {
+        /// A map object; else one with contents.
+        map: bool,
+        /// Number of the object.
+        index: u32,
+    },
+    /// An object of which no copy can be trusted any more becomes zeros, durably. Refused with
+    /// [`VolumeError::NotLost`] while anybody has it, and with [`VolumeError::MayComeBack`] while somebody who is
+    /// away may have it.
+    AcceptLoss {
+        /// Number of the object.
+        index: u32,
+        /// Whatever nodes that are away may have.
+        force: bool,
+    },
 }
 
 /// Success of a [`VolumeOp`].
@@ -125,6 +141,39 @@ pub enum VolumeReply {
     Done,
     /// Consecutive extents from the offset on; they may cover less than the range.
     BlockStatus(Vec<BlockExtent>),
+    /// All copies of an object.
+    Checked(ObjectCheck),
+}
+
+/// How the copy of one node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyState {
+    /// It may serve.
+    Current {
+        /// Its version.
+        version: Version,
+        /// Checksum over what all its blocks are.
+        sum: u32,
+    },
+    /// What its blocks should be is damaged.
+    Damaged,
+    /// It is not up to date yet, or nobody knows whether it is.
+    NotCurrent,
+    /// There is none that can be trusted, on no node, as far as this one has found out.
+    Lost,
+    /// The node does not run, or cannot be reached.
+    Down,
+}
+
+/// All copies of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectCheck {
+    /// The map says that the object exists.
+    pub exists: bool,
+    /// The nodes of its set.
+    pub copies: BTreeMap<NodeId, CopyState>,
+    /// Nodes that are away and were to have a copy in an epoch that is remembered.
+    pub may_hold: BTreeSet<NodeId>,
 }
 
 /// A piece of what was read.
@@ -177,6 +226,12 @@ pub enum VolumeError {
     /// A node that must store the write is full, or the write goes past the end.
     #[error("no space left")]
     NoSpace,
+    /// The object is not lost: it is not given up.
+    #[error("the object is not lost")]
+    NotLost,
+    /// Nodes that are away may have the object.
+    #[error("nodes that are away may have the object")]
+    MayComeBack,
     /// Cannot be done the way asked for.
     #[error("operation not supported")]
     NotSupported,

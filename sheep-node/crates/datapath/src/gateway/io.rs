@@ -2,6 +2,7 @@
 
 use super::OpenMode;
 use super::api::{BlockExtent, ReadExtent, VolumeError, VolumeOp, VolumeReply};
+use super::check::Purpose;
 use super::read::{ReadOwner, ReadPiece, Target};
 use super::shared::Core;
 use super::volume::{Phase, Volume};
@@ -34,6 +35,7 @@ pub(super) enum IoKind {
         parts: Vec<Vec<ReadExtent>>,
     },
     Change,
+    Check,
     Flush,
     Status {
         offset: u64,
@@ -136,6 +138,16 @@ impl Volume {
                 self.ios.insert(io, change(fua || through));
                 self.queue_zeroes(io, offset, len, no_hole);
             }
+            VolumeOp::Check { map, index } => {
+                self.ios.insert(io, Io { kind: IoKind::Check, ..change(false) });
+                self.add_query(io, (map, index), Purpose::Look);
+                return self.again = true;
+            }
+            VolumeOp::AcceptLoss { index, force } => {
+                self.ios.insert(io, change(true));
+                self.add_query(io, (false, index), Purpose::GiveUp { force });
+                return self.again = true;
+            }
             VolumeOp::BlockStatus { offset, len, req_one } => {
                 self.ios.insert(io, Io { kind: IoKind::Status { offset, len, req_one }, ..change(false) });
                 return self.again = true;
@@ -157,7 +169,13 @@ impl Volume {
             VolumeOp::Write { offset, ref data, .. } => {
                 (offset, data.len() as u64, true, core.config.request_bytes)
             }
-            VolumeOp::Flush => return Ok(()),
+            VolumeOp::Flush | VolumeOp::Check { .. } => return Ok(()),
+            VolumeOp::AcceptLoss { index, .. } => (
+                u64::from(index) * u64::from(self.geometry.object_size()),
+                u64::from(SECTOR_SIZE),
+                true,
+                u64::MAX,
+            ),
             VolumeOp::Discard { offset, len, .. } | VolumeOp::WriteZeroes { offset, len, .. } => {
                 (offset, len, true, core.config.range_bytes)
             }

@@ -12,6 +12,7 @@
 //! | `write`, `object` | versions, members that hold a write, sending again |
 //! | `read` | choosing a member, checking what it sends |
 //! | `flush`, `map` | durability, map entries, discards |
+//! | `check` | what all copies of an object are; giving up a lost one |
 //! | `volume` | a volume's phases, and where replies and time go |
 //! | `pressure` | whether clients wait longer than before a recovery |
 //! | `shared` | requests under way, their timers, the lease, the view |
@@ -19,6 +20,7 @@
 //! Why it is right: `docs/internals/gateway.md`.
 
 mod api;
+mod check;
 mod coverage;
 mod flush;
 mod io;
@@ -33,8 +35,8 @@ mod volume;
 mod write;
 
 pub use api::{
-    BlockExtent, GatewayConfig, GatewayOutput, LostReason, OpenError, OpenMode, OpenWait, ReadExtent,
-    VolumeError, VolumeOp, VolumeReply,
+    BlockExtent, CopyState, GatewayConfig, GatewayOutput, LostReason, ObjectCheck, OpenError, OpenMode,
+    OpenWait, ReadExtent, VolumeError, VolumeOp, VolumeReply,
 };
 
 use crate::View;

@@ -20,6 +20,10 @@ pub(super) enum Tag {
     Write { object: ObjectId, sequence: u64 },
     /// A read of one range of one object.
     Read { piece: u64 },
+    /// What a copy holds, to tell.
+    Query { query: u64 },
+    /// A block of a copy that is not current, for the refusal.
+    QueryBlock { query: u64 },
     /// The data stage of a flush.
     Flush,
     /// Map entries are confirmed; nobody waits for the answer.

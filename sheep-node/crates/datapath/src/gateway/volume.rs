@@ -1,6 +1,7 @@
 //! One volume of a gateway: what it is doing, and where replies and time go.
 
 use super::api::{GatewayOutput, LostReason, OpenError, OpenMode, VolumeError, VolumeReply};
+use super::check::Query;
 use super::flush::Flusher;
 use super::io::{Io, Piece};
 use super::map::{MapBlock, MapCache};
@@ -87,6 +88,8 @@ pub(super) struct Volume {
     pub(super) queue: VecDeque<Piece>,
     pub(super) next_piece: u64,
     pub(super) reads: BTreeMap<u64, ReadPiece>,
+    /// Objects that are looked at.
+    pub(super) queries: BTreeMap<u64, Query>,
     /// Answers held back until the lease is renewed.
     pub(super) held: Vec<(u64, Result<VolumeReply, VolumeError>)>,
 
@@ -130,6 +133,7 @@ impl Volume {
             queue: VecDeque::new(),
             next_piece: 0,
             reads: BTreeMap::new(),
+            queries: BTreeMap::new(),
             held: Vec::new(),
             map: MapCache::new(geometry, 0, BTreeSet::new()),
             loading: BTreeSet::new(),
@@ -220,6 +224,7 @@ impl Volume {
         for piece in self.reads.values_mut() {
             piece.restart();
         }
+        self.restart_queries();
         if let Phase::Settling(settle) = &mut self.phase {
             **settle = Settle::default();
             return self.step_settle(core);
@@ -243,6 +248,14 @@ impl Volume {
             Tag::Read { piece } => {
                 core.cancel(number);
                 self.handle_read_reply(core, piece, from, reply);
+            }
+            Tag::Query { query } => {
+                core.cancel(number);
+                self.handle_query_reply(core, query, from, reply);
+            }
+            Tag::QueryBlock { query } => {
+                core.cancel(number);
+                self.handle_query_block(query, from, reply);
             }
             _ => self.handle_plain_reply(core, number, tag, from, reply),
         }
@@ -312,6 +325,7 @@ impl Volume {
             self.start_reads(core);
             self.start_pieces(core);
             self.answer_statuses(core);
+            self.step_queries(core);
             self.step_flush(core);
             // Everybody who waited for such a block has seen that it failed; who comes later tries again.
             self.unreadable.retain(|block| !stale.contains(block));
@@ -371,6 +385,7 @@ impl Volume {
         self.objects.clear();
         self.queue.clear();
         self.reads.clear();
+        self.queries.clear();
         self.loading.clear();
         self.flusher = Flusher::default();
         let held = std::mem::take(&mut self.held).into_iter().map(|(io, _)| io);

@@ -7,7 +7,7 @@ use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::inbox::{SendError, Sender};
 use bytes::Bytes;
-use sheep_datapath::ScrubStatus;
+use sheep_datapath::{BlockExtent, ObjectCheck, ScrubStatus};
 use sheep_engine::Published;
 use sheep_state::{Command, Outcome, Refusal};
 use sheep_types::{ClusterId, ConfigId, LogIndex, Member, NodeId, VdiId};
@@ -126,6 +126,20 @@ pub(crate) enum VolumeAccessError {
     Stopping,
 }
 
+/// Why a lost object was not given up.
+#[derive(Debug, Error)]
+pub(crate) enum AcceptLossError {
+    /// Somebody has it.
+    #[error("it is not lost")]
+    NotLost,
+    /// Somebody who is away may have it.
+    #[error("nodes that are away may have it")]
+    MayComeBack,
+    /// Something else.
+    #[error(transparent)]
+    Access(#[from] VolumeAccessError),
+}
+
 /// To the control thread.
 pub(crate) enum ControlRequest {
     /// Order a command.
@@ -148,6 +162,22 @@ pub(crate) enum VolumeRequest {
     WriteZeroes { handle: u64, offset: u64, len: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
     /// Make everything durable.
     Flush { handle: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
+    /// Which parts exist; as much of the range as can be told at once.
+    Status {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        answer: oneshot::Sender<Result<Vec<BlockExtent>, VolumeAccessError>>,
+    },
+    /// What all copies of an object are.
+    Check {
+        handle: u64,
+        map: bool,
+        index: u32,
+        answer: oneshot::Sender<Result<ObjectCheck, VolumeAccessError>>,
+    },
+    /// A lost object becomes zeros.
+    AcceptLoss { handle: u64, index: u32, force: bool, answer: oneshot::Sender<Result<(), AcceptLossError>> },
     /// Drain, flush, release the lock.
     Close { handle: u64, answer: oneshot::Sender<()> },
     /// Close all volumes, and open none any more.
@@ -198,10 +228,10 @@ impl NodeHandle {
     }
 
     /// Sends a request to the data thread and waits for its answer.
-    pub(crate) async fn volume<T>(
+    pub(crate) async fn volume<T, E: From<VolumeAccessError>>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, VolumeAccessError>>) -> VolumeRequest,
-    ) -> Result<T, VolumeAccessError> {
+        request: impl FnOnce(oneshot::Sender<Result<T, E>>) -> VolumeRequest,
+    ) -> Result<T, E> {
         let (answer, wait) = oneshot::channel();
         self.volumes.send(DataMessage::Volume(request(answer))).map_err(|_| VolumeAccessError::Stopping)?;
         wait.await.map_err(|_| VolumeAccessError::Stopping)?

@@ -5,6 +5,9 @@ use sheep_state::{ClusterState, DownCause, NodeRecord, NodeState, Role};
 use sheep_types::{ClusterId, NodeId};
 use std::fmt;
 
+/// So many remembered epochs are worth a word.
+const MANY_EPOCHS: u64 = 100;
+
 /// One word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
@@ -186,6 +189,37 @@ fn why(cause: DownCause) -> &'static str {
     }
 }
 
+/// What is wrong with copies, as far as this node has found out.
+fn copies(state: &ClusterState, data: &DataStatus) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (vdi, objects) in data.lost.iter().take(20) {
+        let name = state.vdi(*vdi).map_or_else(|| vdi.to_string(), |vdi| vdi.name.clone());
+        findings.push(format!(
+            "VDI {name} has lost {objects} objects: no copy of them can be trusted, and reading them is an I/O error. \
+             `dog vdi check {name}` lists them, `dog vdi accept-loss {name}` makes them zeros."
+        ));
+    }
+    if data.scrub.damaged_now > 0 {
+        findings.push(format!(
+            "{} copies on this node are damaged and not made good yet; its log names them.",
+            data.scrub.damaged_now
+        ));
+    }
+    if data.scrub.unresolved > 0 {
+        findings.push(format!(
+            "{} objects have copies that differ, and nothing says which is right; the node's log names them.",
+            data.scrub.unresolved
+        ));
+    }
+    if state.epoch().0.saturating_sub(state.oldest_epoch().0) > MANY_EPOCHS {
+        findings.push(format!(
+            "Epochs since {} are remembered, because not all storage nodes have recovered since.",
+            state.oldest_epoch()
+        ));
+    }
+    findings
+}
+
 /// Everything that this node sees wrong, as sentences. Looks at all volumes.
 pub(crate) fn findings(status: &NodeStatus, data: &DataStatus) -> Vec<String> {
     let whole = assess(status, data);
@@ -204,6 +238,7 @@ pub(crate) fn findings(status: &NodeStatus, data: &DataStatus) -> Vec<String> {
             NodeState::Up | NodeState::Leaving => {}
         }
     }
+    findings.extend(copies(state, data));
     let members = state.members();
     let up = members.iter().filter(|member| member.is_up() && member.is_placed()).count();
     let short: Vec<_> = state.vdis().into_iter().filter(|vdi| usize::from(vdi.copies) > up).collect();

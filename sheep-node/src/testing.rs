@@ -4,11 +4,12 @@
 use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::handle::{
-    ControlRequest, DataStatus, NodeHandle, NodeStatus, OpenVolume, OrderError, VolumeAccessError,
-    VolumeRequest,
+    AcceptLossError, ControlRequest, DataStatus, NodeHandle, NodeStatus, OpenVolume, OrderError,
+    VolumeAccessError, VolumeRequest,
 };
 use crate::inbox::{Inbox, Sender, inbox};
 use mio::{Events, Poll, Token, Waker};
+use sheep_datapath::{BlockExtent, CopyState, ObjectCheck};
 use sheep_engine::Published;
 use sheep_state::{
     AccessMode, Addresses, ClusterState, Command, DiskRecord, DiskState, EntryKind, Genesis, NodeUp, Outcome,
@@ -40,6 +41,8 @@ struct Model {
     data: watch::Sender<Arc<DataStatus>>,
     stopped: bool,
     closed: bool,
+    /// What all objects are said to be.
+    check: ObjectCheck,
     formatted: Option<Genesis>,
 }
 
@@ -110,6 +113,20 @@ impl Model {
             }
             VolumeRequest::Flush { answer, .. } => {
                 let _ = answer.send(Ok(()));
+            }
+            VolumeRequest::Status { len, answer, .. } => {
+                let _ = answer.send(Ok(vec![BlockExtent { len, hole: false, zero: false }]));
+            }
+            VolumeRequest::Check { answer, .. } => {
+                let _ = answer.send(Ok(self.check.clone()));
+            }
+            VolumeRequest::AcceptLoss { force, answer, .. } => {
+                let lost = self.check.copies.values().all(|state| *state == CopyState::Lost);
+                let _ = answer.send(match (lost, self.check.may_hold.is_empty() || force) {
+                    (false, _) => Err(AcceptLossError::NotLost),
+                    (true, false) => Err(AcceptLossError::MayComeBack),
+                    (true, true) => Ok(()),
+                });
             }
             VolumeRequest::CloseAll => self.closed = true,
             VolumeRequest::Close { handle, answer } => {
@@ -221,6 +238,7 @@ impl FakeNode {
             data,
             stopped: false,
             closed: false,
+            check: ObjectCheck::default(),
             formatted: None,
         }));
         let end = Arc::new(AtomicBool::new(false));

@@ -2,9 +2,11 @@
 
 use super::volumes::{Opened, VolumeId, Waiter};
 use super::{DataThread, IoOwner};
-use crate::handle::{DataStatus, OpenVolume, VolumeAccessError, VolumeRequest};
+use crate::handle::{AcceptLossError, DataStatus, OpenVolume, VolumeAccessError, VolumeRequest};
 use bytes::{Bytes, BytesMut};
-use sheep_datapath::{OpenError, ReadExtent, Shard, VolumeError, VolumeOp, VolumeReply};
+use sheep_datapath::{
+    BlockExtent, ObjectCheck, OpenError, ReadExtent, Shard, VolumeError, VolumeOp, VolumeReply,
+};
 use sheep_types::Time;
 use tokio::sync::oneshot;
 
@@ -12,22 +14,50 @@ use tokio::sync::oneshot;
 pub(super) enum ApiIo {
     Read(oneshot::Sender<Result<Bytes, VolumeAccessError>>),
     Done(oneshot::Sender<Result<(), VolumeAccessError>>),
+    Status(oneshot::Sender<Result<Vec<BlockExtent>, VolumeAccessError>>),
+    Check(oneshot::Sender<Result<ObjectCheck, VolumeAccessError>>),
+    AcceptLoss(oneshot::Sender<Result<(), AcceptLossError>>),
 }
 
 impl ApiIo {
     pub(super) fn done(self, result: Result<VolumeReply, VolumeError>) {
+        if let Self::AcceptLoss(answer) = self {
+            let _ = answer.send(result.map(|_| ()).map_err(accept_loss_error));
+            return;
+        }
         let result = result.map_err(|error| VolumeAccessError::Io(error.to_string()));
         match self {
+            Self::AcceptLoss(_) => {}
+            Self::Status(answer) => {
+                let _ = answer.send(result.map(|reply| match reply {
+                    VolumeReply::BlockStatus(extents) => extents,
+                    _ => Vec::new(),
+                }));
+            }
+            Self::Check(answer) => {
+                let _ = answer.send(result.map(|reply| match reply {
+                    VolumeReply::Checked(check) => check,
+                    _ => ObjectCheck::default(),
+                }));
+            }
             Self::Read(answer) => {
                 let _ = answer.send(result.map(|reply| match reply {
                     VolumeReply::Read(extents) => contents(extents),
-                    VolumeReply::Done | VolumeReply::BlockStatus(_) => Bytes::new(),
+                    VolumeReply::Done | VolumeReply::BlockStatus(_) | VolumeReply::Checked(_) => Bytes::new(),
                 }));
             }
             Self::Done(answer) => {
                 let _ = answer.send(result.map(|_| ()));
             }
         }
+    }
+}
+
+fn accept_loss_error(error: VolumeError) -> AcceptLossError {
+    match error {
+        VolumeError::NotLost => AcceptLossError::NotLost,
+        VolumeError::MayComeBack => AcceptLossError::MayComeBack,
+        other => VolumeAccessError::Io(other.to_string()).into(),
     }
 }
 
@@ -82,6 +112,16 @@ impl DataThread {
             }
             VolumeRequest::Flush { handle, answer } => {
                 self.api_io(now, handle, VolumeOp::Flush, ApiIo::Done(answer));
+            }
+            VolumeRequest::Status { handle, offset, len, answer } => {
+                let op = VolumeOp::BlockStatus { offset, len, req_one: false };
+                self.api_io(now, handle, op, ApiIo::Status(answer));
+            }
+            VolumeRequest::Check { handle, map, index, answer } => {
+                self.api_io(now, handle, VolumeOp::Check { map, index }, ApiIo::Check(answer));
+            }
+            VolumeRequest::AcceptLoss { handle, index, force, answer } => {
+                self.api_io(now, handle, VolumeOp::AcceptLoss { index, force }, ApiIo::AcceptLoss(answer));
             }
             VolumeRequest::CloseAll => self.close_all(now),
             VolumeRequest::Close { handle, answer } => {

@@ -436,8 +436,12 @@ fn reply(result: Result<VolumeReply, VolumeError>) -> Reply {
                 .map(|e| sheep_frontend::BlockExtent { len: e.len, hole: e.hole, zero: e.zero })
                 .collect(),
         ),
+        // No client can ask for that.
+        Ok(VolumeReply::Checked(_)) => Reply::Done,
         Err(error) => Reply::Error(match error {
-            VolumeError::NotPermitted => ErrorKind::NotPermitted,
+            VolumeError::NotPermitted | VolumeError::NotLost | VolumeError::MayComeBack => {
+                ErrorKind::NotPermitted
+            }
             VolumeError::Io => ErrorKind::Io,
             VolumeError::Invalid => ErrorKind::Invalid,
             VolumeError::NoSpace => ErrorKind::NoSpace,

@@ -1,14 +1,14 @@
 //! Service `Vdis`.
 
 use super::volume::Volume;
-use super::{APPLIED_WAIT, NAME_WAIT, contents, convert, status};
+use super::{APPLIED_WAIT, NAME_WAIT, check, contents, convert, status};
 use crate::handle::NodeHandle;
 use crate::health;
 use sheep_api::v1::vdis_server::Vdis;
 use sheep_api::v1::{
-    CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest,
-    ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest,
-    WriteVdiReply, WriteVdiRequest,
+    AcceptLossReply, AcceptLossRequest, CheckVdiReply, CheckVdiRequest, CreateVdiReply, CreateVdiRequest,
+    DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest, ReadVdiReply, ReadVdiRequest,
+    ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest, WriteVdiReply, WriteVdiRequest,
 };
 use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Outcome, Refusal, VdiRecord};
 use sheep_types::{Generation, MIN_VOLUME_SIZE, Member, SECTOR_SIZE, VdiId};
@@ -290,6 +290,53 @@ impl Vdis for Service {
         });
         let bytes = task.await.map_err(|_| Status::unavailable("the node is stopping"))??;
         Ok(Response::new(WriteVdiReply { bytes }))
+    }
+
+    type CheckStream = ReceiverStream<Result<CheckVdiReply, Status>>;
+
+    async fn check(&self, request: Request<CheckVdiRequest>) -> Result<Response<Self::CheckStream>, Status> {
+        let name = request.into_inner().name;
+        let (state, record) = self.find(&name).await?;
+        let me = self.node.status().me;
+        if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
+            return Err(in_use(&state, &record, lock.holder));
+        }
+        let permit = self.stream_permit()?;
+        let volume = Volume::open(&self.node, &record, record.is_clean()).await?;
+        let (to, stream) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let result = check::run(&volume, &state, &record, &to).await;
+            volume.close().await;
+            if let Err(error) = result {
+                let _ = to.send(Err(error)).await;
+            }
+            drop(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn accept_loss(
+        &self,
+        request: Request<AcceptLossRequest>,
+    ) -> Result<Response<AcceptLossReply>, Status> {
+        let request = request.into_inner();
+        let (state, record) = self.find(&request.name).await?;
+        let me = self.node.status().me;
+        if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
+            return Err(in_use(&state, &record, lock.holder));
+        }
+        let permit = self.stream_permit()?;
+        let node = self.node.clone();
+        // On its own, so that it ends in order when the caller goes away.
+        let task = tokio::spawn(async move {
+            let volume = Volume::open(&node, &record, false).await?;
+            let reply = check::accept_loss(&volume, &state, &record, &request).await;
+            volume.close().await;
+            drop(permit);
+            reply
+        });
+        let reply = task.await.map_err(|_| Status::unavailable("the node is stopping"))??;
+        Ok(Response::new(reply))
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {

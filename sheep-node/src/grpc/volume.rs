@@ -2,8 +2,9 @@
 
 use super::{status, vdis};
 use crate::data::DataMessage;
-use crate::handle::{NodeHandle, OpenVolume, VolumeRequest};
+use crate::handle::{AcceptLossError, NodeHandle, OpenVolume, VolumeAccessError, VolumeRequest};
 use bytes::Bytes;
+use sheep_datapath::ObjectCheck;
 use sheep_state::VdiRecord;
 use sheep_types::VdiId;
 use std::time::Duration;
@@ -98,6 +99,42 @@ impl Volume {
             offset += len;
         }
         Ok(())
+    }
+
+    /// Numbers of the objects that exist.
+    pub(super) async fn objects(&self, object_size: u64) -> Result<Vec<u32>, Status> {
+        let (handle, mut offset, mut found) = (self.open.handle, 0, Vec::new());
+        while offset < self.size() {
+            let len = self.size() - offset;
+            let extents =
+                self.node.volume(|answer| VolumeRequest::Status { handle, offset, len, answer }).await;
+            let extents = extents.map_err(|error| status::no_access(&error))?;
+            if extents.is_empty() {
+                return Err(Status::internal("the volume does not say what exists"));
+            }
+            for extent in extents {
+                let end = offset + extent.len;
+                if !extent.hole {
+                    let numbers = offset / object_size..end.div_ceil(object_size);
+                    found.extend(numbers.filter_map(|number| u32::try_from(number).ok()));
+                }
+                offset = end;
+            }
+        }
+        Ok(found)
+    }
+
+    /// What all copies of an object are.
+    pub(super) async fn check(&self, map: bool, index: u32) -> Result<ObjectCheck, Status> {
+        let handle = self.open.handle;
+        let check = self.node.volume(|answer| VolumeRequest::Check { handle, map, index, answer }).await;
+        check.map_err(|error: VolumeAccessError| status::no_access(&error))
+    }
+
+    /// A lost object becomes zeros.
+    pub(super) async fn accept_loss(&self, index: u32, force: bool) -> Result<(), AcceptLossError> {
+        let handle = self.open.handle;
+        self.node.volume(|answer| VolumeRequest::AcceptLoss { handle, index, force, answer }).await
     }
 
     /// Makes everything durable.

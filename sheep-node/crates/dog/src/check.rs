@@ -2,6 +2,7 @@
 
 use crate::cli::Format;
 use crate::connect::{Connection, label};
+use crate::copies::look_at_all;
 use crate::output;
 use anyhow::Result;
 use serde_json::json;
@@ -70,7 +71,7 @@ async fn ask(all: &[(Node, Result<Connection>)], at_least_index: u64) -> Vec<Ans
     answers
 }
 
-pub(crate) async fn run(connection: &Connection, format: Format) -> Result<ExitCode> {
+pub(crate) async fn run(connection: &Connection, format: Format, copies: bool) -> Result<ExitCode> {
     let all = connection.all().await?;
     let mut hashes = Hashes::default();
     let mut at_least = 0;
@@ -92,7 +93,8 @@ pub(crate) async fn run(connection: &Connection, format: Format) -> Result<ExitC
         let reply = connection.cluster().check(CheckRequest::default()).await?.into_inner();
         answers = vec![Answer { node: reply.node.clone(), reply: Ok(reply) }];
     }
-    report(&answers, &hashes, format)
+    let volumes = if copies { look_at_all(connection).await? } else { Vec::new() };
+    report(&answers, &hashes, volumes, format)
 }
 
 fn findings(answers: &[Answer], hashes: &Hashes) -> Vec<String> {
@@ -121,8 +123,9 @@ fn findings(answers: &[Answer], hashes: &Hashes) -> Vec<String> {
     findings
 }
 
-fn report(answers: &[Answer], hashes: &Hashes, format: Format) -> Result<ExitCode> {
-    let findings = findings(answers, hashes);
+fn report(answers: &[Answer], hashes: &Hashes, volumes: Vec<String>, format: Format) -> Result<ExitCode> {
+    let mut findings = findings(answers, hashes);
+    findings.extend(volumes);
     let answered = answers.iter().filter(|answer| answer.reply.is_ok()).count();
     let common = hashes.common(answered);
     match format {

@@ -159,9 +159,34 @@ pub(crate) enum VdiCommand {
         #[arg(short, long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Look at all copies of a VDI: are they there, current, equal? Changes nothing
+    Check {
+        /// Its name
+        name: String,
+    },
+    /// Make what is lost of a VDI zeros, for good
+    AcceptLoss(AcceptLoss),
     /// Locks: who has which VDI open
     #[command(subcommand)]
     Lock(LockCommand),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AcceptLoss {
+    /// Name of the VDI
+    pub(crate) name: String,
+    /// Number of an object; may be given several times
+    #[arg(long = "object", value_name = "N", required_unless_present = "all")]
+    pub(crate) objects: Vec<u32>,
+    /// All that is lost
+    #[arg(long, conflicts_with = "objects")]
+    pub(crate) all: bool,
+    /// Yes, I want that
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Also what nodes that are down may have; say it twice
+    #[arg(long, action = clap::ArgAction::Count)]
+    pub(crate) force: u8,
 }
 
 #[derive(Args, Debug)]
@@ -207,7 +232,11 @@ pub(crate) enum ClusterCommand {
     /// State of the cluster
     Info,
     /// Compare the state of all nodes and say everything that is wrong
-    Check,
+    Check {
+        /// Look at all copies of all VDIs too
+        #[arg(long)]
+        copies: bool,
+    },
     /// Make a new cluster with the asked node as its first
     Format {
         /// Copies of new VDIs
@@ -373,6 +402,10 @@ mod tests {
             "dog node reweight ab auto",
             "dog cluster info",
             "dog cluster check",
+            "dog cluster check --copies",
+            "dog vdi check disk",
+            "dog vdi accept-loss disk --all --yes",
+            "dog vdi accept-loss disk --object 3 --object 4 --yes --force --force",
             "dog cluster format --copies 1",
             "dog cluster scrub",
             "dog cluster scrub start --wait",
@@ -400,6 +433,7 @@ mod tests {
             "dog vdi create disk 1G --copies 17",
             "dog vdi create disk 1G -a novalue",
             "dog vdi lock",
+            "dog vdi accept-loss disk --yes",
             "dog cluster settings --automatic-out maybe",
             "dog -o yaml node list",
             "dog frobnicate",

@@ -18,7 +18,7 @@ pub(crate) async fn run(server: &Server, format: Format, command: ClusterCommand
     let connection = server.connect().await?;
     match command {
         ClusterCommand::Info => info(&connection, format).await?,
-        ClusterCommand::Check => return check::run(&connection, format).await,
+        ClusterCommand::Check { copies } => return check::run(&connection, format, copies).await,
         ClusterCommand::Format { copies, min_copies } => {
             let request = FormatRequest { copies: copies.unwrap_or(0), min_copies: min_copies.unwrap_or(0) };
             let id = connection.cluster().format(request).await?.into_inner().cluster_id;

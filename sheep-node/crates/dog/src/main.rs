@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod cluster;
 mod connect;
+mod copies;
 mod node;
 mod output;
 mod scrub;
@@ -14,7 +15,7 @@ mod vdi;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use cli::{Cli, Command};
+use cli::{Cli, Command, VdiCommand};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -47,6 +48,12 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let format = cli.output;
     match cli.command {
         Command::Node(command) => node::run(&server, format, command).await.map(|()| ExitCode::SUCCESS),
+        Command::Vdi(VdiCommand::Check { name }) => {
+            copies::check(&server.connect().await?, format, &name).await
+        }
+        Command::Vdi(VdiCommand::AcceptLoss(command)) => {
+            copies::accept_loss(&server.connect().await?, format, command).await
+        }
         Command::Vdi(command) => vdi::run(&server, format, command).await.map(|()| ExitCode::SUCCESS),
         Command::Cluster(command) => cluster::run(&server, format, command).await,
     }

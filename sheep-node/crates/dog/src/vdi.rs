@@ -29,6 +29,8 @@ pub(crate) async fn run(server: &Server, format: Format, command: VdiCommand) ->
             let length = length.map(|length| length.0);
             transfer::write(&connection, format, &name, offset.0, length, file.as_deref()).await
         }
+        // They have exit codes of their own.
+        VdiCommand::Check { .. } | VdiCommand::AcceptLoss(_) => Ok(()),
         VdiCommand::Lock(LockCommand::List) => locks(&connection, format).await,
         VdiCommand::Lock(LockCommand::Revoke { name, generation }) => {
             let request = RevokeRequest { name: name.clone(), generation: generation.unwrap_or(0) };

@@ -318,7 +318,7 @@ impl Volume {
         match record.kind {
             IoKind::Read { .. } => core.took(true, record.since),
             IoKind::Change if !record.fua => core.took(false, record.since),
-            IoKind::Change | IoKind::Flush | IoKind::Status { .. } => {}
+            IoKind::Change | IoKind::Check | IoKind::Flush | IoKind::Status { .. } => {}
         }
         let result = match (record.error, record.kind) {
             (Some(error), _) => Err(error),

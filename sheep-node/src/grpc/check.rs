@@ -1,0 +1,211 @@
+//! Looking at all copies of a volume, and giving up what is lost of it.
+
+use super::volume::Volume;
+use crate::handle::AcceptLossError;
+use crate::health;
+use sheep_api::v1::check_vdi_reply::What;
+use sheep_api::v1::{
+    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiReply, CopyReport, NotAccepted, ObjectReport,
+};
+use sheep_datapath::{CopyState, ObjectCheck};
+use sheep_state::{ClusterState, VdiRecord};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tonic::Status;
+use tracing::warn;
+
+/// Copies that differ are looked at so often before they count as different: they may be written.
+const LOOKS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What to say of an object; `None`: all is well.
+fn verdict(check: &ObjectCheck) -> Option<&'static str> {
+    let states: Vec<CopyState> = check.copies.values().copied().collect();
+    let current: Vec<CopyState> =
+        states.iter().copied().filter(|state| matches!(state, CopyState::Current { .. })).collect();
+    if current.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Some("different");
+    }
+    match (current.len(), states.contains(&CopyState::Damaged)) {
+        (0, _) if states.iter().all(|state| *state == CopyState::Lost) && check.may_hold.is_empty() => {
+            Some("lost")
+        }
+        (0, _) => Some("unavailable"),
+        (_, true) => Some("damaged"),
+        (good, false) if good < states.len() => Some("degraded"),
+        _ => None,
+    }
+}
+
+async fn look(volume: &Volume, map: bool, index: u32) -> Result<(ObjectCheck, Option<&'static str>), Status> {
+    for _ in 1..LOOKS {
+        let check = volume.check(map, index).await?;
+        let verdict = verdict(&check).filter(|_| check.exists);
+        if verdict.is_none() || verdict == Some("lost") {
+            return Ok((check, verdict));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    let check = volume.check(map, index).await?;
+    let verdict = verdict(&check).filter(|_| check.exists);
+    Ok((check, verdict))
+}
+
+fn report(check: &ObjectCheck, range: (u64, u64), map: bool, index: u32, state: &str) -> ObjectReport {
+    let copies = check.copies.iter().map(|(node, copy)| {
+        let (state, version, sum) = match copy {
+            CopyState::Current { version, sum } => ("current", *version, *sum),
+            CopyState::Damaged => ("damaged", Default::default(), 0),
+            CopyState::NotCurrent => ("not current", Default::default(), 0),
+            CopyState::Lost => ("lost", Default::default(), 0),
+            CopyState::Down => ("down", Default::default(), 0),
+        };
+        let (generation, sequence) = (version.generation.0, version.sequence);
+        CopyReport { node: node.to_string(), state: state.into(), generation, sequence, sum }
+    });
+    ObjectReport {
+        map,
+        index,
+        offset: range.0,
+        length: range.1,
+        state: state.into(),
+        copies: copies.collect(),
+        may_hold: check.may_hold.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The range of a volume that an object stands for.
+fn range(size: u64, each: u64, index: u32) -> (u64, u64) {
+    let offset = u64::from(index) * each;
+    (offset, size.saturating_sub(offset).min(each))
+}
+
+fn count(numbers: &mut CheckNumbers, verdict: Option<&str>) {
+    numbers.objects += 1;
+    *match verdict {
+        None => &mut numbers.good,
+        Some("degraded") => &mut numbers.degraded,
+        Some("different") => &mut numbers.different,
+        Some("damaged") => &mut numbers.damaged,
+        Some("lost") => &mut numbers.lost,
+        Some(_) => &mut numbers.unavailable,
+    } += 1;
+}
+
+/// Looks at everything, and tells what is not as it should be. Ends early when the caller has gone.
+pub(super) async fn run(
+    volume: &Volume,
+    state: &ClusterState,
+    record: &VdiRecord,
+    to: &mpsc::Sender<Result<CheckVdiReply, Status>>,
+) -> Result<(), Status> {
+    let each = u64::from(state.geometry().object_size());
+    let maps = state.vid(record.vid).map(|vid| vid.maps.clone()).unwrap_or_default();
+    let mut numbers = CheckNumbers::default();
+    let maps =
+        maps.into_iter().map(|index| (true, index, each * u64::from(state.geometry().entries_per_map())));
+    let mut objects: Vec<(bool, u32, u64)> = maps.collect();
+    objects.extend(volume.objects(each).await?.into_iter().map(|index| (false, index, each)));
+    for (map, index, each) in objects {
+        let (check, verdict) = look(volume, map, index).await?;
+        // It was discarded meanwhile.
+        if !check.exists {
+            continue;
+        }
+        count(&mut numbers, verdict);
+        if let Some(verdict) = verdict {
+            let report = report(&check, range(record.size, each, index), map, index, verdict);
+            if to.send(Ok(CheckVdiReply { what: Some(What::Object(report)) })).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    let _ = to.send(Ok(CheckVdiReply { what: Some(What::Numbers(numbers)) })).await;
+    Ok(())
+}
+
+/// Gives up objects: those that are named, or all that are lost.
+pub(super) async fn accept_loss(
+    volume: &Volume,
+    state: &ClusterState,
+    record: &VdiRecord,
+    request: &AcceptLossRequest,
+) -> Result<AcceptLossReply, Status> {
+    let each = u64::from(state.geometry().object_size());
+    let all = request.objects.is_empty();
+    let objects = if all { volume.objects(each).await? } else { request.objects.clone() };
+    let mut reply = AcceptLossReply::default();
+    for object in objects {
+        let check = volume.check(false, object).await?;
+        let has = |copy: &CopyState| matches!(copy, CopyState::Current { .. } | CopyState::Damaged);
+        if all && (!check.exists || check.copies.values().any(has)) {
+            continue;
+        }
+        let reason = match volume.accept_loss(object, request.force).await {
+            Ok(()) => {
+                let (offset, length) = range(record.size, each, object);
+                let forced = if request.force { ", forced" } else { "" };
+                warn!(
+                    "object {object} of VDI {} (bytes {offset} to {}) was given up by order and reads as zeros from \
+                     now on{forced}",
+                    record.name,
+                    offset + length.saturating_sub(1)
+                );
+                reply.accepted.push(object);
+                continue;
+            }
+            Err(AcceptLossError::NotLost) => "it is not lost: a node has it".to_owned(),
+            Err(AcceptLossError::MayComeBack) if check.may_hold.is_empty() => {
+                "it is not proven that no node has it; wait until all nodes have recovered".to_owned()
+            }
+            Err(AcceptLossError::MayComeBack) => {
+                let nodes: Vec<String> =
+                    check.may_hold.iter().map(|node| health::name(Some(state), *node)).collect();
+                format!("{} may have it; start it again, or remove it from the cluster", nodes.join(" and "))
+            }
+            Err(AcceptLossError::Access(error)) => error.to_string(),
+        };
+        reply.refused.push(NotAccepted { object, reason });
+    }
+    Ok(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sheep_types::{NodeId, Version};
+
+    fn check(copies: &[CopyState], may_hold: &[u64]) -> ObjectCheck {
+        ObjectCheck {
+            exists: true,
+            copies: (1..).map(NodeId).zip(copies.iter().copied()).collect(),
+            may_hold: may_hold.iter().copied().map(NodeId).collect(),
+        }
+    }
+
+    #[test]
+    fn the_worst_that_is_sure_is_said() {
+        let good = |sum| CopyState::Current { version: Version::default(), sum };
+        use CopyState::{Damaged, Down, Lost, NotCurrent};
+        for (copies, may_hold, expected) in [
+            ([good(1), good(1)], &[][..], None),
+            ([good(1), good(2)], &[], Some("different")),
+            ([good(1), Damaged], &[], Some("damaged")),
+            ([good(1), Down], &[2], Some("degraded")),
+            ([good(1), NotCurrent], &[], Some("degraded")),
+            ([Damaged, Damaged], &[], Some("unavailable")),
+            ([Lost, Lost], &[], Some("lost")),
+            ([Lost, Lost], &[3], Some("unavailable")),
+            ([Lost, NotCurrent], &[], Some("unavailable")),
+        ] {
+            assert_eq!(verdict(&check(&copies, may_hold)), expected, "{copies:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_object_ends_with_the_volume() {
+        assert_eq!(range(10, 4, 0), (0, 4));
+        assert_eq!(range(10, 4, 2), (8, 2));
+        assert_eq!(range(10, 4, 3), (12, 0));
+    }
+}

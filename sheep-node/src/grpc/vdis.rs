@@ -295,7 +295,7 @@ impl Vdis for Service {
     type CheckStream = ReceiverStream<Result<CheckVdiReply, Status>>;
 
     async fn check(&self, request: Request<CheckVdiRequest>) -> Result<Response<Self::CheckStream>, Status> {
-        let name = request.into_inner().name;
+        let CheckVdiRequest { name, all } = request.into_inner();
         let (state, record) = self.find(&name).await?;
         let me = self.node.status().me;
         if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
@@ -305,7 +305,7 @@ impl Vdis for Service {
         let volume = Volume::open(&self.node, &record, record.is_clean()).await?;
         let (to, stream) = mpsc::channel(16);
         tokio::spawn(async move {
-            let result = check::run(&volume, &state, &record, &to).await;
+            let result = check::run(&volume, &state, &record, all, &to).await;
             volume.close().await;
             if let Err(error) = result {
                 let _ = to.send(Err(error)).await;

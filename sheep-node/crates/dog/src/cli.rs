@@ -163,6 +163,9 @@ pub(crate) enum VdiCommand {
     Check {
         /// Its name
         name: String,
+        /// List objects too that are as they should be
+        #[arg(short, long)]
+        all: bool,
     },
     /// Make what is lost of a VDI zeros, for good
     AcceptLoss(AcceptLoss),

@@ -34,8 +34,8 @@ impl Looked {
 }
 
 /// Looks at all copies of a volume, from the node that has it open, if one has.
-pub(crate) async fn look(connection: &Connection, name: &str) -> Result<Looked> {
-    let request = CheckVdiRequest { name: name.to_owned() };
+pub(crate) async fn look(connection: &Connection, name: &str, all: bool) -> Result<Looked> {
+    let request = CheckVdiRequest { name: name.to_owned(), all };
     let result = match connection.vdis().check(request.clone()).await {
         Err(error) => match connection.ask_instead(&error).await {
             Some(holder) => holder.vdis().check(request).await,
@@ -60,7 +60,7 @@ pub(crate) async fn look_at_all(connection: &Connection) -> Result<Vec<String>> 
     let list = connection.vdis().list(ListVdisRequest::default()).await?.into_inner();
     let mut findings = Vec::new();
     for vdi in list.vdis {
-        match look(connection, &vdi.name).await {
+        match look(connection, &vdi.name, false).await {
             Ok(looked) => findings.extend(looked.finding(&vdi.name)),
             Err(error) => {
                 findings.push(format!("VDI {} can't be checked: {}.", vdi.name, output::describe(&error)));
@@ -130,8 +130,13 @@ fn object_json(object: &ObjectReport) -> Value {
     })
 }
 
-pub(crate) async fn check(connection: &Connection, format: Format, name: &str) -> Result<ExitCode> {
-    let looked = look(connection, name).await?;
+pub(crate) async fn check(
+    connection: &Connection,
+    format: Format,
+    name: &str,
+    all: bool,
+) -> Result<ExitCode> {
+    let looked = look(connection, name, all).await?;
     let numbers = &looked.numbers;
     match format {
         Format::Json => output::json(&json!({
@@ -147,10 +152,11 @@ pub(crate) async fn check(connection: &Connection, format: Format, name: &str) -
         }))?,
         Format::Table => {
             let nodes = connection.list().await?;
-            for object in looked.objects.iter().take(LISTED) {
+            let listed = if all { usize::MAX } else { LISTED };
+            for object in looked.objects.iter().take(listed) {
                 output::line(&line(object, &nodes))?;
             }
-            if looked.objects.len() > LISTED {
+            if looked.objects.len() > listed {
                 output::line(&format!("and {} more (all with -o json)", looked.objects.len() - LISTED))?;
             }
             output::line(&format!("VDI {name}: {}", summary(numbers)))?;

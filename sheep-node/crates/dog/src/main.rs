@@ -48,8 +48,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let format = cli.output;
     match cli.command {
         Command::Node(command) => node::run(&server, format, command).await.map(|()| ExitCode::SUCCESS),
-        Command::Vdi(VdiCommand::Check { name }) => {
-            copies::check(&server.connect().await?, format, &name).await
+        Command::Vdi(VdiCommand::Check { name, all }) => {
+            copies::check(&server.connect().await?, format, &name, all).await
         }
         Command::Vdi(VdiCommand::AcceptLoss(command)) => {
             copies::accept_loss(&server.connect().await?, format, command).await

@@ -173,7 +173,7 @@ fn what_is_lost_is_told_and_can_be_given_up() {
     }
     let complaint = dog.run(&["cluster", "check"]).unwrap_err().to_string();
     println!("{complaint}");
-    assert!(complaint.contains("VDI thin has lost"), "{complaint}");
+    assert!(complaint.contains("VDI thin has lost objects"), "{complaint}");
     let given = dog.json(&["vdi", "accept-loss", "thin", "--all", "--yes"]).unwrap();
     assert_eq!(given["accepted"].as_array().map(Vec::len), Some(lost.len()), "{given}");
     for (object, found) in (0..).zip(all(&mut cluster, 1, "thin")) {

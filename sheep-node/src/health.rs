@@ -192,10 +192,11 @@ fn why(cause: DownCause) -> &'static str {
 /// What is wrong with copies, as far as this node has found out.
 fn copies(state: &ClusterState, data: &DataStatus) -> Vec<String> {
     let mut findings = Vec::new();
-    for (vdi, objects) in data.lost.iter().take(20) {
+    // Other nodes say the same of other objects: without a number it is told once.
+    for vdi in data.lost.keys().take(20) {
         let name = state.vdi(*vdi).map_or_else(|| vdi.to_string(), |vdi| vdi.name.clone());
         findings.push(format!(
-            "VDI {name} has lost {objects} objects: no copy of them can be trusted, and reading them is an I/O error. \
+            "VDI {name} has lost objects: no copy of them can be trusted, and reading them is an I/O error. \
              `dog vdi check {name}` lists them, `dog vdi accept-loss {name}` makes them zeros."
         ));
     }

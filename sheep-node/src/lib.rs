@@ -1,5 +1,6 @@
 //! The Sheepdog node daemon: threads, sockets and files around the engine.
 
+mod again;
 mod cli;
 mod clock;
 mod config;

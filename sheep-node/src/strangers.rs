@@ -1,13 +1,12 @@
 //! Tells the operator of datagrams from nodes that cannot belong here, and of a node that nobody answers: each
 //! looks like a network that does not work, and is a mistake in somebody's configuration.
 
+use crate::again::{AGAIN, Said};
 use sheep_types::{ClusterId, Time};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tracing::warn;
 
-/// The same thing is not said more often.
-const AGAIN: Duration = Duration::from_secs(60);
 /// How long a node without a cluster waits before it says that nobody answers.
 const ALONE: Duration = Duration::from_secs(5);
 
@@ -29,23 +28,23 @@ pub(crate) struct Heard {
 /// What was said, and when.
 #[derive(Debug)]
 pub(crate) struct Strangers {
-    bad_key: (u64, Option<Time>),
-    foreign: (u64, Option<Time>),
+    bad_key: (u64, Said),
+    foreign: (u64, Said),
     alone: Time,
 }
 
 /// Whether a counter has grown and enough time has passed to say so.
-fn due(said: &mut (u64, Option<Time>), count: u64, now: Time) -> bool {
-    let due = count > said.0 && said.1.is_none_or(|at| now.since(at) >= AGAIN);
+fn due(said: &mut (u64, Said), count: u64, now: Time) -> bool {
+    let due = count > said.0 && said.1.again(now);
     if due {
-        *said = (count, Some(now));
+        said.0 = count;
     }
     due
 }
 
 impl Strangers {
     pub(crate) fn new(now: Time) -> Self {
-        Self { bad_key: (0, None), foreign: (0, None), alone: now + ALONE }
+        Self { bad_key: (0, Said::default()), foreign: (0, Said::default()), alone: now + ALONE }
     }
 
     /// What there is to say now.

@@ -258,16 +258,7 @@ mod tests {
         queue.send(&mut stream).unwrap();
         assert_eq!(queue.bytes(), 0);
         for piece in [1, 7, 95, 96, 97, 4096, 5000, 1 << 20] {
-            let mut input = Pieces(stream.chunks(piece).map(<[u8]>::to_vec).collect());
-            let mut receiver = Receiver::new(BufferPool::new(1 << 20));
-            let mut got = Vec::new();
-            while !input.0.is_empty() {
-                receiver.read(&mut input, false).unwrap();
-                while let Some(message) = receiver.next().unwrap() {
-                    got.push(message);
-                }
-            }
-            assert_eq!(got, sent, "in pieces of {piece}");
+            assert_eq!(receive(&stream, piece), sent, "in pieces of {piece}");
         }
     }
 
@@ -354,8 +345,7 @@ mod tests {
     #[test]
     fn a_socket_that_was_found_empty_is_looked_at_again() {
         let (header, message) = sample(3);
-        let frame = encode(&header, &message);
-        let bytes = [Bytes::from(frame.head), frame.payload.concat().into()].concat();
+        let bytes = stream_of(&[(header, message.clone())]);
         let mut receiver = Receiver::new(BufferPool::new(1 << 20));
         for cut in [1, 100, 5_000] {
             let (first, rest) = bytes.split_at(cut);

@@ -39,13 +39,10 @@ impl DataThread {
     pub(super) fn turn(&mut self, events: &mut Events) -> bool {
         let now = clock::now();
         let until_tick = TICK.saturating_sub(now.since(self.tick));
-        let due =
-            self.shard.as_ref().and_then(Shard::poll_timeout).into_iter().chain(self.volumes.next_timeout());
+        let shard = self.shard.as_ref().and_then(Shard::poll_timeout);
+        let due = shard.into_iter().chain(self.volumes.next_timeout()).chain(self.unknown_timeout());
         let due = due.min().map(|at| at.since(now));
-        let mut wait = if self.clients.busy() { Duration::ZERO } else { due.unwrap_or(TICK).min(until_tick) };
-        if !self.unknown.is_empty() {
-            wait = wait.min(super::unknown::LOOK_AGAIN);
-        }
+        let wait = if self.clients.busy() { Duration::ZERO } else { due.unwrap_or(TICK).min(until_tick) };
         if let Err(problem) = self.wait(events, wait)
             && problem.kind() != std::io::ErrorKind::Interrupted
         {

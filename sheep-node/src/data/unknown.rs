@@ -14,8 +14,6 @@ use std::time::Duration;
 const UNKNOWN: Duration = Duration::from_millis(500);
 /// How long by a node that has not been in the primary component since its start.
 const NOT_CAUGHT_UP: Duration = Duration::from_secs(15);
-/// How often it is looked for.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A client and the name it asks for.
 pub(super) struct Unknown {
@@ -34,9 +32,18 @@ impl DataThread {
         }
     }
 
+    fn patience(&self) -> Duration {
+        if self.lease == Time::ZERO { NOT_CAUGHT_UP } else { UNKNOWN }
+    }
+
+    /// When the first of them is given up. A name that becomes known comes with a view, which ends the wait too.
+    pub(super) fn unknown_timeout(&self) -> Option<Time> {
+        self.unknown.iter().map(|asked| asked.since + self.patience()).min()
+    }
+
     /// Looks again for what was not known, and gives up what was looked for long enough.
     pub(super) fn look_for_unknown(&mut self, now: Time) {
-        let patience = if self.lease == Time::ZERO { NOT_CAUGHT_UP } else { UNKNOWN };
+        let patience = self.patience();
         for asked in core::mem::take(&mut self.unknown) {
             if self.found(now, &asked) {
                 continue;
@@ -50,12 +57,12 @@ impl DataThread {
     }
 
     fn found(&mut self, now: Time, asked: &Unknown) -> bool {
-        let vdi = self.view.as_ref().and_then(|view| view.state.vdi_by_name(&asked.name).cloned());
-        let Some(vdi) = vdi else { return false };
+        let record = self.view.as_ref().and_then(|view| view.state.vdi_by_name(&asked.name));
+        let Some((vdi, size)) = record.map(|record| (record.id, record.size)) else { return false };
         if asked.info_only {
-            self.clients.opened(asked.client, Ok((None, Opened { size: vdi.size, read_only: false })));
+            self.clients.opened(asked.client, Ok((None, Opened { size, read_only: false })));
         } else {
-            self.open(now, vdi.id, false, Waiter::Client(asked.client));
+            self.open(now, vdi, false, Waiter::Client(asked.client));
         }
         true
     }

@@ -1,6 +1,7 @@
 //! Tells the operator of volumes that are not served yet, and what they wait for.
 
 use super::volumes::VolumeId;
+use crate::again::Said;
 use crate::health::name;
 use sheep_datapath::OpenWait;
 use sheep_state::{ClusterState, NodeState};
@@ -12,8 +13,6 @@ use std::time::Duration;
 const NODES_AFTER: Duration = Duration::from_secs(2);
 /// Other waits end by themselves, and are told only if they do not.
 const OTHERS_AFTER: Duration = Duration::from_secs(15);
-/// The same is not said more often.
-const AGAIN: Duration = Duration::from_secs(60);
 
 /// A volume that is being opened.
 pub(super) struct Opening {
@@ -26,7 +25,7 @@ struct Known {
     wait: OpenWait,
     /// Since when it has waited for that.
     since: Time,
-    told: Option<Time>,
+    told: Said,
 }
 
 /// What is known of waiting volumes, and of nodes that are down.
@@ -56,7 +55,7 @@ impl Waits {
         self.volumes.retain(|volume, _| present.contains(volume));
         let (mut all, mut log) = (Vec::new(), Vec::new());
         for Opening { volume, vdi, wait } in opening {
-            let fresh = || Known { wait: wait.clone(), since: now, told: None };
+            let fresh = || Known { wait: wait.clone(), since: now, told: Said::default() };
             let known = self.volumes.entry(volume).or_insert_with(fresh);
             if known.wait != wait {
                 *known = fresh();
@@ -67,8 +66,7 @@ impl Waits {
             }
             let vdi = state.vdi(vdi).map_or_else(|| vdi.to_string(), |record| record.name.clone());
             let text = format!("VDI {vdi} is not served yet: {}", why(now, state, &self.down, &wait));
-            if known.told.is_none_or(|at| now.since(at) >= AGAIN) {
-                known.told = Some(now);
+            if known.told.again(now) {
                 log.push(text.clone());
             }
             all.push(text);

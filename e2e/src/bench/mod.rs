@@ -3,6 +3,7 @@
 pub mod ceph;
 pub mod corosync;
 pub mod disk;
+pub mod healing;
 pub mod load;
 pub mod machine;
 pub mod systems;
@@ -33,6 +34,8 @@ pub struct Figures {
     pub p50_us: f64,
     /// 99th percentile of it.
     pub p99_us: f64,
+    /// Longest latency; 0 where it has none.
+    pub max_us: f64,
     /// Processor time of the servers per operation, microseconds; of the client for the raw disk.
     pub cpu_us_per_io: f64,
     /// Write requests that reached the disk, per operation.
@@ -46,7 +49,7 @@ pub fn to_json(rows: &[Row]) -> Value {
     let list = rows.iter().map(|row| match &row.result {
         Ok(f) => json!({
             "system": row.system, "workload": row.workload, "iops": f.iops, "mbps": f.mbps, "p50_us": f.p50_us,
-            "p99_us": f.p99_us, "cpu_us_per_io": f.cpu_us_per_io, "disk_writes_per_io": f.disk_writes_per_io,
+            "p99_us": f.p99_us, "max_us": f.max_us, "cpu_us_per_io": f.cpu_us_per_io, "disk_writes_per_io": f.disk_writes_per_io,
             "disk_bytes_per_io": f.disk_bytes_per_io,
         }),
         Err(reason) => json!({"system": row.system, "workload": row.workload, "missing": reason}),
@@ -62,6 +65,7 @@ pub fn to_text(rows: &[Row]) -> String {
         "MB/s",
         "p50 us",
         "p99 us",
+        "max us",
         "cpu us",
         "writes",
         "bytes",
@@ -92,6 +96,7 @@ pub fn to_text(rows: &[Row]) -> String {
             tenth(f.mbps),
             whole(f.p50_us),
             whole(f.p99_us),
+            whole(f.max_us),
             whole(f.cpu_us_per_io),
             tenth(f.disk_writes_per_io),
             whole(f.disk_bytes_per_io),

@@ -131,6 +131,7 @@ impl System {
             mbps: measured.mbps,
             p50_us: measured.p50_us,
             p99_us: measured.p99_us,
+            max_us: measured.max_us,
             cpu_us_per_io: match self {
                 System::Raw(_) => measured.client_cpu_us,
                 System::Nbd { .. } | System::Rbd(_) => servers / operations,

@@ -2,7 +2,7 @@
 //!
 //! Usage: bench OUTPUT.json. `BENCH_MIB` is the size of each volume (default 1024), `BENCH_SECONDS` the length of each
 //! measurement (default 10), `BENCH_SYSTEMS` a list of systems to measure instead of all (the others are then
-//! neither shown nor missing). Ceph is measured only with `CEPH=1`.
+//! neither shown nor missing; `healing` is what failures cost us). Ceph is measured only with `CEPH=1`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sheep_e2e::bench::ceph::{self, Ceph};
+use sheep_e2e::bench::healing::{self, HEALING, Measurement};
 use sheep_e2e::bench::systems::{Scale, System, WORKLOADS};
 use sheep_e2e::bench::{Figures, Row, corosync, machine, to_json, to_text};
 use sheep_e2e::page::Page;
@@ -56,6 +57,8 @@ fn main() -> Result<ExitCode> {
     bench.run("nbdkit-memory", Bench::nbdkit_memory);
     bench.run("sheepdog", Bench::sheepdog);
     bench.run("ceph-rbd", Bench::ceph);
+    bench.healing("recovery", healing::recovery);
+    bench.healing("longest writes", healing::longest_writes);
     bench.messages("corosync", corosync::ordered_messages);
     bench.messages("sheepdog", our_messages);
     let Bench { page, scratch, mut rows, .. } = bench;
@@ -63,7 +66,8 @@ fn main() -> Result<ExitCode> {
     check.finish()?;
 
     let order = |row: &Row| {
-        let workloads = WORKLOADS.iter().map(|w| w.name).chain(MESSAGE_SIZES.iter().map(|(_, name)| *name));
+        let workloads = WORKLOADS.iter().map(|w| w.name).chain(HEALING);
+        let workloads = workloads.chain(MESSAGE_SIZES.iter().map(|(_, name)| *name));
         (workloads.into_iter().position(|name| name == row.workload), row.system != "sheepdog")
     };
     rows.sort_by_key(order);
@@ -182,6 +186,29 @@ impl Bench {
         let system = System::Rbd(Ceph::start(self.scale.bytes).context("starting Ceph")?);
         self.page.say(&ceph::version()?);
         self.workloads("ceph-rbd", &system)
+    }
+
+    /// What a failure costs us.
+    fn healing(&mut self, what: &str, measure: fn(Scale) -> Result<Vec<Measurement>>) {
+        if !self.wanted("healing") {
+            return;
+        }
+        self.page.step(what);
+        match measure(self.scale) {
+            Ok(found) => {
+                for (name, figures) in found {
+                    let Figures { mbps, p99_us, max_us, .. } = figures;
+                    self.page.say(&format!(
+                        "{name:<34}{mbps:>8.1} MB/s, p99 {p99_us:.0} us, longest {max_us:.0} us"
+                    ));
+                    self.record("sheepdog", name, Ok(figures));
+                }
+            }
+            Err(error) => {
+                self.page.bad(&format!("{error:#}"));
+                self.record("sheepdog", what, Err(format!("{error:#}")));
+            }
+        }
     }
 
     fn messages(&mut self, system: &str, measure: fn(u8, usize, Duration) -> Result<Figures>) {

@@ -53,6 +53,9 @@ impl Replica {
         request: Request,
         deadline: Option<Time>,
     ) {
+        if matches!(request, Request::Write(_) | Request::Read { .. }) {
+            self.serves_client(now);
+        }
         let result = match request {
             Request::Write(write) => self.serve_write(now, view, header, write, deadline),
             Request::Read { object, birth, offset, len } => {

@@ -15,6 +15,10 @@ use std::collections::VecDeque;
 const STEP: Duration = Duration::from_millis(100);
 /// However much clients complain, so many bytes per second are moved: a cluster that never heals is worse.
 const FLOOR: u64 = 8 << 20;
+/// Where clients are served, a recovery begins at this pace, and grows from there.
+const START: u64 = 64 << 20;
+/// Clients that have asked for nothing in this time, and a recovery that has moved nothing, are not there.
+const LATELY: Duration = Duration::from_secs(1);
 /// A pace above this is none.
 const CEILING: u64 = 8 << 30;
 /// Of a higher pace this part is added in each step without complaints.
@@ -29,6 +33,9 @@ pub(crate) struct Pace {
     rate: Option<u64>,
     /// When the next bytes may be moved.
     free_at: Time,
+    /// When bytes were last moved, and when a client was last served.
+    last: Option<Time>,
+    client: Option<Time>,
     /// The present step: when it began, what was moved in it, whether anybody complained.
     began: Time,
     moved: u64,
@@ -41,8 +48,17 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub(super) fn new(now: Time) -> Self {
-        let delayed = VecDeque::new();
-        Self { rate: None, free_at: now, began: now, moved: 0, complained: false, lately: 0, delayed }
+        Self {
+            rate: None,
+            free_at: now,
+            last: None,
+            client: None,
+            began: now,
+            moved: 0,
+            complained: false,
+            lately: 0,
+            delayed: VecDeque::new(),
+        }
     }
 
     /// Whether bytes may be moved now.
@@ -53,6 +69,11 @@ impl Pace {
     /// So many bytes are being moved. `cap`: bytes per second that the settings allow; zero: any.
     fn spend(&mut self, now: Time, cap: u64, bytes: u64) {
         self.step(now);
+        let lately = |at: Option<Time>| at.is_some_and(|at| now.since(at) < LATELY);
+        if self.rate.is_none() && !lately(self.last) && lately(self.client) {
+            self.rate = Some(START);
+        }
+        self.last = Some(now);
         self.moved += bytes;
         let cap = if cap == 0 { u64::MAX } else { cap };
         let rate = self.rate.unwrap_or(u64::MAX).min(cap);
@@ -110,6 +131,11 @@ impl Replica {
         self.pace.spend(now, view.state.settings().recovery_bytes_per_second, bytes);
     }
 
+    /// A client is served.
+    pub(super) fn serves_client(&mut self, now: Time) {
+        self.pace.client = Some(now);
+    }
+
     /// A gateway asks for less of it.
     pub(super) fn give_way(&mut self, now: Time) {
         self.pace.give_way(now);
@@ -160,6 +186,16 @@ mod tests {
     #[test]
     fn nothing_is_held_back_unasked() {
         assert_eq!(second(&mut Pace::new(at(0)), 0, 0), 4000);
+    }
+
+    #[test]
+    fn where_clients_are_served_it_begins_slowly() {
+        let mut pace = Pace::new(at(0));
+        pace.client = Some(at(900));
+        let first = second(&mut pace, 1000, 0);
+        assert!((64..200).contains(&first), "{first}");
+        let third = second(&mut pace, 2000, 0) + second(&mut pace, 3000, 0);
+        assert!(third > 900, "{third}: nobody complains");
     }
 
     #[test]

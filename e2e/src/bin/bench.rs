@@ -2,7 +2,8 @@
 //!
 //! Usage: bench OUTPUT.json. `BENCH_MIB` is the size of each volume (default 1024), `BENCH_SECONDS` the length of each
 //! measurement (default 10), `BENCH_SYSTEMS` a list of systems to measure instead of all (the others are then
-//! neither shown nor missing; `healing` is what failures cost us). Ceph is measured only with `CEPH=1`.
+//! neither shown nor missing; `healing` is what failures cost us, `steady` what is left after `BENCH_STEADY` seconds of
+//! random writes, 300). Ceph is measured only with `CEPH=1`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use sheep_e2e::{Cluster, LeakCheck, NetLab, Scratch};
 
 const MESSAGE_SIZES: [(usize, &str); 2] = [(64, "ordered-64b-3n"), (1024, "ordered-1k-3n")];
 const RING: u8 = 3;
+const STEADY: &str = "randwrite-4k-qd32-durable-steady";
 
 struct Bench {
     page: Page,
@@ -57,6 +59,7 @@ fn main() -> Result<ExitCode> {
     bench.run("nbdkit-memory", Bench::nbdkit_memory);
     bench.run("sheepdog", Bench::sheepdog);
     bench.run("ceph-rbd", Bench::ceph);
+    bench.steady(Duration::from_secs(number("BENCH_STEADY", 300)));
     bench.healing("recovery", healing::recovery);
     bench.healing("longest writes", healing::longest_writes);
     bench.messages("corosync", corosync::ordered_messages);
@@ -66,7 +69,7 @@ fn main() -> Result<ExitCode> {
     check.finish()?;
 
     let order = |row: &Row| {
-        let workloads = WORKLOADS.iter().map(|w| w.name).chain(HEALING);
+        let workloads = WORKLOADS.iter().map(|w| w.name).chain([STEADY]).chain(HEALING);
         let workloads = workloads.chain(MESSAGE_SIZES.iter().map(|(_, name)| *name));
         (workloads.into_iter().position(|name| name == row.workload), row.system != "sheepdog")
     };
@@ -168,6 +171,12 @@ impl Bench {
     }
 
     fn sheepdog(&mut self) -> Result<()> {
+        let (_cluster, system) = self.our_system()?;
+        self.workloads("sheepdog", &system)
+    }
+
+    /// Three nodes with a volume in three copies, served by the first.
+    fn our_system(&self) -> Result<(Cluster, System)> {
         let mut cluster = Cluster::start(3)?;
         cluster.any_dog()?.create("bench", &self.scale.bytes.to_string(), 3)?;
         let mut servers = Vec::new();
@@ -175,7 +184,7 @@ impl Bench {
             servers.push(node.process()?.pid());
         }
         let socket = cluster.node(1).nbd_socket();
-        self.workloads("sheepdog", &System::Nbd { socket, export: "bench".to_owned(), servers })
+        Ok((cluster, System::Nbd { socket, export: "bench".to_owned(), servers }))
     }
 
     /// Ceph is a large installation, so it is measured only if somebody asks for it.
@@ -186,6 +195,30 @@ impl Bench {
         let system = System::Rbd(Ceph::start(self.scale.bytes).context("starting Ceph")?);
         self.page.say(&ceph::version()?);
         self.workloads("ceph-rbd", &system)
+    }
+
+    /// Durable random writes after a long time of them, when every log and cache is full.
+    fn steady(&mut self, time: Duration) {
+        if !self.wanted("steady") {
+            return;
+        }
+        self.page.step(&format!("steady state, after {} s of random writes", time.as_secs()));
+        let result = self.after(time);
+        match &result {
+            Ok(figures) => self.page.say(&format!("{STEADY:<34}{:>10.0} /s", figures.iops)),
+            Err(error) => self.page.bad(&format!("{error:#}")),
+        }
+        self.record("sheepdog", STEADY, result.map_err(|error| format!("{error:#}")));
+    }
+
+    fn after(&mut self, time: Duration) -> Result<Figures> {
+        let (_cluster, system) = self.our_system()?;
+        system.fill(self.scale).context("filling")?;
+        let durable = WORKLOADS.iter().find(|workload| workload.name == "randwrite-4k-qd32-durable");
+        let durable = durable.context("no such workload")?;
+        let before = Scale { run: time, ..self.scale };
+        system.measure(durable, before, self.scratch.path()).context("before")?;
+        system.measure(durable, self.scale, self.scratch.path())
     }
 
     /// What a failure costs us.

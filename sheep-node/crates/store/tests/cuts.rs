@@ -48,6 +48,13 @@ fn tight_script() -> Vec<Step> {
         }
         out.extend([FLUSH, if i % 2 == 0 { Step::Settle } else { Step::Moves(5) }]);
     }
+    // Single blocks while a checkpoint goes on: they take any block that is free too early.
+    for i in 0..60 {
+        out.extend([write(i % 2, 400 + u64::from(i), false, i % BLOCKS, 1), Step::Moves(2)]);
+        if i % 2 == 0 {
+            out.extend([FLUSH, Step::Moves(2)]);
+        }
+    }
     out.push(Step::Settle);
     out
 }

@@ -47,11 +47,14 @@ struct Cow {
 
 impl Cow {
     fn new(dir: &Path) -> Self {
+        Self::open(open(&dir.join("blocks")), true)
+    }
+
+    fn open(file: File, format: bool) -> Self {
         let mut config = StoreConfig::new(Geometry::default(), CAPACITY);
         config.log_bytes = LOG_BYTES;
         config.page_cache = (BLOCKS / 1024 / 8) as usize;
-        let file = open(&dir.join("blocks"));
-        let store = Store::open(config, StoreIdentity::default(), true);
+        let store = Store::open(config, StoreIdentity::default(), format);
         let mut cow = Self { store, file, token: 0, sequence: 0, counts: Counts::default() };
         cow.pump();
         cow
@@ -298,6 +301,27 @@ fn read_all(cow: &mut Cow, name: &str) {
     println!("| 1 MiB reads, {name} | {per_mib:.1} | |");
 }
 
+fn memory(cow: &Cow) -> String {
+    let per_tib = cow.store.index_bytes() as f64 / (BLOCKS * 4096) as f64 * (1u64 << 40) as f64;
+    format!("{:.3} GB of index per TiB of data", per_tib / 1e9)
+}
+
+/// Opens the store again, and says what that took.
+fn start_up(dir: &Path, cow: Cow) -> Cow {
+    let running = memory(&cow);
+    drop(cow);
+    let file = OpenOptions::new().read(true).write(true).open(dir.join("blocks")).unwrap();
+    let start = std::time::Instant::now();
+    let cow = Cow::open(file, false);
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    let (objects, reads) = (cow.store.usage().objects, cow.counts.reads);
+    println!(
+        "| start-up of {objects} objects: {reads} reads, {ms:.0} ms, {}; before: {running} | | |",
+        memory(&cow)
+    );
+    cow
+}
+
 /// Large requests after every block was overwritten at random about twice: disk operations per MiB.
 fn large(dir: &Path) {
     println!(
@@ -310,6 +334,7 @@ fn large(dir: &Path) {
     }
     cow.flush();
     read_all(&mut cow, "written in order");
+    cow = start_up(dir, cow);
     for i in 0..2 * BLOCKS {
         cow.write(random.block(), payload(i, 1));
         if i.is_multiple_of(32) {
@@ -318,6 +343,7 @@ fn large(dir: &Path) {
     }
     cow.flush();
     read_all(&mut cow, "overwritten at random");
+    cow = start_up(dir, cow);
     // All of it once, in the order of a generator with this period.
     let requests = BLOCKS / LARGE;
     for part in 0..8 {

@@ -65,6 +65,12 @@ impl Index {
         self.objects.len()
     }
 
+    /// Bytes of memory that all objects take, nodes of the tree that are not full left out.
+    pub(crate) fn heap_bytes(&self) -> u64 {
+        let each = size_of::<(ObjectId, Object)>();
+        self.objects.values().map(|o| (each + o.map.heap_bytes() + o.sums.heap_bytes()) as u64).sum()
+    }
+
     /// Objects from `from` on.
     pub(crate) fn from(&self, from: ObjectId) -> impl Iterator<Item = &Object> {
         self.objects.range(from..).map(|(_, o)| o)

@@ -136,6 +136,18 @@ impl BlockMap {
         old
     }
 
+    /// Bytes of memory that it takes besides itself.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.runs.capacity() * size_of::<MapRun>()
+    }
+
+    /// Gives memory back that it does not need at present.
+    pub(crate) fn trim(&mut self) {
+        if self.runs.capacity() > self.runs.len() + self.runs.len() / 8 + 8 {
+            self.runs.shrink_to(self.runs.len() + self.runs.len() / 16);
+        }
+    }
+
     /// From runs read from disk: `None` if they are out of order, overlap, or reach beyond `blocks`.
     pub(crate) fn from_runs(runs: Vec<MapRun>, blocks: u32) -> Option<Self> {
         let mut at = 0;

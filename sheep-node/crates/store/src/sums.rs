@@ -116,6 +116,11 @@ impl Sums {
         [self.base, self.map].into_iter().flatten()
     }
 
+    /// Bytes of memory that they take besides themselves.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.delta.capacity() * size_of::<(u16, u32)>()
+    }
+
     /// What is not in the pages.
     pub(crate) fn delta(&self) -> &[(u16, u32)] {
         &self.delta

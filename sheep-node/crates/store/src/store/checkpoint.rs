@@ -225,6 +225,7 @@ impl Store {
             self.index.change(id, |object| {
                 let old: Vec<PageRef> = object.sums.pages().collect();
                 object.sums.rebase(&new, &object.map);
+                object.map.trim();
                 old
             })
         });

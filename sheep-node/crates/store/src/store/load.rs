@@ -137,6 +137,7 @@ impl Store {
         for run in &load.moved {
             map.replace(std::slice::from_ref(run));
         }
+        map.trim();
         self.index.change(load.id, |object| object.map = map).ok_or(CORRUPT)
     }
 }

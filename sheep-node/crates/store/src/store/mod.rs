@@ -222,6 +222,11 @@ impl Store {
         }
     }
 
+    /// Bytes of memory that its index takes. Looks at every object.
+    pub fn index_bytes(&self) -> u64 {
+        self.index.heap_bytes()
+    }
+
     /// What it has done since it was opened.
     pub fn stats(&self) -> Stats {
         self.stats

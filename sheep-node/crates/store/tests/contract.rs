@@ -289,8 +289,12 @@ fn deleted_space_is_given_back() {
 fn long_writes_get_new_space_before_pieces() {
     // Objects of 1 MiB; every second block of each is written anew, so that all that is free is in pieces.
     let geometry = Geometry::with_object_size(1 << 20).unwrap();
-    let config =
-        StoreConfig { log_bytes: 4 << 20, batch_bytes: 64 << 10, ..StoreConfig::small(geometry, 96 << 20) };
+    let config = StoreConfig {
+        log_bytes: 4 << 20,
+        batch_bytes: 64 << 10,
+        commit_bytes: 8 << 20,
+        ..StoreConfig::small(geometry, 96 << 20)
+    };
     let mut b = Bench::open(VirtualDisk::new(96 << 20), config.clone(), true);
     b.settle();
     let whole: Vec<u64> = (0..256).collect();
@@ -326,7 +330,7 @@ fn long_writes_get_new_space_before_pieces() {
     // Data, and a batch; little more for checkpoints.
     let writes = b.disk.counts().0 - before;
     assert!(writes < 32 * 3, "{writes} writes for 32 requests");
-    assert!((1..=5).contains(&grown) && punched == 0, "{grown} reservations, {punched} given back");
+    assert!((1..=5).contains(&grown) && punched <= 1, "{grown} reservations, {punched} given back");
 }
 
 #[test]

@@ -91,6 +91,11 @@ impl Space {
         self.freed_blocks
     }
 
+    /// The newest batch whose records freed any of them.
+    pub(crate) fn newest_freed(&self) -> Option<u64> {
+        self.freed.back().map(|freed| freed.batch)
+    }
+
     /// Most blocks there may be.
     pub(crate) fn limit(&self) -> u64 {
         self.limit

@@ -248,6 +248,7 @@ impl Store {
             self.drain();
             self.grow_ahead();
             self.want_checkpoint();
+            self.want_release();
         }
         self.try_commit();
         self.move_checkpoint();
@@ -374,6 +375,14 @@ impl Store {
             Err(DiskError::NoSpace) => self.disk_full = true,
             Err(error) => self.fail(error.into()),
         }
+    }
+
+    /// Much that is freed waits for nothing but batches: they are committed although nobody flushes, so that a store that
+    /// is left alone after a deletion gives the space back.
+    fn want_release(&mut self) {
+        let much = self.space.freed() * u64::from(BLOCK_SIZE) >= self.config.commit_bytes / 4;
+        let newest = self.space.newest_freed();
+        self.commit_wanted |= much && newest.is_some_and(|batch| batch >= self.log.durable);
     }
 
     /// Makes freed blocks usable that nothing can need any more, and gives much of it back.

@@ -26,6 +26,12 @@ pub struct Counts {
     pub terms: u64,
     /// Nodes that came back with empty disks.
     pub lost_disks: u64,
+    /// Blocks that rotted.
+    pub rotted: u64,
+    /// Damaged copies that scrubs or reads found, and those made good, since each node's last start.
+    pub damaged: u64,
+    /// Those made good.
+    pub repaired: u64,
 }
 
 impl Counts {
@@ -41,6 +47,9 @@ impl Counts {
         self.recovered += other.recovered;
         self.terms += other.terms;
         self.lost_disks += other.lost_disks;
+        self.rotted += other.rotted;
+        self.damaged += other.damaged;
+        self.repaired += other.repaired;
     }
 }
 

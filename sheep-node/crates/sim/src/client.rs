@@ -359,6 +359,8 @@ impl World {
         match result {
             Ok(reply) => self.succeeded(number, node, pending, reply),
             Err(VolumeError::Lost | VolumeError::ShuttingDown) => self.failed(number, pending),
+            // The only copies that were up then had rotted.
+            Err(VolumeError::Io) if self.options.rot => self.failed(number, pending),
             Err(error) => {
                 self.violate(format!("operation of client {number} at node {node} failed: {error}"))
             }

@@ -14,6 +14,7 @@ pub mod node;
 pub mod options;
 pub mod oracle;
 pub mod rng;
+mod rot;
 pub mod run;
 pub mod scenario;
 pub mod trace;

@@ -45,6 +45,9 @@ struct Arguments {
     /// Clients give sessions up without closing them.
     #[arg(long)]
     rivals: bool,
+    /// Contents rot on the disk of one node.
+    #[arg(long)]
+    rot: bool,
     /// Seconds of simulated time with faults.
     #[arg(long)]
     duration: Option<u64>,
@@ -108,6 +111,7 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
     let mut options = Options::from_seed(seed);
     options.verbose = arguments.verbose;
     options.rivals |= arguments.rivals;
+    options.rot |= arguments.rot;
     options.mutant.clone_from(&arguments.mutant);
     if let Some(name) = arguments.mutant.as_ref().or(arguments.preset.as_ref()) {
         mutants::preset(name, &mut options);

@@ -11,6 +11,7 @@ impl World {
         let mean = self.options.fault_interval.as_nanos() as u64;
         let after = self.rng.range(mean / 4, mean * 7 / 4);
         self.schedule(after, Event::Nemesis);
+        self.rot();
         let faults = self.options.faults.clone();
         let Some(fault) = self.rng.pick(&faults).copied() else { return };
         self.counts.faults += 1;
@@ -148,7 +149,12 @@ impl World {
 
     /// Only what redundancy can bear: everything is whole, and there is a node to spare.
     fn lost_disk(&mut self, node: usize) {
-        if self.counts.lost_disks > 0 || self.nodes.len() < 4 || self.options.copies < 2 || !self.is_whole() {
+        if self.options.rot
+            || self.counts.lost_disks > 0
+            || self.nodes.len() < 4
+            || self.options.copies < 2
+            || !self.is_whole()
+        {
             return;
         }
         self.trace.say(self.now, &format!("node {node} loses its disks"));

@@ -99,6 +99,8 @@ pub struct Options {
     pub rivals: bool,
     /// Network faults are short, and each one ends the one before.
     pub restless: bool,
+    /// Contents rot on the disk of one node, and a scrub of all nodes ends the run.
+    pub rot: bool,
     /// Clients also order commands that have nothing to do with their volumes.
     pub commands: bool,
     /// The rule that is left out, by name, if the build has broken variants.
@@ -142,6 +144,7 @@ impl Options {
             recovery_limit: Duration::from_secs(120),
             rivals: false,
             restless: false,
+            rot: false,
             commands: false,
             mutant: None,
             verbose: false,

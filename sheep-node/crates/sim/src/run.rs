@@ -47,8 +47,36 @@ fn phases(world: &mut World) -> Result<(), String> {
     world.stop_faults();
     let limit = world.options.recovery_limit.as_secs();
     wait(world, limit, "cluster to be whole again", |w| w.is_whole())?;
+    if world.options.rot {
+        scrub(world)?;
+    }
     verify(world)?;
     check_copies(world)
+}
+
+/// A pass at every node. After it nothing is damaged, and copies are equal block by block; a second one says so.
+fn scrub(world: &mut World) -> Result<(), String> {
+    for pass in 0..2 {
+        let before: Vec<u64> = world.scrubs().iter().map(|scrub| scrub.passes).collect();
+        world.begin_scrub();
+        let ended = |w: &World| {
+            let scrubs = w.scrubs();
+            scrubs.len() == before.len()
+                && scrubs.iter().zip(&before).all(|(scrub, before)| scrub.passes > *before)
+        };
+        wait(world, 300, "scrubs to end", ended)?;
+        wait(world, 60, "copies to be made good", |w| w.scrubs().iter().all(|scrub| scrub.damaged_now == 0))?;
+        for (node, scrub) in world.scrubs().into_iter().enumerate() {
+            if scrub.mismatches + scrub.unresolved + scrub.behind > 0 {
+                return Err(format!("node {node} found copies that differ: {scrub:?}"));
+            }
+            if pass == 1 {
+                world.counts.damaged += scrub.damaged;
+                world.counts.repaired += scrub.repaired;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Runs until something holds.

@@ -1,0 +1,53 @@
+//! Rot: contents on the disk of one node change by themselves, while everything else goes wrong too. In the end a
+//! scrub of all nodes must leave every copy readable and equal.
+
+use crate::world::World;
+use sheep_datapath::{ScrubOrder, ScrubStatus, Shard};
+use sheep_store::FileId;
+
+/// Blocks that rot at once.
+const BLOCKS: usize = 3;
+
+impl World {
+    /// Some contents rot, always on the same node: redundancy cannot bear more. What a store's own records are on the
+    /// disk is left alone; the store's own tests damage that.
+    pub(crate) fn rot(&mut self) {
+        if !self.options.rot || !self.is_whole() {
+            return;
+        }
+        let number = (self.options.seed % self.nodes.len() as u64) as usize;
+        let disk = &mut self.nodes[number].disk;
+        let contents: Vec<u64> = disk
+            .durable_blocks(FileId::BLOCKS)
+            .into_iter()
+            .filter(|block| disk.durable(FileId::BLOCKS, *block).is_some_and(|bytes| is_contents(&bytes)))
+            .collect();
+        for _ in 0..BLOCKS {
+            let Some(block) = self.rng.pick(&contents).copied() else { return };
+            let bit = self.rng.index(8 * 4096);
+            self.nodes[number].disk.rot(FileId::BLOCKS, block, bit);
+            self.counts.rotted += 1;
+        }
+        self.trace.say(self.now, &format!("{BLOCKS} blocks rot at node {number}"));
+    }
+
+    /// Orders a pass at every node.
+    pub(crate) fn begin_scrub(&mut self) {
+        for number in 0..self.nodes.len() {
+            let at = self.nodes[number].clock(self.now);
+            self.with_shard(number, |shard| shard.order_scrub(at, ScrubOrder::Start));
+        }
+    }
+
+    /// What all nodes' scrubs say.
+    pub(crate) fn scrubs(&self) -> Vec<ScrubStatus> {
+        let shards = self.nodes.iter().filter_map(|node| node.running.as_ref()?.shard.as_ref());
+        shards.filter_map(Shard::replica).map(|replica| replica.scrub_status()).collect()
+    }
+}
+
+/// Clients fill blocks with one number.
+fn is_contents(bytes: &[u8]) -> bool {
+    let tag = &bytes[..8];
+    tag.iter().any(|byte| *byte != 0) && bytes.chunks(8).all(|chunk| chunk == tag)
+}

@@ -3,7 +3,8 @@
 
 use crate::world::World;
 use sheep_datapath::{ScrubOrder, ScrubStatus, Shard};
-use sheep_store::FileId;
+use sheep_store::{FileId, VirtualDisk};
+use std::collections::BTreeSet;
 
 /// Blocks that rot at once.
 const BLOCKS: usize = 3;
@@ -16,14 +17,15 @@ impl World {
             return;
         }
         let number = (self.options.seed % self.nodes.len() as u64) as usize;
-        let disk = &mut self.nodes[number].disk;
-        let contents: Vec<u64> = disk
-            .durable_blocks(FileId::BLOCKS)
-            .into_iter()
-            .filter(|block| disk.durable(FileId::BLOCKS, *block).is_some_and(|bytes| is_contents(&bytes)))
-            .collect();
+        // What only this disk has is not flushed: two losses at once are not promised to be borne.
+        let others = self.nodes.iter().filter(|node| node.index != number);
+        let elsewhere: BTreeSet<u64> =
+            others.flat_map(|node| contents(&node.disk)).map(|(_, tag)| tag).collect();
+        let found = contents(&self.nodes[number].disk).into_iter();
+        let blocks: Vec<u64> =
+            found.filter(|(_, tag)| elsewhere.contains(tag)).map(|(block, _)| block).collect();
         for _ in 0..BLOCKS {
-            let Some(block) = self.rng.pick(&contents).copied() else { return };
+            let Some(block) = self.rng.pick(&blocks).copied() else { return };
             let bit = self.rng.index(8 * 4096);
             self.nodes[number].disk.rot(FileId::BLOCKS, block, bit);
             self.counts.rotted += 1;
@@ -46,8 +48,15 @@ impl World {
     }
 }
 
-/// Clients fill blocks with one number.
-fn is_contents(bytes: &[u8]) -> bool {
-    let tag = &bytes[..8];
-    tag.iter().any(|byte| *byte != 0) && bytes.chunks(8).all(|chunk| chunk == tag)
+/// Durable blocks with contents, and the numbers that clients have filled them with.
+fn contents(disk: &VirtualDisk) -> Vec<(u64, u64)> {
+    let blocks = disk.durable_blocks(FileId::BLOCKS).into_iter();
+    blocks
+        .filter_map(|block| {
+            let bytes = disk.durable(FileId::BLOCKS, block)?;
+            let tag = u64::from_le_bytes(*bytes.first_chunk()?);
+            let full = tag != 0 && bytes.chunks(8).all(|chunk| chunk == tag.to_le_bytes());
+            full.then_some((block, tag))
+        })
+        .collect()
 }

@@ -13,7 +13,12 @@ impl World {
     /// Some contents rot, always on the same node: redundancy cannot bear more. What a store's own records are on the
     /// disk is left alone; the store's own tests damage that.
     pub(crate) fn rot(&mut self) {
-        if !self.options.rot || !self.is_whole() {
+        if !self.options.rot {
+            return;
+        }
+        // Scrubs run all the time, whatever else goes on.
+        self.begin_scrub();
+        if !self.is_whole() {
             return;
         }
         let number = (self.options.seed % self.nodes.len() as u64) as usize;

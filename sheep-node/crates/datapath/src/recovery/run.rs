@@ -79,7 +79,7 @@ impl Replica {
         members.extend(view.up_set(object));
         members.remove(&self.me);
         let mut own = self.standing(view, object, at);
-        if self.damaged.contains(&object) {
+        if self.damaged.contains(&object) && at == view.epoch() && own.kind == StandingKind::Live {
             // It serves what it can, but is repaired from somebody else.
             own.kind = StandingKind::Unknown;
         }

@@ -89,12 +89,12 @@ impl Replica {
                 return if live { StandingKind::Live } else { StandingKind::Restarted };
             }
             // Validated later: what it was before then is not recorded. Validated before the oldest epoch that is
-            // remembered: nothing can be said, unless what is remembered has a break already. And a damaged copy
-            // proves nothing.
+            // remembered: nothing can be said, unless what is remembered has a break already. Damaged blocks change
+            // nothing: the header is right.
             let oldest = view.oldest_epoch();
             let forgotten = self.validated_by(header, at).is_some_and(|from| from < oldest)
                 && self.unbroken(view, header.id, oldest, at).is_some();
-            if header.validated > at || forgotten || self.damaged.contains(&object) {
+            if header.validated > at || forgotten {
                 return StandingKind::Unknown;
             }
         }

@@ -3,6 +3,7 @@
 use crate::config::{Config, DiskIo, Seed};
 use crate::control::{ControlMessage, ControlPort, ControlSetup, genesis_file};
 use crate::data::{DataMessage, DataPort, DataSetup, DiskMode};
+use crate::disks::{self, DiskControl, DiskSpec};
 use crate::handle::{DataStatus, NodeHandle, NodeStatus};
 use crate::identity::{NodeDir, random, read_key, write_durably};
 use crate::inbox::Sender;
@@ -13,13 +14,14 @@ use crate::{grpc, http, log_file};
 use anyhow::{Context, Result, bail, ensure};
 use sheep_engine::{ControlConfig, NodeProfile};
 use sheep_log::Recovered;
-use sheep_state::{Addresses, DiskRecord, DiskState, Role};
+use sheep_state::limits::MAX_WEIGHT;
+use sheep_state::{Addresses, Role};
 use sheep_totem::RingConfig;
-use sheep_types::{ClusterId, ConfigId, Incarnation, LogIndex, Member};
+use sheep_types::{ClusterId, ConfigId, LogIndex, Member};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -27,8 +29,6 @@ use tracing::{info, warn};
 
 /// How often nodes on this machine and the names of seeds are looked up.
 const SEED_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes kept free on the filesystem under a store without a limit of its own, as a fraction of its size.
-const RESERVED_FRACTION: u64 = 20;
 /// How long open volumes are waited for when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the control thread may take to say goodbye.
@@ -106,7 +106,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let addresses = sockets.addresses()?;
     let key = cluster_key(config, &dir)?;
     let (recovered, log_len) = recover(config, &dir)?;
-    let capacity = capacity(config)?;
+    let (list, disks) = if config.gateway { Default::default() } else { disks::find(config, &dir)? };
+    let disk_control = Arc::new(DiskControl { list: Mutex::new(list), limit: config.capacity });
     let (data, control) = (DataPort::new()?, ControlPort::new()?);
     let (stop, stopped) = mpsc::channel();
     let (data_status, data_watch) = watch::channel(Arc::new(DataStatus::default()));
@@ -117,22 +118,21 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         status: status_watch,
         data: data_watch,
         started: Instant::now(),
+        disks: Arc::clone(&disk_control),
     };
-    let store_id = u64::from_le_bytes(random()?);
-    let profile = profile(config, addresses.clone(), capacity, store_id);
+    let profile = profile(config, addresses.clone(), &disks);
     let ready = ready_line(config, &addresses, &sockets)?;
     let data_sender = data.sender();
     let setup = DataSetup {
         me: dir.me,
         key: key.clone(),
-        objects: (!config.gateway).then(|| dir.objects()),
+        disks,
+        disk_control,
         disk: match config.disk_io {
             DiskIo::Direct => DiskMode { direct: true, uring: true },
             DiskIo::Cached => DiskMode { direct: false, uring: true },
             DiskIo::Threads => DiskMode { direct: false, uring: false },
         },
-        capacity,
-        store_id,
         listener: sockets.data,
         nbd_unix: config.nbd_unix.clone(),
         nbd_tcp: sockets.nbd_tcp,
@@ -303,31 +303,18 @@ fn decode(path: &Path, contents: &bytes::Bytes) -> Result<Recovered> {
     })
 }
 
-/// Bytes the store may take: as configured, or the filesystem less a reserve.
-fn capacity(config: &Config) -> Result<u64> {
-    if let Some(capacity) = config.capacity {
-        return Ok(capacity);
-    }
-    let fs = rustix::fs::statvfs(&config.dir)?;
-    let objects = config.dir.join("objects").join(sheep_store::FileId::BLOCKS.name());
-    let ours = std::fs::metadata(objects).map_or(0, |m| std::os::unix::fs::MetadataExt::blocks(&m) * 512);
-    let total = fs.f_blocks * fs.f_frsize;
-    Ok((fs.f_bavail * fs.f_frsize + ours).saturating_sub(total / RESERVED_FRACTION))
-}
-
-fn profile(config: &Config, addresses: Addresses, capacity: u64, store_id: u64) -> NodeProfile {
+fn profile(config: &Config, addresses: Addresses, disks: &[DiskSpec]) -> NodeProfile {
     let storage = !config.gateway;
-    let disk = DiskRecord { id: store_id, incarnation: Incarnation(1), state: DiskState::Up, weight: 1 };
-    let by_capacity = u32::try_from((capacity >> 30).max(1)).unwrap_or(u32::MAX);
+    let by_capacity = disks.iter().fold(0u32, |sum, disk| sum.saturating_add(disk.weight));
     NodeProfile {
         role: if storage { Role::Storage } else { Role::Gateway },
         name: config.name.clone(),
         zone: config.zone.clone(),
-        weight: if storage { config.weight.unwrap_or(by_capacity) } else { 0 },
+        weight: if storage { config.weight.unwrap_or(by_capacity.min(MAX_WEIGHT)) } else { 0 },
         addresses,
         shards: config.shards,
-        capacity: if storage { capacity } else { 0 },
-        disks: if storage { vec![disk] } else { Vec::new() },
+        capacity: disks.iter().map(|disk| disk.capacity).sum(),
+        disks: disks::records(disks),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::control::ControlMessage;
 use crate::data::DataMessage;
+use crate::disks::{DiskControl, DiskSpec};
 use crate::inbox::{SendError, Sender};
 use bytes::Bytes;
 use sheep_datapath::{BlockExtent, ObjectCheck, ScrubStatus};
@@ -12,6 +13,7 @@ use sheep_engine::Published;
 use sheep_state::{Command, Outcome, Refusal};
 use sheep_types::{ClusterId, ConfigId, LogIndex, Member, NodeId, VdiId};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -86,6 +88,31 @@ pub(crate) struct DataStatus {
     pub(crate) counters: Vec<(&'static str, u64)>,
     /// The store has failed.
     pub(crate) failed: Option<String>,
+    /// Disks of the store.
+    pub(crate) disks: Vec<DiskStatus>,
+    /// Objects moved between disks since the node started, and whether more are about to be.
+    pub(crate) moved: (u64, bool),
+}
+
+/// One disk of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskStatus {
+    /// What the store knows of it.
+    pub(crate) disk: sheep_store::Disk,
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// Objects on it.
+    pub(crate) objects: u64,
+}
+
+/// Disks of a running node come and go.
+pub(crate) enum DiskRequest {
+    /// Use one more.
+    Plug { disk: DiskSpec, answer: oneshot::Sender<bool> },
+    /// Move everything off one. `false`: there is no other.
+    Empty { id: u64, answer: oneshot::Sender<bool> },
+    /// Use one no more, whatever is on it. `false`: there is no other.
+    GiveUp { id: u64, answer: oneshot::Sender<bool> },
 }
 
 /// Why a command has no result.
@@ -201,9 +228,20 @@ pub(crate) struct NodeHandle {
     pub(crate) status: watch::Receiver<Arc<NodeStatus>>,
     pub(crate) data: watch::Receiver<Arc<DataStatus>>,
     pub(crate) started: Instant,
+    pub(crate) disks: Arc<DiskControl>,
 }
 
 impl NodeHandle {
+    /// Sends a request about disks to the data thread and waits for its answer.
+    pub(crate) async fn disk(
+        &self,
+        request: impl FnOnce(oneshot::Sender<bool>) -> DiskRequest,
+    ) -> Result<bool, VolumeAccessError> {
+        let (answer, wait) = oneshot::channel();
+        self.volumes.send(DataMessage::Disks(request(answer))).map_err(|_| VolumeAccessError::Stopping)?;
+        wait.await.map_err(|_| VolumeAccessError::Stopping)
+    }
+
     /// Orders a command and waits for its answer.
     pub(crate) async fn order(&self, command: Command) -> Result<Outcome, OrderError> {
         let (answer, wait) = oneshot::channel();

@@ -157,6 +157,18 @@ fn assess_copies(status: &NodeStatus, data: &DataStatus) -> Assessment {
         );
         return assessment(Health::Degraded, message);
     }
+    let without_disk: Vec<String> = storage(state)
+        .filter(|record| record.has_failed_disk())
+        .map(|record| name(Some(state), record.node))
+        .collect();
+    if !without_disk.is_empty() {
+        let message = format!(
+            "A disk has failed on {}: `dog node md list` shows which. Replace it and `dog node md plug` it, or give \
+             it up with `dog node md unplug --force`.",
+            without_disk.join(" and ")
+        );
+        return assessment(Health::Degraded, message);
+    }
     if placed < wanted {
         let nodes = if placed == 1 { "node takes" } else { "nodes take" };
         let message = format!(

@@ -7,6 +7,7 @@
 //! DIR/lock        held while a process uses the directory
 //! DIR/log/log     the global log and the node's promises
 //! DIR/objects/    the object store
+//! DIR/disks       where the object stores are, and their numbers
 //! ```
 
 use crate::seal::ClusterKey;
@@ -72,7 +73,7 @@ impl NodeDir {
                 // `lock` is ours; the rest of what we make may be there from a start that was cut short.
                 for entry in fs::read_dir(path)? {
                     let name = entry?.file_name();
-                    let ours = ["lock", "identity", "log", "objects", "key", "lost+found"];
+                    let ours = ["lock", "identity", "log", "objects", "disks", "key", "lost+found"];
                     ensure!(
                         ours.iter().any(|known| name == *known) || name.to_string_lossy().ends_with(".new"),
                         "{} is not empty and not a Sheepdog directory (it has {name:?})",
@@ -103,6 +104,11 @@ impl NodeDir {
     /// Directory of the object store.
     pub(crate) fn objects(&self) -> PathBuf {
         self.path.join("objects")
+    }
+
+    /// List of disks.
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.path.join("disks")
     }
 
     /// Socket of the control API.

@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod daemon;
 mod data;
+mod disks;
 mod grpc;
 mod handle;
 mod health;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use sheep_datapath::ScrubStatus;
 use sheep_state::{ClusterState, NodeState, Role};
+use sheep_store::Condition;
 use std::fmt;
 
 /// Endings of the published numbers that are not counters.
@@ -87,6 +88,15 @@ impl Collector for NodeCollector {
         gauges.bytes("store_capacity", "Bytes that this node's store can hold", data.capacity)?;
         gauges.bytes("store_used", "Bytes that it holds", data.used)?;
         gauges.set("store_objects", "Objects that it holds", data.objects)?;
+        let in_use = |found: &&crate::handle::DiskStatus| found.disk.condition == Condition::Working;
+        let failed = |found: &&crate::handle::DiskStatus| found.disk.condition == Condition::Failed;
+        gauges.set(
+            "disks",
+            "Disks of this node that work",
+            data.disks.iter().filter(in_use).count() as u64,
+        )?;
+        let help = "Disks of this node that have failed";
+        gauges.set("disks_failed", help, data.disks.iter().filter(failed).count() as u64)?;
         gauges.set("store_failed", "1 after the store has failed", u64::from(data.failed.is_some()))?;
         gauges.set("open_vdis", "Volumes that are open on this node", data.open_vdis.into())?;
         gauges.set("recovery_epoch", "Epoch that recovery works on", data.recovery_epoch)?;

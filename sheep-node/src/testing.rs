@@ -255,7 +255,14 @@ impl FakeNode {
             _ => panic!("not from here"),
         });
         let started = Instant::now();
-        let handle = NodeHandle { control, volumes, status: status_watch, data: data_watch, started };
+        let handle = NodeHandle {
+            control,
+            volumes,
+            status: status_watch,
+            data: data_watch,
+            started,
+            disks: Arc::default(),
+        };
         Self { handle, model, end }
     }
 

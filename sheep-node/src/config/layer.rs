@@ -78,10 +78,14 @@ pub(crate) struct Layer {
     /// File with the cluster's key, to join a cluster on another machine
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// Most bytes to store, like 100G [default: what the file system has]
+    /// Most bytes to store on each disk, like 100G [default: what the file system has]
     #[arg(long, value_name = "SIZE")]
     #[serde(deserialize_with = "scalar", serialize_with = "exact")]
     pub(crate) capacity: Option<Size>,
+    /// Directory or block device for objects besides DIR/objects; may be given several times
+    #[arg(long = "disk", value_name = "PATH", value_delimiter = ',')]
+    #[serde(deserialize_with = "list")]
+    pub(crate) disks: Option<Vec<PathBuf>>,
     /// How the store uses its disk: direct (io_uring, around the page cache), cached or threads [default: direct]
     #[arg(long, value_name = "HOW")]
     #[serde(deserialize_with = "scalar")]
@@ -173,6 +177,7 @@ impl Layer {
             rendezvous: Some(OrNone(None)),
             key: Some(PathBuf::new()),
             capacity: Some(Size(0)),
+            disks: Some(Vec::new()),
             disk_io: Some(DiskIo::Direct),
             token_loss_ms: Some(0),
             log_format: Some(LogFormat::Text),
@@ -204,6 +209,7 @@ impl Layer {
             rendezvous: self.rendezvous.or(under.rendezvous),
             key: self.key.or(under.key),
             capacity: self.capacity.or(under.capacity),
+            disks: self.disks.or(under.disks),
             disk_io: self.disk_io.or(under.disk_io),
             token_loss_ms: self.token_loss_ms.or(under.token_loss_ms),
             log_format: self.log_format.or(under.log_format),

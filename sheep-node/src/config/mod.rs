@@ -82,8 +82,10 @@ pub(crate) struct Config {
     pub(crate) rendezvous: Option<PathBuf>,
     /// File with the cluster's key.
     pub(crate) key: Option<PathBuf>,
-    /// Most bytes to store; `None`: what the file system has.
+    /// Most bytes to store on each disk; `None`: what the file system has.
     pub(crate) capacity: Option<u64>,
+    /// Disks besides the node's own directory.
+    pub(crate) disks: Vec<PathBuf>,
     /// How the store uses its disk.
     pub(crate) disk_io: DiskIo,
     /// The ring's token-loss timeout; its other timers and the lease follow from it.
@@ -162,6 +164,7 @@ impl Config {
             key: layer.key,
             capacity: layer.capacity.map(|size| size.0),
             token_loss: Duration::from_millis(layer.token_loss_ms.unwrap_or_default()),
+            disks: layer.disks.unwrap_or_default(),
             disk_io: layer.disk_io.unwrap_or_default(),
             log_format: layer.log_format.unwrap_or_default(),
             log_level,
@@ -242,6 +245,7 @@ fn defaults(given: &Layer, first: &Settings) -> Layer {
         nbd_unix: Some(OrNone(None)),
         seeds: Some(Vec::new()),
         rendezvous: Some(OrNone(Some("/run/sheep".into()))),
+        disks: Some(Vec::new()),
         disk_io: Some(DiskIo::Direct),
         token_loss_ms: Some(1_000),
         log_format: Some(LogFormat::Text),

@@ -47,6 +47,9 @@ fn directories(config: &Config, problems: &mut Vec<String>) {
             ));
         }
     }
+    for disk in config.disks.iter().filter(|disk| !disk.is_absolute()) {
+        problems.push(format!("disk {} must be given as a whole path, from / on", disk.display()));
+    }
     let empty = |path: Option<&Path>| path.is_some_and(|path| path.as_os_str().is_empty());
     for (key, path) in
         [("nbd_unix", config.nbd_unix.as_deref()), ("rendezvous", config.rendezvous.as_deref())]

@@ -6,6 +6,7 @@
 mod api;
 mod clients;
 mod disk;
+mod disks;
 mod findings;
 mod framing;
 mod handshake;
@@ -16,7 +17,8 @@ mod volumes;
 mod waits;
 
 use crate::control::ControlMessage;
-use crate::handle::{DataStatus, VolumeRequest};
+use crate::disks::{DiskControl, DiskSpec};
+use crate::handle::{DataStatus, DiskRequest, VolumeRequest};
 use crate::inbox::{Inbox, Sender};
 use crate::seal::ClusterKey;
 use anyhow::{Context, Result};
@@ -88,6 +90,8 @@ pub(crate) enum DataMessage {
     Scrub(ScrubOrder),
     /// From gRPC.
     Volume(VolumeRequest),
+    /// Likewise.
+    Disks(DiskRequest),
     /// Close all volumes in order and end.
     Stop(mpsc::Sender<()>),
 }
@@ -96,14 +100,12 @@ pub(crate) enum DataMessage {
 pub(crate) struct DataSetup {
     pub(crate) me: Member,
     pub(crate) key: ClusterKey,
-    /// Directory of the store; none for a gateway without one.
-    pub(crate) objects: Option<PathBuf>,
-    /// How its disk is used.
+    /// Disks of the store; none for a gateway without one.
+    pub(crate) disks: Vec<DiskSpec>,
+    /// Their list.
+    pub(crate) disk_control: Arc<DiskControl>,
+    /// How they are used.
     pub(crate) disk: DiskMode,
-    /// Bytes that the store may take.
-    pub(crate) capacity: u64,
-    /// Names a store that is to be made.
-    pub(crate) store_id: u64,
     pub(crate) listener: std::net::TcpListener,
     pub(crate) nbd_unix: Option<PathBuf>,
     pub(crate) nbd_tcp: Option<std::net::TcpListener>,
@@ -124,9 +126,12 @@ struct DataThread {
     poll: Poll,
     me: Member,
     inbox: Inbox<DataMessage>,
-    objects: Option<PathBuf>,
-    capacity: u64,
-    store_id: u64,
+    disks: Vec<DiskSpec>,
+    disk_control: Arc<DiskControl>,
+    /// The list does not say yet that the stores of all disks were made.
+    unlisted: bool,
+    /// Where the disk in each slot is.
+    slots: BTreeMap<u8, PathBuf>,
     /// Made when the node learns which cluster it is of.
     shard: Option<Shard>,
     view: Option<Arc<View>>,
@@ -197,9 +202,10 @@ impl DataPort {
             poll: self.poll,
             me: setup.me,
             inbox: self.inbox,
-            objects: setup.objects,
-            capacity: setup.capacity,
-            store_id: setup.store_id,
+            disks: setup.disks,
+            disk_control: setup.disk_control,
+            unlisted: true,
+            slots: BTreeMap::new(),
             shard: None,
             view: None,
             lease: Time::ZERO,

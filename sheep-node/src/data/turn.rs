@@ -16,7 +16,7 @@ use sheep_datapath::{
 use sheep_engine::Published;
 use sheep_frontend::nbd;
 use sheep_state::Command;
-use sheep_store::{Store, StoreConfig, StoreIdentity};
+use sheep_store::StoreSet;
 use sheep_types::{ClusterId, Generation, LogIndex, Member, Time, VdiId};
 use sheep_wire::{Header, Message, Packet, Request};
 use std::os::fd::AsRawFd;
@@ -150,6 +150,7 @@ impl DataThread {
                 }
             }
             DataMessage::Volume(request) => self.api(now, request),
+            DataMessage::Disks(request) => self.disk_request(now, request),
             DataMessage::Stop(done) => {
                 self.stopping = Some(done);
                 self.close_all(now);
@@ -173,17 +174,20 @@ impl DataThread {
 
     /// The node has learned which cluster it is of: its store can be opened, or made.
     fn make_shard(&mut self, now: Time, cluster: ClusterId) {
-        let replica = self.objects.clone().map(|objects| {
+        let replica = (!self.disks.is_empty()).then(|| {
             let (pool, sockets) = (self.pool.clone(), self.poll.as_raw_fd());
-            match DiskDriver::new(objects.clone(), self.disk_mode, pool, sockets, &self.disk_done) {
+            match DiskDriver::new(self.disk_mode, pool, sockets, &self.disk_done) {
                 Ok(disk) => self.disk = Some(disk),
                 Err(problem) => error!("cannot start disk threads: {problem}"),
             }
-            let identity = StoreIdentity { cluster, node: self.me.node, store: self.store_id };
-            let fresh = !objects.join(sheep_store::FileId::BLOCKS.name()).exists();
-            let geometry = self.view.as_ref().map(|view| view.state.geometry()).unwrap_or_default();
-            let store = Store::open(StoreConfig::new(geometry, self.capacity), identity, fresh);
-            Replica::new(replica_config(), self.me, cluster, store, now)
+            let mut stores = StoreSet::new();
+            for disk in std::mem::take(&mut self.disks) {
+                let (config, identity) = self.store_of(cluster, &disk);
+                if let Some(slot) = stores.add(config, identity, disk.fresh, disk.weight) {
+                    self.attach(slot, disk.path);
+                }
+            }
+            Replica::new(replica_config(), self.me, cluster, stores, now)
         });
         let gateway = Gateway::new(GatewayConfig::default(), self.me, cluster, now);
         let mut shard = Shard::new(self.me, replica, gateway);
@@ -205,18 +209,8 @@ impl DataThread {
                 ShardOutput::Order(command) => {
                     self.tell_control(ControlMessage::Order { token: UNASKED, command });
                 }
-                ShardOutput::StoreFailed => {
-                    let replica = self.shard.as_ref().and_then(Shard::replica);
-                    let why = replica.and_then(|replica| replica.store_failure()).map(ToString::to_string);
-                    let why = why.unwrap_or_else(|| "unknown reason".into());
-                    let problem = match &self.objects {
-                        Some(objects) => format!("the object store {} has failed: {why}", objects.display()),
-                        None => format!("the object store has failed: {why}"),
-                    };
-                    error!("{problem}; this run of the node ends");
-                    self.failed = Some(problem);
-                    let _ = self.stop.send(self.failed.clone());
-                }
+                ShardOutput::DiskFailed { slot, error } => self.disk_failed(slot, &error),
+                ShardOutput::StoreFailed => self.store_failed(),
                 ShardOutput::Gateway(output) => self.gateway_output(now, output),
             }
         }
@@ -419,6 +413,7 @@ impl DataThread {
             status.lost = super::findings::lost(shard, self.view.as_deref());
         }
         self.log_findings();
+        self.describe_disks(&mut status);
         status.waits = self.look_at_waits(now);
         self.report_usage(now, status.capacity, status.used);
         self.status.send_replace(Arc::new(status));

@@ -5,6 +5,7 @@ mod check;
 mod cluster;
 mod contents;
 mod convert;
+mod disks;
 mod nodes;
 mod status;
 #[cfg(test)]

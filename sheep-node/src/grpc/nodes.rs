@@ -1,6 +1,6 @@
 //! Service `Nodes`.
 
-use super::convert;
+use super::{convert, disks};
 use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::handle::{ControlRequest, NodeHandle, VolumeRequest};
@@ -8,9 +8,10 @@ use crate::health;
 use sheep_api::v1;
 use sheep_api::v1::nodes_server::Nodes;
 use sheep_api::v1::{
-    DrainNodeReply, DrainNodeRequest, ListNodesReply, ListNodesRequest, NodeInfoReply, NodeInfoRequest,
-    RecoveryReply, RecoveryRequest, RemoveNodeReply, RemoveNodeRequest, ReweightNodeReply,
-    ReweightNodeRequest, ScrubReply, ScrubRequest, StopReply, StopRequest,
+    DisksReply, DisksRequest, DrainNodeReply, DrainNodeRequest, ListNodesReply, ListNodesRequest,
+    NodeInfoReply, NodeInfoRequest, PlugDiskReply, PlugDiskRequest, RecoveryReply, RecoveryRequest,
+    RemoveNodeReply, RemoveNodeRequest, ReweightNodeReply, ReweightNodeRequest, ScrubReply, ScrubRequest,
+    StopReply, StopRequest, UnplugDiskReply, UnplugDiskRequest,
 };
 use sheep_datapath::ScrubOrder;
 use sheep_state::{ClusterState, Command};
@@ -113,6 +114,24 @@ impl Nodes for Service {
         }
         let node = self.node.status().me.node;
         Ok(Response::new(convert::scrub(node, &self.node.data())))
+    }
+
+    async fn disks(&self, _: Request<DisksRequest>) -> Result<Response<DisksReply>, Status> {
+        Ok(Response::new(disks::list(&self.node)))
+    }
+
+    async fn plug_disk(&self, request: Request<PlugDiskRequest>) -> Result<Response<PlugDiskReply>, Status> {
+        let id = disks::plug(&self.node, request.into_inner().path).await?;
+        Ok(Response::new(PlugDiskReply { id }))
+    }
+
+    async fn unplug_disk(
+        &self,
+        request: Request<UnplugDiskRequest>,
+    ) -> Result<Response<UnplugDiskReply>, Status> {
+        let UnplugDiskRequest { disk, force } = request.into_inner();
+        disks::unplug(&self.node, disk, force).await?;
+        Ok(Response::new(UnplugDiskReply {}))
     }
 
     async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeReply>, Status> {

@@ -40,6 +40,16 @@ pub enum Mutant {
     AcceptLossWhileDown,
     /// A listed copy is called current whatever its version.
     ConfirmAnyVersion,
+    /// A floor lifts the copies of all disks, not only of those that it was noted on.
+    FloorOfAnyDisk,
+    /// A copy is called "never current" although a disk of that epoch is not here.
+    NeverWithLostDisk,
+    /// A disk that was opened anew has lost nothing.
+    ReplugIsLive,
+    /// A gateway takes what a member held for held, although the member has lost a disk.
+    GatewayForgetsLostDisk,
+    /// Requests are served while an epoch counts on a disk that has failed.
+    ServesWithLostDisk,
 }
 
 /// The broken variant in force, if any; always none without the cargo feature `mutants`.

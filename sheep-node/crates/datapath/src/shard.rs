@@ -2,7 +2,7 @@
 
 use crate::{Finding, Gateway, GatewayOutput, Replica, ReplicaOutput, ScrubOrder, View};
 use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
-use sheep_store::{DiskOp, DiskOpId, DiskResult};
+use sheep_store::{DiskOp, DiskOpId, DiskResult, StoreError};
 use sheep_types::{Member, Time};
 use sheep_wire::{Header, Message, Packet};
 use std::collections::VecDeque;
@@ -19,7 +19,14 @@ pub enum ShardOutput {
     Order(Command),
     /// Something of the gateway that is no packet.
     Gateway(GatewayOutput),
-    /// The store is of no use any more: the node's incarnation ends. Said once.
+    /// A disk of the replica, not the last one, has failed or was taken away: it is not used any more.
+    DiskFailed {
+        /// Its slot.
+        slot: u8,
+        /// Why.
+        error: StoreError,
+    },
+    /// No disk works any more: the node's incarnation ends. Said once.
     StoreFailed,
 }
 
@@ -66,6 +73,11 @@ impl Shard {
     /// What the replica has found since the last time.
     pub fn take_findings(&mut self) -> Vec<Finding> {
         self.replica.as_mut().map(Replica::take_findings).unwrap_or_default()
+    }
+
+    /// The replica, to add and take away disks. Poll the outputs afterwards.
+    pub fn replica_mut(&mut self) -> Option<&mut Replica> {
+        self.replica.as_mut()
     }
 
     /// A newer picture of the cluster. The replica sees it first: what the gateway then sends is answered.
@@ -148,6 +160,7 @@ impl Shard {
                 ReplicaOutput::Send(packet) => ShardOutput::Send(packet),
                 ReplicaOutput::Disk(operation) => ShardOutput::Disk(operation),
                 ReplicaOutput::Propose(command) => ShardOutput::Order(command),
+                ReplicaOutput::DiskFailed { slot, error } => ShardOutput::DiskFailed { slot, error },
                 ReplicaOutput::StoreFailed => ShardOutput::StoreFailed,
             });
         }

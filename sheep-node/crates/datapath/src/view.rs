@@ -107,6 +107,20 @@ impl View {
         member.is_up().then(|| member.member())
     }
 
+    /// Whether a node has had, from one epoch to a later one, every disk that worked in it at some time, in one run.
+    /// If not, it may have lost what it had not flushed, although it did not restart. `false` if it is not known.
+    pub fn kept_disks(&self, node: NodeId, from: Epoch, to: Epoch) -> bool {
+        (from.0..to.0).all(|epoch| {
+            let Some(members) = self.members_at(Epoch(epoch)) else { return false };
+            let Some(next) = self.members_at(Epoch(epoch + 1)).and_then(|next| next.get(node)) else {
+                return false;
+            };
+            members.get(node).is_some_and(|member| {
+                member.working_disks().all(|disk| next.has_disk(disk.id, disk.incarnation))
+            })
+        })
+    }
+
     /// Whether a storage node was a member in an epoch at all, up or down.
     pub fn was_member(&self, epoch: Epoch, node: NodeId) -> bool {
         self.members_at(epoch).is_some_and(|members| members.get(node).is_some())

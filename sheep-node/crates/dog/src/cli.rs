@@ -41,6 +41,25 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum MdCommand {
+    /// All disks, how they are and how full
+    List,
+    /// Use one more disk, or one again that has failed
+    Plug {
+        /// Directory or block device on the node
+        path: std::path::PathBuf,
+    },
+    /// Move everything off a disk, and use it no more then
+    Unplug {
+        /// Its path or its id
+        disk: String,
+        /// At once, whatever it holds; also a disk that has failed
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
     /// All nodes of the cluster
     List,
@@ -74,6 +93,14 @@ pub(crate) enum NodeCommand {
         /// Also if it may have the last copy of something
         #[arg(short, long)]
         force: bool,
+    },
+    /// The disks of a node
+    Md {
+        /// Id (or its beginning) or name [default: the node that is asked]
+        #[arg(short, long, global = true)]
+        node: Option<String>,
+        #[command(subcommand)]
+        command: MdCommand,
     },
     /// Move a node's data to the others; when they have it, the node can be stopped and removed
     Drain {

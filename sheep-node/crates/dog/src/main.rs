@@ -7,6 +7,7 @@ mod cli;
 mod cluster;
 mod connect;
 mod copies;
+mod md;
 mod node;
 mod output;
 mod scrub;

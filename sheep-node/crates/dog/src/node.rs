@@ -28,6 +28,9 @@ pub(crate) async fn run(server: &Server, format: Format, command: NodeCommand) -
             scrub::run(&connection, format, Some(&node), scrub).await.map(drop)
         }
         NodeCommand::Remove { node, force } => remove(&connection, format, &node, force).await,
+        NodeCommand::Md { node, command } => {
+            crate::md::run(&connection, format, node.as_deref(), command).await
+        }
         NodeCommand::Drain { node, undo } => drain(&connection, format, &node, undo).await,
         NodeCommand::Reweight { node, weight } => reweight(&connection, format, &node, weight).await,
     }

@@ -225,6 +225,10 @@ impl Control {
     /// Too many wait already, or the command is too large.
     pub fn propose(&mut self, now: Time, token: u64, command: &Command) -> Result<(), ProposeError> {
         let seq = self.log.propose(now, command.encode().into())?;
+        if let Command::SetDisks { disks } = command {
+            // Should the node have to say anew that it is up, it says how its disks are by then.
+            self.config.profile.disks.clone_from(disks);
+        }
         self.proposals.wait(seq, token);
         self.drain(now);
         Ok(())

@@ -32,6 +32,18 @@ pub struct Counts {
     pub damaged: u64,
     /// Those made good.
     pub repaired: u64,
+    /// Disks that began to fail under their nodes.
+    pub disks_failed: u64,
+    /// Disks that were pulled.
+    pub disks_taken: u64,
+    /// Of these, given up for good.
+    pub disks_given_up: u64,
+    /// Disks that were added to running nodes.
+    pub disks_added: u64,
+    /// Disks that were emptied and taken away.
+    pub disks_emptied: u64,
+    /// Objects that moved between disks of a node.
+    pub moved: u64,
 }
 
 impl Counts {
@@ -50,6 +62,12 @@ impl Counts {
         self.rotted += other.rotted;
         self.damaged += other.damaged;
         self.repaired += other.repaired;
+        self.disks_failed += other.disks_failed;
+        self.disks_taken += other.disks_taken;
+        self.disks_given_up += other.disks_given_up;
+        self.disks_added += other.disks_added;
+        self.disks_emptied += other.disks_emptied;
+        self.moved += other.moved;
     }
 }
 

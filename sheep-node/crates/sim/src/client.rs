@@ -322,14 +322,13 @@ impl World {
         // nobody else can know. That is a crash of the writer, and loses no more than what was not flushed.
         let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
         let up = |n: &Node| view.as_ref().is_some_and(|view| view.state.is_up(n.member()));
-        let runs: Vec<Option<u64>> =
-            self.nodes.iter().map(|n| n.running.as_ref().filter(|_| up(n)).map(|_| n.incarnation)).collect();
+        let runs: Vec<Option<u32>> =
+            self.nodes.iter().map(|n| n.running.as_ref().filter(|_| up(n)).map(|_| n.run_number())).collect();
         let given_up = &self.given_up;
         let client = &mut self.clients[number];
         client.place = Place::Open(node);
         client.oracle.new_session(|(index, run)| {
-            let run = u64::from(run);
-            runs[index] == Some(run) && !given_up.contains(&(index, run))
+            runs[index] == Some(run) && !given_up.contains(&(index, u64::from(run / 1000)))
         });
         let taken_over = client.opened_before && !client.clean;
         client.opened_before = true;
@@ -449,7 +448,8 @@ impl World {
                 .iter()
                 .filter_map(|m| {
                     let machine = self.nodes.iter().find(|n| n.id == m.node)?;
-                    Some((machine.index, m.incarnation.0 as u32))
+                    let same = m.incarnation.0 == machine.incarnation;
+                    Some((machine.index, if same { self.holder(machine, &view) } else { u32::MAX }))
                 })
                 .collect();
             common = Some(match common {

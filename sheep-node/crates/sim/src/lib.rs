@@ -6,6 +6,7 @@
 
 pub mod checks;
 pub mod client;
+pub mod disks;
 pub mod log_disk;
 pub mod mutants;
 mod nemesis;

@@ -82,6 +82,16 @@ pub fn preset(name: &str, options: &mut Options) {
             options.depth = 8;
         }
         ("datapath", rule) if aimed(rule, options) => {}
+        ("datapath", rule) if rule.contains("disk") || rule.contains("replug") => {
+            options.faults = vec![Fault::DiskFails, Fault::DiskTaken, Fault::DiskTaken, Fault::Crash];
+            options.disks = options.disks.max(2);
+            options.copies = 2;
+            options.min_copies = 1;
+            options.fault_interval = Duration::from_millis(800);
+            options.think = Duration::from_millis(10);
+            options.depth = 8;
+            options.rivals = options.seed.is_multiple_of(2);
+        }
         ("datapath", "delete-on-absence" | "source-at-older-epoch" | "hot-not-inherited") => {
             options.faults = vec![Fault::Crash, Fault::Partition, Fault::LostDisk];
             options.nodes = options.nodes.max(5);

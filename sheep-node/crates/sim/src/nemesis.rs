@@ -29,6 +29,9 @@ impl World {
             Fault::SlowDisk => self.slow_disk(node),
             Fault::PowerCut => self.power_cut(),
             Fault::LostDisk => self.lost_disk(node),
+            Fault::DiskFails => self.disk_fails(node),
+            Fault::DiskTaken => self.disk_taken(node),
+            Fault::DiskAdded => self.disk_added(node),
         }
     }
 
@@ -183,6 +186,9 @@ impl World {
         for node in 0..self.nodes.len() {
             self.nodes[node].slow = 1;
             self.nodes[node].hung_until = 0;
+            for disk in 0..self.nodes[node].disks.len() {
+                self.disk_back(node, disk);
+            }
             self.schedule(MS, Event::Start(node));
         }
     }
@@ -208,6 +214,9 @@ impl World {
             }
             if !view.state.is_up(node.member()) {
                 return Some(format!("node {index} is not up in epoch {}", view.epoch()));
+            }
+            if let Some(why) = self.why_not_all_disks(node) {
+                return Some(why);
             }
             let replica = running.shard.as_ref().and_then(|shard| shard.replica());
             let Some(progress) = replica.map(|replica| replica.progress()) else {

@@ -1,20 +1,18 @@
 //! A simulated machine: clock, disks, and the node that runs on it, if it runs.
 
+use crate::disks::{self, CAPACITY, SimDisk};
 use crate::log_disk::LogDisk;
 use crate::rng::Rng8;
 use sheep_datapath::{Gateway, GatewayConfig, Replica, ReplicaConfig, Shard, View};
 use sheep_engine::{Control, ControlConfig, NodeProfile};
 use sheep_log::{Log, Recovered};
-use sheep_state::{Addresses, DiskRecord, DiskState, Genesis, Role};
-use sheep_store::{Store, StoreConfig, StoreIdentity, VirtualDisk};
+use sheep_state::{Addresses, Genesis, Role};
+use sheep_store::{StoreConfig, StoreIdentity, StoreSet};
 use sheep_totem::RingConfig;
 use sheep_types::{ClusterId, Geometry, Incarnation, Member, NodeId, Time};
 use std::sync::Arc;
 
 use crate::options::Options;
-
-/// Capacity of a node's disk, bytes.
-const CAPACITY: u64 = 64 << 20;
 
 /// What runs in a process.
 pub struct Running {
@@ -46,10 +44,12 @@ pub struct Node {
     pub running: Option<Running>,
     /// Disk of the log.
     pub log: LogDisk,
-    /// Disk of the store.
-    pub disk: VirtualDisk,
-    /// Whether a store was made on it.
-    pub formatted: bool,
+    /// Disks of the store, those that were given up too.
+    pub disks: Vec<SimDisk>,
+    /// Disks that were lost to the node since it started.
+    pub losses: u64,
+    /// How stores are made.
+    pub store_config: Option<StoreConfig>,
     /// Stands still until then.
     pub paused_until: u64,
     /// Disks take this many times as long.
@@ -59,29 +59,40 @@ pub struct Node {
     zone: String,
     offset_ns: u64,
     ppm: i64,
-    store_id: u64,
 }
 
 impl Node {
     /// A machine that has never run.
     pub fn new(index: usize, rng: &mut Rng8, options: &Options) -> Self {
         let ppm = options.clock_ppm as i64;
-        Self {
+        let mut node = Self {
             index,
             id: NodeId(rng.any().max(1)),
             incarnation: 0,
             running: None,
             log: LogDisk::default(),
-            disk: VirtualDisk::new(CAPACITY * 2),
-            formatted: false,
+            disks: Vec::new(),
+            losses: 0,
+            store_config: None,
             paused_until: 0,
             slow: 1,
             hung_until: 0,
             zone: if rng.chance(500_000) { format!("zone{}", index % 3) } else { String::new() },
             offset_ns: rng.range(0, 1_000_000_000_000),
             ppm: rng.range(0, 2 * options.clock_ppm) as i64 - ppm,
-            store_id: rng.any(),
-        }
+        };
+        node.new_disks(rng.any(), options);
+        node
+    }
+
+    fn new_disks(&mut self, first: u64, options: &Options) {
+        let id = |number: u64| first.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.disks = (0..options.disks as u64).map(|number| SimDisk::new(id(number))).collect();
+    }
+
+    /// Number of the present run, for the oracle: a lost disk is as good as a restart.
+    pub fn run_number(&self) -> u32 {
+        (self.incarnation * 1000 + self.losses.min(999)) as u32
     }
 
     /// The node in its present run.
@@ -111,9 +122,7 @@ impl Node {
             self.incarnation = 0;
         }
         self.log = LogDisk::default();
-        self.disk = VirtualDisk::new(CAPACITY * 2);
-        self.formatted = false;
-        self.store_id = rng.any();
+        self.new_disks(rng.any(), options);
     }
 
     /// Makes the machine's log that of the first node of a new cluster.
@@ -125,6 +134,7 @@ impl Node {
     /// Starts the node: a new incarnation.
     pub fn start(&mut self, at: u64, rng: &mut Rng8, options: &Options) -> Result<(), String> {
         self.incarnation += 1;
+        self.losses = 0;
         let now = self.clock(at);
         let contents = self.log.contents().to_vec();
         let recovered = Recovered::decode(contents.into()).map_err(|error| format!("log file: {error}"))?;
@@ -146,8 +156,6 @@ impl Node {
     }
 
     fn control_config(&self, options: &Options) -> ControlConfig {
-        let disk =
-            DiskRecord { id: self.store_id, incarnation: Incarnation(1), state: DiskState::Up, weight: 1 };
         let profile = NodeProfile {
             role: Role::Storage,
             name: format!("node{}", self.index),
@@ -156,7 +164,7 @@ impl Node {
             addresses: Addresses::default(),
             shards: 1,
             capacity: CAPACITY,
-            disks: vec![disk],
+            disks: self.disk_records(),
         };
         let mut config = ControlConfig::new(RingConfig::with_token_loss(options.token_loss), profile);
         // Small, so that compaction and snapshots happen in every run.
@@ -170,12 +178,19 @@ impl Node {
     pub fn make_shard(&mut self, at: u64, cluster: ClusterId, geometry: Geometry, options: &Options) {
         let now = self.clock(at);
         let me = self.member();
-        let identity = StoreIdentity { cluster, node: self.id, store: self.store_id };
-        let fresh = !core::mem::replace(&mut self.formatted, true);
         let mut store_config = StoreConfig::small(geometry, CAPACITY);
         let (mut replica_config, mut gateway_config) = (ReplicaConfig::default(), GatewayConfig::default());
         crate::mutants::data(&mut store_config, &mut replica_config, &mut gateway_config, options);
-        let store = Store::open(store_config, identity, fresh);
+        disks::remember(self, &store_config);
+        let mut store = StoreSet::new();
+        for disk in &mut self.disks {
+            disk.slot = None;
+            if !disk.pulled && !disk.gone {
+                let identity = StoreIdentity { cluster, node: self.id, store: disk.id };
+                let fresh = !core::mem::replace(&mut disk.formatted, true);
+                disk.slot = store.add(store_config.clone(), identity, fresh, disk.weight());
+            }
+        }
         let replica = Replica::new(replica_config, me, cluster, store, now);
         let gateway = Gateway::new(gateway_config, me, cluster, now);
         let Some(running) = &mut self.running else { return };
@@ -188,7 +203,10 @@ impl Node {
     pub fn crash(&mut self, rng: &mut Rng8) {
         if self.running.take().is_some() {
             self.log.crash(rng);
-            self.disk.crash_seeded(rng.any());
+            for disk in self.disks.iter_mut().filter(|disk| !disk.pulled && !disk.gone) {
+                disk.slot = None;
+                disk.disk.crash_seeded(rng.any());
+            }
             self.paused_until = 0;
         }
     }

@@ -24,9 +24,18 @@ pub enum Fault {
     PowerCut,
     /// A node comes back with empty disks: as a new node.
     LostDisk,
+    /// A disk of a running node answers errors, and works again later.
+    DiskFails,
+    /// A disk of a running node is pulled, and put back later or given up.
+    DiskTaken,
+    /// A running node gets a disk more, or one is emptied.
+    DiskAdded,
 }
 
-/// All kinds.
+/// Those that need more disks than one.
+pub const DISK_FAULTS: [Fault; 3] = [Fault::DiskFails, Fault::DiskTaken, Fault::DiskAdded];
+
+/// All other kinds.
 pub const FAULTS: [Fault; 9] = [
     Fault::Crash,
     Fault::Pause,
@@ -63,6 +72,8 @@ pub struct Options {
     pub nodes: usize,
     /// Volumes, each with a client of its own.
     pub clients: usize,
+    /// Disks of each node.
+    pub disks: usize,
     /// Copies of each object.
     pub copies: u8,
     /// Copies below which writes wait.
@@ -122,9 +133,16 @@ impl Options {
                 faults.push(fault);
             }
         }
+        // A source of its own: the rest of what a seed means stays.
+        let mut of_disks = Rng8::new(seed ^ 0xd15c_0000_0000_0000);
+        let disks = of_disks.range(1, 3) as usize;
+        if disks > 1 {
+            faults.extend(DISK_FAULTS.into_iter().filter(|_| of_disks.chance(450_000)));
+        }
         Self {
             seed,
             nodes,
+            disks,
             clients: rng.range(1, 3) as usize,
             copies,
             min_copies: rng.range(1, u64::from(copies)) as u8,
@@ -149,5 +167,12 @@ impl Options {
             mutant: None,
             verbose: false,
         }
+    }
+
+    /// One disk for each node, and no faults of disks alone.
+    pub fn single_disk(mut self) -> Self {
+        self.disks = 1;
+        self.faults.retain(|fault| !DISK_FAULTS.contains(fault));
+        self
     }
 }

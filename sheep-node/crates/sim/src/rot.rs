@@ -1,9 +1,10 @@
 //! Rot: contents on the disk of one node change by themselves, while everything else goes wrong too. In the end a
 //! scrub of all nodes must leave every copy readable and equal.
 
+use crate::disks::SimDisk;
 use crate::world::World;
 use sheep_datapath::{ScrubOrder, ScrubStatus, Shard};
-use sheep_store::{FileId, VirtualDisk};
+use sheep_store::FileId;
 use std::collections::BTreeSet;
 
 /// Blocks that rot at once.
@@ -25,14 +26,18 @@ impl World {
         // What only this disk has is not flushed: two losses at once are not promised to be borne.
         let others = self.nodes.iter().filter(|node| node.index != number);
         let elsewhere: BTreeSet<u64> =
-            others.flat_map(|node| contents(&node.disk)).map(|(_, tag)| tag).collect();
-        let found = contents(&self.nodes[number].disk).into_iter();
-        let blocks: Vec<u64> =
-            found.filter(|(_, tag)| elsewhere.contains(tag)).map(|(block, _)| block).collect();
+            others.flat_map(|node| &node.disks).flat_map(contents).map(|(_, tag)| tag).collect();
+        let disks = self.nodes[number].disks.iter().enumerate();
+        let found =
+            disks.flat_map(|(disk, found)| contents(found).into_iter().map(move |block| (disk, block)));
+        let blocks: Vec<(usize, u64)> = found
+            .filter(|(_, (_, tag))| elsewhere.contains(tag))
+            .map(|(disk, (block, _))| (disk, block))
+            .collect();
         for _ in 0..BLOCKS {
-            let Some(block) = self.rng.pick(&blocks).copied() else { return };
+            let Some((disk, block)) = self.rng.pick(&blocks).copied() else { return };
             let bit = self.rng.index(8 * 4096);
-            self.nodes[number].disk.rot(FileId::BLOCKS, block, bit);
+            self.nodes[number].disks[disk].disk.rot(FileId::BLOCKS, block, bit);
             self.counts.rotted += 1;
         }
         self.trace.say(self.now, &format!("{BLOCKS} blocks rot at node {number}"));
@@ -54,7 +59,8 @@ impl World {
 }
 
 /// Durable blocks with contents, and the numbers that clients have filled them with.
-fn contents(disk: &VirtualDisk) -> Vec<(u64, u64)> {
+fn contents(disk: &SimDisk) -> Vec<(u64, u64)> {
+    let disk = &disk.disk;
     let blocks = disk.durable_blocks(FileId::BLOCKS).into_iter();
     blocks
         .filter_map(|block| {

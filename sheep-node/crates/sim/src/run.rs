@@ -116,7 +116,11 @@ fn explain(world: &World) {
     };
     for (index, replica, view) in replicas() {
         let dead = |id: sheep_types::ObjectId| !replicas().any(|(_, replica, _)| replica.is_current(id));
-        let orphans = replica.store().objects(sheep_types::ObjectId(0)).map(|h| h.id).filter(|id| dead(*id));
+        let orphans = replica
+            .store()
+            .objects(sheep_types::ObjectId(0))
+            .map(|h| h.id)
+            .filter(|id| id.vid() != sheep_store::NOTES && dead(*id));
         for object in replica.unrecovered().into_iter().chain(orphans) {
             let set: Vec<_> = view.set(object);
             let places: Vec<_> =
@@ -239,6 +243,10 @@ fn check_copies(world: &mut World) -> Result<(), String> {
     for node in &world.nodes {
         let replica = node.running.as_ref().and_then(|r| r.shard.as_ref()).and_then(|s| s.replica());
         let Some(replica) = replica else { continue };
+        if let Some(object) = crate::disks::doubled(node) {
+            return Err(format!("node {} has {object} twice", node.index));
+        }
+        world.counts.moved += replica.moved().0;
         for header in replica.store().objects(sheep_types::ObjectId(0)) {
             let current = replica.is_current(header.id);
             copies.entry(header.id.0).or_default().push((node.index, *header, current));

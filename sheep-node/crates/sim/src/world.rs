@@ -56,6 +56,12 @@ pub enum Event {
     Nemesis,
     /// Power goes everywhere.
     PowerCut,
+    /// A disk that failed or was pulled works again.
+    DiskBack { node: usize, disk: usize },
+    /// A disk is to be taken away once it is empty.
+    DiskEmptied { node: usize, disk: usize },
+    /// A disk was given up; it may have to be said again.
+    DiskGivenUp { node: usize, id: u64 },
 }
 
 /// From control to the data path.
@@ -251,6 +257,9 @@ impl World {
             }
             Event::Nemesis => return self.nemesis(),
             Event::PowerCut => return self.aimed_power_cut(),
+            Event::DiskBack { node, disk } => return self.disk_back(*node, *disk),
+            Event::DiskGivenUp { node, id } => return self.give_up(*node, *id),
+            Event::DiskEmptied { node, disk } => return self.disk_emptied(*node, *disk),
         };
         let Some(event) = self.awake(node, run, event) else { return };
         self.trace.event(self.now, kind, node, self.order);
@@ -283,7 +292,7 @@ impl World {
                 self.with_control(node, |control| control.handle_durable(at, id));
             }
             Event::DiskDone { id, .. } => {
-                if let Some(result) = self.nodes[node].disk.finish(id) {
+                if let Some(result) = self.nodes[node].finish_disk(id) {
                     self.with_shard(node, |shard| shard.handle_disk(at, id, result));
                 }
             }
@@ -294,7 +303,14 @@ impl World {
                 }
                 ToControl::Tested(report, reachable) => control.handle_tested(at, report, reachable),
             }),
-            Event::Client(_) | Event::Start(_) | Event::Heal(_) | Event::Nemesis | Event::PowerCut => {}
+            Event::Client(_)
+            | Event::Start(_)
+            | Event::Heal(_)
+            | Event::Nemesis
+            | Event::PowerCut
+            | Event::DiskBack { .. }
+            | Event::DiskEmptied { .. }
+            | Event::DiskGivenUp { .. } => {}
         }
     }
 

@@ -3,14 +3,14 @@
 use sheep_sim::{Options, run};
 
 fn passes(seed: u64, rivals: bool) {
-    let mut options = Options::from_seed(seed);
+    let mut options = Options::from_seed(seed).single_disk();
     options.rivals = rivals;
     check(options);
 }
 
 /// A seed with the options that make what a broken variant needs likely.
 fn passes_as(preset: &str, seed: u64) {
-    let mut options = Options::from_seed(seed);
+    let mut options = Options::from_seed(seed).single_disk();
     sheep_sim::mutants::preset(preset, &mut options);
     check(options);
 }

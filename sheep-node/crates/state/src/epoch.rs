@@ -53,9 +53,23 @@ impl EpochMember {
 
     /// Whether this very run of this disk works in the epoch.
     pub fn has_disk(&self, id: u64, incarnation: Incarnation) -> bool {
-        self.disks
-            .iter()
-            .any(|disk| disk.id == id && disk.incarnation == incarnation && disk.state == DiskState::Up)
+        self.disk_run(id) == Some(incarnation)
+    }
+
+    /// The run of a disk that works in the epoch.
+    pub fn disk_run(&self, id: u64) -> Option<Incarnation> {
+        let disk = self.working_disks().find(|disk| disk.id == id)?;
+        Some(disk.incarnation)
+    }
+
+    /// Its disks that work in the epoch.
+    pub fn working_disks(&self) -> impl Iterator<Item = &DiskRecord> {
+        self.disks.iter().filter(|disk| disk.state == DiskState::Up)
+    }
+
+    /// Whether the disk belongs to the node in the epoch, working or not.
+    pub fn lists_disk(&self, id: u64) -> bool {
+        self.disks.iter().any(|disk| disk.id == id)
     }
 }
 

@@ -63,6 +63,8 @@ pub enum DiskState {
     Up,
     /// Failed or taken away: what it held is not current.
     Failed,
+    /// Not in use any more, and empty: what it held is on other disks.
+    Empty,
 }
 
 /// One disk or directory of a storage node.
@@ -137,13 +139,39 @@ impl NodeRecord {
         Member { node: self.node, incarnation: self.incarnation }
     }
 
-    /// Share of objects it gets now: none while it leaves.
+    /// Share of objects it gets now: none while it leaves, and less while disks of it do not work.
     pub fn effective_weight(&self) -> u32 {
-        if self.leaving_since.is_some() { 0 } else { self.weight_override.unwrap_or(self.weight) }
+        if self.leaving_since.is_some() {
+            return 0;
+        }
+        let weight = self.weight_override.unwrap_or(self.weight);
+        let (all, up) = (weight_of(&self.disks, false), weight_of(&self.disks, true));
+        if up == all || weight == 0 {
+            return weight;
+        }
+        // The last working disk, however small, keeps the node in the ring.
+        if up == 0 { 0 } else { scaled(weight, up, all) }
+    }
+
+    /// Whether one of its disks does not work, and was not given up either.
+    pub fn has_failed_disk(&self) -> bool {
+        self.disks.iter().any(|disk| disk.state == DiskState::Failed)
     }
 
     /// Whether exactly this run is up.
     pub fn is_up_as(&self, incarnation: Incarnation) -> bool {
         self.state.is_up() && self.incarnation == incarnation
     }
+}
+
+/// Weight of all disks of a list, or of those that work.
+pub(crate) fn weight_of(disks: &[DiskRecord], working: bool) -> u64 {
+    let counted = disks.iter().filter(|disk| !working || disk.state == DiskState::Up);
+    counted.map(|disk| u64::from(disk.weight)).sum()
+}
+
+/// A weight times `share / of`; not zero.
+pub(crate) fn scaled(weight: u32, share: u64, of: u64) -> u32 {
+    let scaled = u128::from(weight) * u128::from(share) / u128::from(of.max(1));
+    u32::try_from(scaled).unwrap_or(u32::MAX).max(1)
 }

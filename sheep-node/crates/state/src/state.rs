@@ -159,9 +159,12 @@ impl ClusterState {
     /// Forgets epochs that nobody needs any more to tell which copies are current: everybody has recovered in the
     /// present one. A recovery in an earlier one says nothing of copies on nodes that were away then. Nodes that are
     /// down or out count too, until they are removed: theirs may turn out to be the only copies of something that
-    /// the others never heard of. ([`MAX_EPOCHS`](crate::limits::MAX_EPOCHS) bounds it.)
+    /// the others never heard of. So may those on a failed disk, until it is given up. ([`MAX_EPOCHS`](crate::limits::MAX_EPOCHS) bounds it.)
     pub(crate) fn drop_recovered_epochs(&mut self, changes: &mut Changes) {
         let storage = self.nodes.values().filter(|node| node.role == Role::Storage);
+        if storage.clone().any(|node| node.has_failed_disk()) {
+            return;
+        }
         let floor = storage.map(|node| node.recovered).min().unwrap_or(Epoch(0));
         if floor >= self.epoch() && floor > self.epochs.oldest() {
             changes.history |= Arc::make_mut(&mut self.epochs).drop_before(floor);

@@ -86,6 +86,20 @@ pub struct StoreIdentity {
     pub store: u64,
 }
 
+impl StoreIdentity {
+    /// Whose store it is, from the two copies of its superblock: the first 4096 bytes of the file, and those from
+    /// [`StoreIdentity::SECOND`] on.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFormatted`] if no store was ever finished here; others if neither copy can be used.
+    pub fn of(first: &[u8], second: &[u8]) -> Result<Self, StoreError> {
+        crate::superblock::Superblock::choose(first, second).map(|superblock| superblock.identity)
+    }
+
+    /// Where the second copy begins.
+    pub const SECOND: u64 = 8 * 4096;
+}
+
 /// What is known about the copy of an object besides its contents; durable together with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
@@ -315,6 +329,9 @@ pub enum StoreError {
     /// The store failed (see [`Event::Failed`]) or was not ready yet.
     #[error("the store has failed")]
     Failed,
+    /// The store is not used any more.
+    #[error("the store was closed")]
+    Closed,
     /// The store's file does not exist or was never formatted.
     #[error("there is no store here")]
     NotFormatted,
@@ -343,6 +360,12 @@ pub enum StoreError {
     WrongNode {
         /// Its node.
         found: NodeId,
+    },
+    /// Another store of the same node is where this one was.
+    #[error("store {found:016x} is in its place")]
+    WrongStore {
+        /// Its number.
+        found: u64,
     },
     /// The store was made for another object size.
     #[error("the store was made for objects of {found} bytes")]

@@ -38,6 +38,19 @@ impl FileId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskOpId(pub u64);
 
+impl DiskOpId {
+    /// First name of operations of a disk in a [`crate::StoreSet`]: the slot has 8 bits, its use by one disk after the
+    /// other 8, and 48 count.
+    pub(crate) fn first(slot: u8, opening: u8) -> u64 {
+        u64::from(slot) << 56 | u64::from(opening) << 48 | 1
+    }
+
+    /// Slot of the disk that is meant.
+    pub fn slot(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+}
+
 /// One operation for the disk layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOp {

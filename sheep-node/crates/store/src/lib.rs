@@ -27,6 +27,7 @@ mod map;
 mod mutant;
 mod ranges;
 mod record;
+mod set;
 mod shares;
 mod space;
 mod store;
@@ -40,5 +41,6 @@ pub use api::{
 };
 pub use disk::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId};
 pub use mutant::Mutant;
+pub use set::{Condition, Disk, NOTES, SetEvent, StoreSet};
 pub use store::Store;
 pub use virtual_disk::{Fate, VirtualDisk};

@@ -1,6 +1,6 @@
 //! The file of a store.
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use sheep_store::{DiskDone, DiskError, DiskResult, FileId};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tracing::info;
 
-/// Directory of the store and the open file.
+/// Directory or block device of the store, and the open file.
 pub(super) struct StoreFile {
     dir: PathBuf,
     direct: bool,
@@ -28,7 +28,9 @@ impl StoreFile {
 
     /// Opens the file, without the page cache if that was wanted and can be had.
     pub(super) fn open(&mut self, file: FileId, create: bool) -> DiskResult {
-        let path = self.dir.join(file.name());
+        debug_assert_eq!(file, FileId::BLOCKS, "a store has one file");
+        let path = crate::disks::blocks_of(&self.dir);
+        let create = create && path != self.dir;
         let mut opened = if self.direct {
             open(&path, create, OFlags::DIRECT)
         } else {
@@ -46,6 +48,10 @@ impl StoreFile {
     }
 
     pub(super) fn sync_directory(&self) -> DiskResult {
+        // The entry of a device is not ours.
+        if crate::disks::blocks_of(&self.dir) == self.dir {
+            return Ok(DiskDone::Done);
+        }
         done(File::open(&self.dir).and_then(|dir| dir.sync_all()))
     }
 }
@@ -60,6 +66,19 @@ fn open(path: &Path, create: bool, flags: OFlags) -> io::Result<File> {
 /// Result of an operation that gives nothing back.
 pub(super) fn done(result: io::Result<()>) -> DiskResult {
     result.map(|()| DiskDone::Done).map_err(|error| disk_error(&error))
+}
+
+/// Reserves space, or gives it back with `punch`.
+pub(super) fn space_flags(punch: bool) -> FallocateFlags {
+    if punch { FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() }
+}
+
+/// Result of either. Where space can't be reserved, writes find out; what can't be given back is kept.
+pub(super) fn space_result(result: Result<(), rustix::io::Errno>) -> DiskResult {
+    match result {
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(DiskDone::Done),
+        result => done(result.map_err(io::Error::from)),
+    }
 }
 
 /// What an error of the system means to a store.

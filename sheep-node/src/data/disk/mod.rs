@@ -29,7 +29,9 @@ pub(crate) struct DiskMode {
 
 /// Hands operations to the disk. Belongs to the thread that made it.
 pub(super) struct DiskDriver {
-    file: StoreFile,
+    /// By slot.
+    files: Vec<Option<StoreFile>>,
+    direct: bool,
     backend: Backend,
 }
 
@@ -47,13 +49,12 @@ pub(super) enum Started {
 }
 
 impl DiskDriver {
-    /// A driver for the store in `dir`. `sockets` is an epoll instance that outlives it; results of threads come as messages
+    /// A driver without disks. `sockets` is an epoll instance that outlives it; results of threads come as messages
     /// to `done`.
     ///
     /// # Errors
     /// No threads can be started.
     pub(super) fn new(
-        dir: PathBuf,
         mode: DiskMode,
         pool: BufferPool,
         sockets: RawFd,
@@ -71,18 +72,37 @@ impl DiskDriver {
         };
         // Threads write through the page cache: a direct write would hold the data thread up.
         let direct = mode.direct && matches!(backend, Backend::Uring(_));
-        Ok(Self { file: StoreFile::new(dir, direct), backend })
+        Ok(Self { files: Vec::new(), direct, backend })
+    }
+
+    /// From now on the slot's disk is this directory or block device.
+    pub(super) fn attach(&mut self, slot: u8, path: PathBuf) {
+        let slot = usize::from(slot);
+        if self.files.len() <= slot {
+            self.files.resize_with(slot + 1, || None);
+        }
+        self.files[slot] = Some(StoreFile::new(path, self.direct));
+    }
+
+    /// The slot's disk is not used any more; what is under way ends by itself.
+    pub(super) fn detach(&mut self, slot: u8) {
+        if let Some(file) = self.files.get_mut(usize::from(slot)) {
+            *file = None;
+        }
     }
 
     /// Starts an operation. With io_uring it begins at the next [`DiskDriver::wait`].
     pub(super) fn start(&mut self, op: DiskOp) -> Started {
         let DiskOp { id, kind } = op;
+        let Some(disk) = self.files.get_mut(usize::from(id.slot())).and_then(Option::as_mut) else {
+            return Started::Done(id, Err(sheep_store::DiskError::Io));
+        };
         match kind {
-            DiskOpKind::Open { file, create } => return Started::Done(id, self.file.open(file, create)),
-            DiskOpKind::SyncDirectory => return Started::Done(id, self.file.sync_directory()),
+            DiskOpKind::Open { file, create } => return Started::Done(id, disk.open(file, create)),
+            DiskOpKind::SyncDirectory => return Started::Done(id, disk.sync_directory()),
             _ => {}
         }
-        let Some(file) = self.file.get() else {
+        let Some(file) = disk.get() else {
             return Started::Done(id, Err(sheep_store::DiskError::Io));
         };
         match &mut self.backend {

@@ -45,7 +45,8 @@ impl Rig {
         let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
         let (sender, inbox) = crate::inbox::inbox(waker);
         let pool = BufferPool::new(1 << 20);
-        let driver = DiskDriver::new(dir.to_path_buf(), mode, pool, poll.as_raw_fd(), &sender).unwrap();
+        let mut driver = DiskDriver::new(mode, pool, poll.as_raw_fd(), &sender).unwrap();
+        driver.attach(0, dir.to_path_buf());
         let mut rig = Self { poll, inbox, driver, results: BTreeMap::new(), last: 0 };
         let open = rig.start(DiskOpKind::Open { file: FileId::BLOCKS, create: true });
         assert_eq!(rig.results.remove(&open), Some(Ok(DiskDone::Opened)));

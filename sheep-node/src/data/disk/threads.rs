@@ -1,11 +1,11 @@
 //! Without io_uring: writes go to the page cache at once, reads and syncs to threads of their own.
 
-use super::file::{disk_error, done};
+use super::file::{disk_error, done, space_flags, space_result};
 use super::{DataMessage, Started};
 use crate::inbox::Sender;
 use anyhow::Result;
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::fallocate;
 use sheep_store::{DiskDone, DiskError, DiskOp, DiskOpKind, DiskResult};
 use std::fs::File;
 use std::io;
@@ -60,15 +60,10 @@ fn execute(file: &File, kind: &DiskOpKind) -> DiskResult {
         DiskOpKind::Write { offset, data, .. } => write(file, *offset, data),
         DiskOpKind::Sync { .. } => done(file.sync_data()),
         DiskOpKind::Allocate { offset, len, .. } => {
-            match fallocate(file, FallocateFlags::empty(), *offset, *len) {
-                // Where space can't be reserved, writes find out.
-                Err(rustix::io::Errno::OPNOTSUPP) => Ok(DiskDone::Done),
-                result => done(result.map_err(io::Error::from)),
-            }
+            space_result(fallocate(file, space_flags(false), *offset, *len))
         }
         DiskOpKind::Punch { offset, len, .. } => {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            done(fallocate(file, flags, *offset, *len).map_err(io::Error::from))
+            space_result(fallocate(file, space_flags(true), *offset, *len))
         }
     }
 }

@@ -5,7 +5,7 @@
 //! it; and the ring is not dropped before that.
 #![allow(unsafe_code)]
 
-use super::file::disk_error;
+use super::file::{disk_error, space_flags, space_result};
 use bytes::Bytes;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
@@ -110,10 +110,10 @@ impl Uring {
             }
             DiskOpKind::Write { offset, data, .. } => self.write(offset, data),
             DiskOpKind::Allocate { offset, len, .. } => {
-                Work::Fallocate { offset, len, flags: FallocateFlags::empty() }
+                Work::Fallocate { offset, len, flags: space_flags(false) }
             }
             DiskOpKind::Punch { offset, len, .. } => {
-                Work::Fallocate { offset, len, flags: FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE }
+                Work::Fallocate { offset, len, flags: space_flags(true) }
             }
             // The others are done by the caller, at once.
             DiskOpKind::Sync { .. } | DiskOpKind::Open { .. } | DiskOpKind::SyncDirectory => Work::Sync,
@@ -295,8 +295,10 @@ impl Flight {
             let error = io::Error::from_raw_os_error(-answer);
             return match -answer {
                 libc::EINTR | libc::EAGAIN => None,
-                // Where space can't be reserved, writes find out; what can't be given back is kept.
-                libc::EOPNOTSUPP if matches!(self.work, Work::Fallocate { .. }) => Some(Ok(())),
+                errno if matches!(self.work, Work::Fallocate { .. }) => {
+                    let result = space_result(Err(rustix::io::Errno::from_raw_os_error(errno)));
+                    Some(result.map(|_| ()))
+                }
                 _ => Some(Err(disk_error(&error))),
             };
         }

@@ -42,16 +42,18 @@ pub(super) fn is_gathered(view: &View, object: ObjectId) -> bool {
     let members = view.up_set(object);
     let recovered = |node| view.state.node(node).is_some_and(|record| record.recovered >= present);
     let is_member = |node| members.iter().any(|member| member.node == node);
+    // A failed disk may come back, and with it a copy.
+    let whole = |node| view.state.node(node).is_some_and(|record| !record.has_failed_disk());
     (oldest..=present.0).all(|epoch| {
         let set = view.set_at(Epoch(epoch), object).unwrap_or_default();
-        set.into_iter().all(|node| is_member(node) && recovered(node))
+        set.into_iter().all(|node| is_member(node) && recovered(node) && whole(node))
     })
 }
 
 fn is_covered_at(view: &View, vid: Vid, objects: u64, epoch: Epoch) -> bool {
     let Some(members) = view.members_at(epoch) else { return true };
     let up = members.iter().filter(|member| member.is_up()).map(|member| member.member());
-    let gone: Vec<Member> = up.filter(|member| !is_present(view, *member)).collect();
+    let gone: Vec<Member> = up.filter(|member| !is_present(view, *member, epoch)).collect();
     if !gone.iter().any(|member| is_missing(view, *member)) {
         return true;
     }
@@ -63,14 +65,14 @@ fn is_covered_at(view: &View, vid: Vid, objects: u64, epoch: Epoch) -> bool {
     let indexes = 0..u32::try_from(objects).unwrap_or(ObjectId::INDEX_LIMIT).min(ObjectId::INDEX_LIMIT);
     indexes.into_iter().all(|index| {
         let set = view.up_set_at(epoch, ObjectId::data(vid, index)).unwrap_or_default();
-        set.iter().any(|member| is_present(view, *member))
+        set.iter().any(|member| is_present(view, *member, epoch))
             || !set.iter().any(|member| is_missing(view, *member))
     })
 }
 
-/// Up in the same run as then: what it had in memory, it has.
-fn is_present(view: &View, member: Member) -> bool {
-    view.member_now(member.node) == Some(member)
+/// Up in the same run as then, with the same disks: what it had in memory, it has.
+fn is_present(view: &View, member: Member, since: Epoch) -> bool {
+    view.member_now(member.node) == Some(member) && view.kept_disks(member.node, since, view.epoch())
 }
 
 /// Not up, and perhaps still in the run of then. A node that is out was given up.

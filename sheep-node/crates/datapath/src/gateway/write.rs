@@ -404,14 +404,16 @@ impl Volume {
     }
 
     /// A new epoch: who holds what is worked out anew. A member keeps what it holds only if it was up, in the same
-    /// run and in the set, all the time; another one's copy may have been replaced meanwhile.
+    /// run and in the set, all the time, and lost no disk; another one's copy may have been replaced meanwhile.
     pub(super) fn regroup_writes(&mut self, core: &mut Core, before: Epoch) {
         let view = core.view();
         let objects: Vec<ObjectId> = self.objects.keys().copied().collect();
         let span = view.epoch().0.saturating_sub(before.0);
         for object in objects {
+            let forgets = core.config.mutants.is(Mutant::GatewayForgetsLostDisk);
             let stayed = |member: &Member| {
                 span <= EPOCHS_LOOKED_AT
+                    && (forgets || view.kept_disks(member.node, before, view.epoch()))
                     && (before.0 + 1..=view.epoch().0).all(|epoch| {
                         view.up_set_at(Epoch(epoch), object).is_some_and(|set| set.contains(member))
                     })

@@ -15,10 +15,11 @@ use core::time::Duration;
 use sheep_state::Command;
 use sheep_store::{Body, Header as CopyHeader, Op};
 use sheep_types::{Birth, Epoch, Generation, ObjectId, Time, Version, Vid};
+use std::collections::BTreeSet;
 
-/// Floors are kept in the store as empty objects of this vid; no real one is so high. Their header's epoch is what
-/// counts.
-pub(crate) const FLOORS: Vid = Vid(u32::MAX);
+/// Floors are kept as notes on each disk that works, and lift the copies of that disk: one that was away knows nothing of
+/// what was recovered meanwhile. Their header's epoch is what counts.
+pub(crate) const FLOORS: Vid = sheep_store::NOTES;
 
 /// Name of the floor of an epoch. Floors that matter are fewer than 2^32 epochs apart.
 fn floor_of(epoch: Epoch) -> ObjectId {
@@ -38,7 +39,9 @@ impl Replica {
     /// Notes the floor if everything is done; whether it did.
     pub(super) fn announce(&mut self, view: &View) -> bool {
         let up = view.member_now(self.me.node) == Some(self.me);
-        if !up || self.recovery.epoch != view.epoch() || !self.recovery.is_announceable() {
+        // A disk with copies that do not count must not say that all of its copies are right.
+        let tidy = !self.store.is_tidying();
+        if !up || !tidy || self.recovery.epoch != view.epoch() || !self.recovery.is_announceable() {
             return false;
         }
         self.recovery.announced = Announced::Storing;
@@ -55,7 +58,12 @@ impl Replica {
     }
 
     pub(crate) fn floor_durable(&mut self, now: Time, epoch: Epoch) {
-        self.floors.insert(epoch);
+        let floor = floor_of(epoch);
+        let noted = self.store.disks().map(|disk| disk.slot);
+        let noted: Vec<u8> = noted.filter(|slot| self.store.note_on(*slot, floor).is_some()).collect();
+        for slot in noted {
+            self.floors.entry(slot).or_default().insert(epoch);
+        }
         self.drop_floors();
         if self.recovery.epoch != epoch || self.recovery.announced != Announced::Storing {
             return;
@@ -69,9 +77,12 @@ impl Replica {
     /// Of the floors up to the oldest remembered epoch only the newest is of use.
     fn drop_floors(&mut self) {
         let oldest = self.view.as_ref().map_or(Epoch(0), |view| view.oldest_epoch());
-        let Some(&keep) = self.floors.range(..=oldest).next_back() else { return };
-        for floor in self.floors.range(..keep).copied().collect::<Vec<_>>() {
-            self.floors.remove(&floor);
+        // Deleting one deletes it on all disks: it must be of no use on any.
+        let keep = self.floors.values().map(|floors| floors.range(..=oldest).next_back().copied());
+        let Some(keep) = keep.map(Option::unwrap_or_default).min() else { return };
+        let old = self.floors.values().flat_map(|floors| floors.range(..keep)).copied();
+        for floor in old.collect::<BTreeSet<_>>() {
+            self.floors.values_mut().for_each(|floors| _ = floors.remove(&floor));
             self.delete_copy(floor_of(floor), Job::Forget);
         }
     }

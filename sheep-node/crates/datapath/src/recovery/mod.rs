@@ -289,6 +289,7 @@ impl Replica {
             return;
         }
         self.scrub_epoch(now);
+        self.begin_moves(now);
         self.recovery.scan = Some(ObjectId(0));
         self.set_timer(now, Duration::ZERO, RecoveryTimer::Scan);
         self.begin_lists(now, &view);
@@ -299,7 +300,7 @@ impl Replica {
     }
 
     pub(crate) fn recovery_timer(&mut self, now: Time, timer: RecoveryTimer) {
-        let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return };
+        let Some(view) = self.view.clone().filter(|_| self.is_serving() && !self.misses_disk) else { return };
         match timer {
             RecoveryTimer::Ask(number) => {
                 if let Some(ask) = self.recovery.asks.remove(&number) {
@@ -317,7 +318,9 @@ impl Replica {
 
     /// Does a piece of work that has become possible; whether it did.
     pub(crate) fn recovery_step(&mut self, now: Time) -> bool {
-        let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return false };
+        let Some(view) = self.view.clone().filter(|_| self.is_serving() && !self.misses_disk) else {
+            return false;
+        };
         self.start_walk(now, &view)
             || self.start_fetch(now, &view)
             || self.move_fetch(now, &view)

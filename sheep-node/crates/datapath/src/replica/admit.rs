@@ -42,6 +42,9 @@ impl Replica {
         if fenced && header.epoch < view.epoch() {
             return self.refuse(&header, Refusal::StaleEpoch(view.epoch()));
         }
+        if self.misses_disk {
+            return self.wait_for_view(now, header, request);
+        }
         self.dispatch(now, &view, header, request, deadline);
     }
 

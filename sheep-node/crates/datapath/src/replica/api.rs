@@ -3,15 +3,12 @@
 use crate::Mutants;
 use core::time::Duration;
 use sheep_state::Command;
-use sheep_store::DiskOp;
+use sheep_store::{DiskOp, StoreError};
 use sheep_wire::Packet;
 
 /// Settings of a replica that are not the cluster's.
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
-    /// Identity of the disk, as epochs list it; `None` where epochs list no disks. Only the very disk of an
-    /// epoch may say that a copy was never current then.
-    pub disk: Option<u64>,
     /// How long a request waits for an epoch or a log index that is not applied here yet.
     pub view_wait: Duration,
     /// How long a write waits for the write before it: two connections may overtake each other.
@@ -48,7 +45,6 @@ pub struct ReplicaConfig {
 impl Default for ReplicaConfig {
     fn default() -> Self {
         Self {
-            disk: None,
             view_wait: Duration::from_secs(5),
             order_wait: Duration::from_millis(20),
             validate_wait: Duration::from_millis(500),
@@ -77,7 +73,14 @@ pub enum ReplicaOutput {
     Disk(DiskOp),
     /// Order a command; nobody waits for its result.
     Propose(Command),
-    /// The store is of no use any more: the node's incarnation ends. Said once.
+    /// A disk, not the last one, has failed or was taken away: it is not used any more.
+    DiskFailed {
+        /// Its slot.
+        slot: u8,
+        /// Why.
+        error: StoreError,
+    },
+    /// No disk works any more: the node's incarnation ends. Said once.
     StoreFailed,
 }
 

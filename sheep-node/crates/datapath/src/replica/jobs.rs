@@ -69,6 +69,12 @@ pub(crate) enum Job {
     Floor(Epoch),
     /// It is durable.
     FloorDurable(Epoch),
+    /// An object is read that belongs on another disk.
+    MoveRead(ObjectId, u8),
+    /// It is being written there.
+    MoveWrite(ObjectId, u8),
+    /// It is being made durable there.
+    MoveFlush(ObjectId, u8),
 }
 
 impl Replica {
@@ -93,6 +99,11 @@ impl Replica {
             Job::Part { gather, index } => self.finish_part(gather, index, result),
             Job::Scrub { serial } => self.take_scrub(now, serial, result),
             Job::Own { fetch } => self.take_own(fetch, result),
+            // A flush fails with any disk. What the others have is made durable all the same: headers must not say in
+            // memory what they do not say on the disk.
+            Job::Confirmed { .. } | Job::ReplaceDurable(..) if result.is_err() && self.failed.is_none() => {
+                self.submit(Op::Flush, job);
+            }
             Job::Confirmed { objects, answer } => {
                 self.confirmed(now, objects, result.is_ok());
                 if let (Some((asker, which)), true) = (answer, result.is_ok()) {
@@ -111,11 +122,18 @@ impl Replica {
                     self.floor_durable(now, epoch);
                 }
             }
+            Job::MoveRead(object, to) => self.move_read(now, object, to, result),
+            Job::MoveWrite(object, to) => self.move_written(now, object, to, result.is_ok()),
+            Job::MoveFlush(object, to) => self.end_move(now, object, Some(to), result.is_ok()),
         }
     }
 
     /// An answer that took time: if the epoch is another one by now, the asker asks again.
     pub(super) fn answer_held(&mut self, asker: &Header, reply: Reply) {
+        if self.misses_disk {
+            // The asker may count on what was lost; an epoch that says so is on its way.
+            return self.refuse(asker, Refusal::Busy);
+        }
         match self.view.as_ref().map(|view| view.epoch()) {
             Some(epoch) if epoch > asker.epoch => self.refuse(asker, Refusal::StaleEpoch(epoch)),
             Some(_) | None => self.answer(asker, reply),

@@ -5,9 +5,11 @@ mod admit;
 mod api;
 mod bulk;
 mod convert;
+mod disks;
 mod equalize;
 mod hot;
 mod jobs;
+mod moves;
 mod pace;
 mod serve;
 mod source;
@@ -18,12 +20,12 @@ mod write;
 
 use crate::View;
 use crate::recovery::{FLOORS, Recovery};
-use crate::scrub::{Scrub, ScrubRecord};
+use crate::scrub::Scrub;
 pub use api::{ReplicaConfig, ReplicaOutput, ReplicaStatus};
 use hot::HotMarks;
 pub(crate) use jobs::Job;
 use sheep_state::Command;
-use sheep_store::{DiskOpId, DiskResult, Event, Header as CopyHeader, Op, Store, StoreError};
+use sheep_store::{DiskOpId, DiskResult, Header as CopyHeader, Op, SetEvent, StoreError, StoreSet};
 use sheep_types::{ClusterId, Epoch, LogIndex, Member, ObjectId, Time, Vid};
 use sheep_wire::{Header, Message, Packet, Refusal, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -43,7 +45,7 @@ pub struct Replica {
     pub(crate) me: Member,
     pub(crate) cluster: ClusterId,
     pub(crate) view: Option<Arc<View>>,
-    store: Store,
+    pub(crate) store: StoreSet,
     ready: bool,
     failed: Option<StoreError>,
     foreign: u64,
@@ -63,8 +65,8 @@ pub struct Replica {
     pub(crate) hot: HotMarks,
     /// Copies whose map entry is not confirmed.
     pending: BTreeSet<ObjectId>,
-    /// Epochs in which the store held everything it had to.
-    pub(crate) floors: BTreeSet<Epoch>,
+    /// Epochs in which each disk held everything it had to, by slot.
+    pub(crate) floors: BTreeMap<u8, BTreeSet<Epoch>>,
     /// Vids that the store has objects of.
     vids: BTreeSet<Vid>,
     pub(crate) recovery: Recovery,
@@ -81,6 +83,11 @@ pub struct Replica {
     /// Changes that the store has taken but not executed: it waits for space, or for room in its log. Until
     /// they are, headers are not what they will be, and nothing is answered or begun on their ground.
     stalled: BTreeSet<u64>,
+    /// The present epoch counts on a disk that does not work, or not on one that does. Until one says so nothing is answered or begun: what was
+    /// lost may have been acknowledged in it.
+    pub(crate) misses_disk: bool,
+    disks: disks::Disks,
+    moves: moves::Moves,
 }
 
 /// Something that has come in.
@@ -94,13 +101,19 @@ enum Input {
 impl Replica {
     /// A replica over a store that is being opened. Requests wait until the store is ready and the first view
     /// has come.
-    pub fn new(config: ReplicaConfig, me: Member, cluster: ClusterId, store: Store, now: Time) -> Self {
+    pub fn new(
+        config: ReplicaConfig,
+        me: Member,
+        cluster: ClusterId,
+        store: impl Into<StoreSet>,
+        now: Time,
+    ) -> Self {
         let mut replica = Self {
             config,
             me,
             cluster,
             view: None,
-            store,
+            store: store.into(),
             ready: false,
             failed: None,
             foreign: 0,
@@ -116,7 +129,7 @@ impl Replica {
             damaged: BTreeSet::new(),
             hot: HotMarks::default(),
             pending: BTreeSet::new(),
-            floors: BTreeSet::new(),
+            floors: BTreeMap::new(),
             vids: BTreeSet::new(),
             recovery: Recovery::default(),
             scrub: Scrub::default(),
@@ -127,6 +140,9 @@ impl Replica {
             woken: BTreeSet::new(),
             inbox: VecDeque::new(),
             stalled: BTreeSet::new(),
+            misses_disk: false,
+            disks: disks::Disks::default(),
+            moves: moves::Moves::default(),
         };
         replica.pump(now);
         replica
@@ -138,6 +154,7 @@ impl Replica {
         assert!(before.is_none_or(|(_, index)| index <= view.index), "views go forward");
         let new_epoch = before.is_none_or(|(epoch, _)| epoch != view.epoch());
         self.view = Some(view);
+        self.look_at_disks(now);
         self.drop_gone();
         if new_epoch {
             self.begin_epoch(now);
@@ -214,7 +231,7 @@ impl Replica {
     }
 
     /// The store, to look at.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &StoreSet {
         &self.store
     }
 
@@ -244,7 +261,10 @@ impl Replica {
         match input {
             Input::Request(header, request) => self.serve(now, header, request, None),
             Input::Reply(header, _) if header.cluster != self.cluster => self.foreign += 1,
+            Input::Reply(..) if self.misses_disk => {}
             Input::Reply(header, reply) => self.take_reply(now, header, reply),
+            Input::Timer(Timer::Disks) => self.report_disks(now, true),
+            Input::Timer(Timer::Move) => self.move_next(now),
             Input::Timer(Timer::View) => {
                 for (header, reply) in self.waiting.expired_for_view(now) {
                     self.answer(&header, reply);
@@ -262,24 +282,28 @@ impl Replica {
         }
     }
 
-    fn take_event(&mut self, now: Time, event: Event) {
+    fn take_event(&mut self, now: Time, event: SetEvent) {
         match event {
-            Event::Ready => {
+            SetEvent::Ready => {
                 self.ready = true;
-                self.load();
+                let slots: Vec<u8> = self.store.disks().map(|disk| disk.slot).collect();
+                slots.into_iter().for_each(|slot| self.load(slot, true));
+                self.look_at_disks(now);
                 if self.view.is_some() {
                     self.drop_gone();
                     self.begin_epoch(now);
                 }
                 self.readmit();
             }
-            Event::Done { token, result } => {
+            SetEvent::Done { token, result } => {
                 self.stalled.remove(&token);
                 if let Some(job) = self.jobs.remove(&token) {
                     self.finish(now, job, result);
                 }
             }
-            Event::Failed(problem) => {
+            SetEvent::DiskReady(slot) => self.disk_came(now, slot),
+            SetEvent::DiskFailed(slot, error) => self.disk_went(now, slot, error),
+            SetEvent::Failed(problem) => {
                 self.failed = Some(problem);
                 self.stalled.clear();
                 self.outputs.push_back(ReplicaOutput::StoreFailed);
@@ -287,25 +311,7 @@ impl Replica {
                     self.refuse(&header, Refusal::StoreFailed);
                 }
             }
-            Event::SpaceLow => {}
-        }
-    }
-
-    /// Builds what is derived from the store's headers.
-    fn load(&mut self) {
-        for header in self.store.objects(ObjectId(0)) {
-            if let Some(record) = ScrubRecord::of(header) {
-                self.scrub = Scrub::load(record);
-                continue;
-            }
-            if header.id.vid() == FLOORS {
-                self.floors.insert(header.validated);
-                continue;
-            }
-            if header.pending {
-                self.pending.insert(header.id);
-            }
-            self.vids.insert(header.id.vid());
+            SetEvent::SpaceLow(_) => {}
         }
     }
 
@@ -339,6 +345,12 @@ impl Replica {
     /// The header of this node's copy, if it belongs to the object's vid.
     pub(crate) fn copy(&self, view: &View, object: ObjectId) -> Option<CopyHeader> {
         self.store.header(object).copied().filter(|header| view.is_born(object, header.birth))
+    }
+
+    /// The same, and the slot of the disk that it is on.
+    pub(crate) fn copy_at(&self, view: &View, object: ObjectId) -> Option<(u8, CopyHeader)> {
+        let (slot, header) = self.store.located(object)?;
+        view.is_born(object, header.birth).then_some((slot, *header))
     }
 
     /// Headers from an object on, whatever they belong to.
@@ -386,15 +398,21 @@ impl Replica {
             Op::Delete { object } => Some((*object, None)),
             _ => None,
         };
-        let token = self.next_token;
-        self.next_token += 1;
-        self.jobs.insert(token, job);
-        self.store.submit(token, op);
+        let home = if self.store.is_several() { self.home_for(&op) } else { 0 };
+        let token = self.begin_job(job);
+        self.store.submit(token, op, home);
         if let Some((object, header)) = expected
             && self.store.header(object) != header.as_ref()
         {
             self.stalled.insert(token);
         }
+    }
+
+    fn begin_job(&mut self, job: Job) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.jobs.insert(token, job);
+        token
     }
 
     /// Deletes a copy and what is noted about it.

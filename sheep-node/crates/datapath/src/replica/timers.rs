@@ -15,6 +15,10 @@ pub(crate) enum Timer {
     Pace,
     /// Scrubbing goes on.
     Scrub,
+    /// The cluster does not know yet how the disks are.
+    Disks,
+    /// Look for the next object that belongs on another disk.
+    Move,
     /// Something of recovery.
     Recovery(RecoveryTimer),
 }

@@ -163,7 +163,6 @@ impl Net {
             let store = Store::open(config, identity, !state.formatted);
             state.formatted = true;
             let config = ReplicaConfig {
-                disk: Some(state.disk_id),
                 mutants,
                 ask_timeout: Duration::from_millis(200),
                 move_timeout: Duration::from_millis(500),
@@ -385,6 +384,7 @@ impl Net {
                     self.push(at, Event::Order(me, Some(token), command));
                 }
                 ShardOutput::Gateway(output) => self.said.push((node, output)),
+                ShardOutput::DiskFailed { slot, error } => panic!("disk {slot} of {node:?} failed: {error}"),
                 ShardOutput::StoreFailed => panic!("store of {node:?} failed"),
             }
         }

@@ -105,6 +105,11 @@ variants! {
         ScrubIgnoresVersion = "datapath:scrub-ignores-version": "a scrub repairs to the same version, or to one that all had";
         AcceptLossWhileDown = "datapath:accept-loss-while-down": "an object is given up only when nobody can have it";
         ConfirmAnyVersion = "datapath:confirm-any-version": "only an equal version makes a copy current as it is";
+        FloorOfAnyDisk = "datapath:floor-of-any-disk": "a floor lifts only the copies of disks that it was noted on";
+        NeverWithLostDisk = "datapath:never-with-lost-disk": "only all the disks of an epoch can say that there was no copy";
+        ReplugIsLive = "datapath:replug-is-live": "a disk that was opened anew has lost what it had not flushed";
+        GatewayForgetsLostDisk = "datapath:gateway-forgets-lost-disk": "a member that has lost a disk gets unflushed writes again";
+        ServesWithLostDisk = "datapath:serves-with-lost-disk": "nothing is answered in an epoch that counts on a lost disk";
     }
 }
 

@@ -57,7 +57,7 @@ impl Setup {
 
     /// Options of a quiet world.
     pub fn options(&self, mutant: Option<&str>) -> Options {
-        let mut options = Options::from_seed(self.seed);
+        let mut options = Options::from_seed(self.seed).single_disk();
         options.nodes = self.nodes;
         options.clients = 0;
         options.copies = self.copies;

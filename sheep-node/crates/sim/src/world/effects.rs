@@ -154,6 +154,7 @@ impl World {
             ShardOutput::Order(command) => {
                 self.queue_to_control(node, ToControl::Order(UNASKED, Box::new(command)));
             }
+            ShardOutput::DiskFailed { slot, error } => self.disk_failed(node, slot, &error),
             ShardOutput::StoreFailed => {
                 self.violate(format!("node {node}: the store failed without a fault"))
             }
@@ -193,7 +194,9 @@ impl World {
         let took = usual * self.nodes[node].slow;
         let run = self.nodes[node].incarnation;
         let id = op.id;
-        self.nodes[node].disk.begin(op);
+        if let Some(disk) = self.nodes[node].disk_at(id.slot()) {
+            disk.begin(op);
+        }
         self.schedule(took, Event::DiskDone { node, run, id });
     }
 

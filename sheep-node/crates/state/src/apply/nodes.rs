@@ -2,8 +2,10 @@
 
 use super::{Result, Step, is_printable};
 use crate::limits::{MAX_ADDRESSES, MAX_DISKS, MAX_NODES, MAX_WEIGHT};
+use crate::nodes::{scaled, weight_of};
 use crate::{
-    Addresses, ClusterState, DiskRecord, Limited, NodeRecord, NodeState, NodeUp, Outcome, Refusal, Role,
+    Addresses, ClusterState, DiskRecord, DiskState, Limited, NodeRecord, NodeState, NodeUp, Outcome, Refusal,
+    Role,
 };
 use sheep_types::{Epoch, LogIndex, Member, NodeId, VdiId};
 use std::sync::Arc;
@@ -30,6 +32,7 @@ impl ClusterState {
         }
         let restarted = incarnation > known.incarnation;
         let was_up = known.state.is_up();
+        let disks = with_missing(&up.disks, &known.disks);
         if let NodeState::Down { since, .. } | NodeState::Out { since, .. } = known.state
             && !restarted
             && up.seen_down_since != Some(since)
@@ -55,6 +58,9 @@ impl ClusterState {
                 leaving_since: record.leaving_since,
                 recovered: record.recovered,
                 used: record.used,
+                // Its disks may have changed since it began to run.
+                weight: if restarted { up.weight } else { record.weight },
+                disks,
                 ..announced(node, up)
             };
         });
@@ -67,7 +73,14 @@ impl ClusterState {
     pub(crate) fn set_disks(&mut self, step: &mut Step, disks: &[DiskRecord]) -> Result {
         let node = self.require_storage(step.origin)?;
         check_disks(disks)?;
-        self.edit_node(node, &mut step.changes, |record| record.disks = sorted(disks));
+        self.edit_node(node, &mut step.changes, |record| {
+            // Disks that are added or given up change what the node can hold; one that fails may come back.
+            let (before, after) = (weight_of(&record.disks, false), weight_of(disks, false));
+            if before > 0 && after > 0 && before != after {
+                record.weight = scaled(record.weight, after, before).min(MAX_WEIGHT);
+            }
+            record.disks = sorted(disks);
+        });
         Ok(Outcome::Done)
     }
 
@@ -236,6 +249,18 @@ fn announced(node: NodeId, up: &NodeUp) -> NodeRecord {
         up_since: LogIndex(0),
         recovered: Epoch(0),
     }
+}
+
+/// The disks that a node announces, and as failed those that it had and says nothing of: a disk is given up only by
+/// [`Command::SetDisks`](crate::Command::SetDisks), for it may have the only copies of something.
+fn with_missing(announced: &[DiskRecord], known: &[DiskRecord]) -> Vec<DiskRecord> {
+    let missing = known.iter().filter(|disk| announced.iter().all(|new| new.id != disk.id));
+    let missing = missing.filter(|disk| disk.state != DiskState::Empty);
+    let missing = missing.map(|disk| DiskRecord { state: DiskState::Failed, ..*disk });
+    let mut disks: Vec<DiskRecord> = announced.iter().copied().chain(missing).collect();
+    disks.truncate(MAX_DISKS);
+    disks.sort_unstable();
+    disks
 }
 
 fn sorted(disks: &[DiskRecord]) -> Vec<DiskRecord> {

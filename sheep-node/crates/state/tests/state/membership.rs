@@ -282,6 +282,40 @@ fn a_failed_disk_is_an_epoch_and_fullness_is_none() {
 }
 
 #[test]
+fn a_disk_is_given_up_only_on_purpose_and_until_then_epochs_are_remembered() {
+    let mut cluster = Cluster::with(2);
+    let recover = |cluster: &mut Cluster| {
+        let epoch = cluster.state.epoch();
+        for node in 1..=2 {
+            cluster.run(node, Command::Recovered { epoch }).unwrap();
+        }
+        epoch
+    };
+    let disk = |id, state| DiskRecord { id, incarnation: Incarnation(1), state, weight: 1 };
+    let (up, failed) = (|id| disk(id, DiskState::Up), |id| disk(id, DiskState::Failed));
+    let weight = |cluster: &Cluster| cluster.state.members().get(n(2)).unwrap().weight;
+    cluster.run(2, Command::SetDisks { disks: vec![up(1), up(7), up(8)] }).unwrap();
+    assert_eq!(weight(&cluster), 300);
+    let epoch = recover(&mut cluster);
+    assert_eq!(cluster.state.oldest_epoch(), epoch);
+    cluster.run(2, Command::SetDisks { disks: vec![up(1), failed(7), up(8)] }).unwrap();
+    assert_eq!(weight(&cluster), 200);
+    recover(&mut cluster);
+    assert_eq!(cluster.state.oldest_epoch(), epoch, "the failed disk may have the only copy of something");
+    // A new run that knows nothing of it, nor of another one.
+    cluster.restart(2);
+    let record = cluster.state.node(n(2)).unwrap();
+    assert_eq!(record.disks, [up(1), failed(7), failed(8)]);
+    recover(&mut cluster);
+    assert_eq!(cluster.state.oldest_epoch(), epoch);
+    cluster.run(2, Command::SetDisks { disks: vec![up(1)] }).unwrap();
+    let epoch = recover(&mut cluster);
+    assert_eq!(cluster.state.oldest_epoch(), epoch);
+    cluster.run(2, Command::SetDisks { disks: vec![failed(1)] }).unwrap();
+    assert_eq!(weight(&cluster), 0);
+}
+
+#[test]
 fn the_ring_unit_follows_the_median_reluctantly() {
     let mut cluster = Cluster::with(3);
     let unit = cluster.state.members().weight_unit;

@@ -119,13 +119,23 @@ impl Store {
     /// Opens a store, or makes one with `format_new`. The identity must match the store's; `identity.store` is
     /// used when one is made. It serves after [`Event::Ready`]; what is submitted before waits.
     pub fn open(config: StoreConfig, identity: StoreIdentity, format_new: bool) -> Self {
+        Self::open_numbered(config, identity, format_new, 1)
+    }
+
+    /// The same, with names of disk operations from `first_id` on.
+    pub(crate) fn open_numbered(
+        config: StoreConfig,
+        identity: StoreIdentity,
+        format_new: bool,
+        first_id: u64,
+    ) -> Self {
         let mut store = Self {
             blocks: config.geometry.blocks_per_object(),
             phase: Phase::Failed,
             superblock: startup::new_superblock(&config, identity),
             out: VecDeque::new(),
             events: VecDeque::new(),
-            next_id: 1,
+            next_id: first_id,
             pending: BTreeMap::new(),
             index: Index::default(),
             space: Space::new(1, 0),
@@ -167,6 +177,11 @@ impl Store {
             _ => self.waiting.push_back((token, op)),
         }
         self.advance();
+    }
+
+    /// Ends the use of the store: as if the disk had failed.
+    pub(crate) fn close(&mut self) {
+        self.fail(StoreError::Closed);
     }
 
     /// Takes the result of a disk operation. Results of unknown operations are ignored: after a failure the
@@ -311,7 +326,9 @@ impl Store {
         if matches!(self.phase, Phase::Failed) {
             return;
         }
-        tracing::error!(%error, "store failed");
+        if error != StoreError::Closed {
+            tracing::error!(%error, "store failed");
+        }
         self.phase = Phase::Failed;
         self.out.clear();
         self.pending.clear();

@@ -25,9 +25,10 @@ const MORE_MEMORY: u64 = 64 << 20;
 const MORE_FILES: usize = 8;
 
 pub(crate) struct Hour {
-    lab: NetLab,
-    cluster: Cluster,
+    /// Before the cluster, whose files are in them: fields are dropped in order.
     disks: Vec<Filesystem>,
+    cluster: Cluster,
+    lab: NetLab,
     loads: Vec<Load>,
     random: Random,
     begin: Instant,

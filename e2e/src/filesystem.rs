@@ -1,4 +1,4 @@
-//! Small filesystems on loop devices, which can be filled and made read-only without harm to anything else.
+//! Small filesystems on loop devices, which can be filled and broken without harm to anything else.
 
 use std::path::{Path, PathBuf};
 
@@ -72,13 +72,27 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Remounts it so that writes fail, or work again.
+    /// Lets every access fail from now on with an I/O error, as if the disk beneath had died.
     ///
     /// # Errors
-    /// The kernel refuses, because files are open for writing.
-    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
-        let option = if read_only { "remount,ro" } else { "remount,rw" };
-        run("mount", ["-o", option, &self.mount.display().to_string()]).map(drop)
+    /// The kernel refuses.
+    pub fn break_down(&self) -> Result<()> {
+        // FS_IOC_SHUTDOWN with "no flush of the log".
+        let call = "import fcntl, os, struct, sys; \
+                    fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+        run("python3", ["-c", call, &self.mount.display().to_string()]).map(drop)
+    }
+
+    /// Mounts it anew after it has broken down: what had reached the disk is there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn repair(&self) -> Result<()> {
+        let (image, mount) = (self.mount.with_extension("img"), self.mount.display().to_string());
+        run("umount", ["-l", &mount])?;
+        // It ends with 1 when it has corrected something, and what it cannot correct the mount refuses.
+        let _ = run("e2fsck", ["-p", "-f", &image.display().to_string()]);
+        run("mount", ["-o", "loop", &image.display().to_string(), &mount]).map(drop)
     }
 }
 

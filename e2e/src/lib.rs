@@ -14,6 +14,7 @@ pub mod fio;
 pub mod leaks;
 pub mod nbd;
 pub mod netlab;
+pub mod objects;
 pub mod oracle;
 pub mod page;
 pub mod process;

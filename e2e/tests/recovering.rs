@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use sheep_e2e::dog::{count, rows, text};
+use sheep_e2e::objects::{OBJECT, fill, verify};
 use sheep_e2e::oracle::BLOCK;
 use sheep_e2e::{Cluster, LeakCheck, NbdClient, Oracle, serial, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const RECOVERED: Duration = Duration::from_secs(240);
-const OBJECT: u64 = 4 << 20;
 
 /// Bytes that each node has fetched from others since it started, by id.
 fn fetched(cluster: &mut Cluster) -> Vec<(String, u64)> {
@@ -27,30 +27,6 @@ fn fetched_by(cluster: &mut Cluster, node: u8) -> u64 {
     fetched(cluster).into_iter().find(|(node, _)| *node == id).unwrap().1
 }
 
-/// Writes whole objects of one volume, a pattern in each block, and flushes.
-fn fill(client: &mut NbdClient, objects: u64) {
-    let mut object = vec![0; OBJECT as usize];
-    for index in 0..objects {
-        for (block, bytes) in object.chunks_exact_mut(BLOCK).enumerate() {
-            let number = index << 32 | block as u64;
-            bytes.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&number.to_le_bytes()));
-        }
-        client.write(index * OBJECT, &object, false).unwrap();
-    }
-    client.flush().unwrap();
-}
-
-fn verify(client: &mut NbdClient, objects: u64) {
-    let mut block = vec![0; BLOCK];
-    for index in 0..objects {
-        for part in [0, 511, 1023_u64] {
-            client.read(index * OBJECT + part * BLOCK as u64, &mut block).unwrap();
-            let number = (index << 32 | part).to_le_bytes();
-            assert!(block.chunks_exact(8).all(|word| word == number), "object {index}, block {part}");
-        }
-    }
-}
-
 #[test]
 fn a_node_that_was_away_moves_kilobytes() {
     let _one = serial();
@@ -58,7 +34,7 @@ fn a_node_that_was_away_moves_kilobytes() {
     let mut cluster = Cluster::start(3).unwrap();
     cluster.create("disk", "256M", 3).unwrap();
     let mut client = NbdClient::unix(&cluster.node(1).nbd_socket(), "disk", LIMIT).unwrap();
-    fill(&mut client, 32);
+    fill(&mut client, 32).unwrap();
     for (run, (how, orderly)) in (1..).zip([("killed", false), ("stopped in order", true)]) {
         match orderly {
             true => cluster.node(3).process().unwrap().terminate(LIMIT).map(drop).unwrap(),
@@ -99,7 +75,7 @@ fn a_node_that_joins_or_is_drained_moves_its_share() {
     cluster.start_all().unwrap();
     cluster.create("disk", "1G", copies).unwrap();
     let mut client = NbdClient::unix(&cluster.node(1).nbd_socket(), "disk", LIMIT).unwrap();
-    fill(&mut client, objects);
+    fill(&mut client, objects).unwrap();
     cluster.wait_recovered(RECOVERED).unwrap();
     let before: u64 = fetched(&mut cluster).iter().map(|(_, bytes)| bytes).sum();
     cluster.nodes.extend(late);
@@ -115,7 +91,7 @@ fn a_node_that_joins_or_is_drained_moves_its_share() {
     assert!((0.08..0.35).contains(&share), "{share}");
     let on_five = fetched_by(&mut cluster, 5);
     assert!(on_five * 10 >= moved * 8, "{on_five} of {moved} bytes went to the new node");
-    verify(&mut client, objects);
+    verify(&mut client, objects).unwrap();
 
     let (five, dog) = (id(&mut cluster, 5), cluster.any_dog().unwrap());
     dog.run(&["node", "drain", &five]).unwrap();
@@ -135,7 +111,7 @@ fn a_node_that_joins_or_is_drained_moves_its_share() {
     // Not forced: nothing is lost with it.
     dog.run(&["node", "remove", &five]).unwrap();
     cluster.wait_recovered(RECOVERED).unwrap();
-    verify(&mut client, objects);
+    verify(&mut client, objects).unwrap();
     drop((client, cluster));
     check.finish().unwrap();
 }
@@ -147,7 +123,7 @@ fn recovery_pauses_and_goes_on_when_told() {
     let mut cluster = Cluster::start(3).unwrap();
     cluster.create("disk", "256M", 3).unwrap();
     let mut client = NbdClient::unix(&cluster.node(1).nbd_socket(), "disk", LIMIT).unwrap();
-    fill(&mut client, 16);
+    fill(&mut client, 16).unwrap();
     cluster.any_dog().unwrap().run(&["cluster", "recovery", "pause"]).unwrap();
     cluster.node(3).kill();
     // Both others have it, which takes them a moment to agree on.

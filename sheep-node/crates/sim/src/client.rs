@@ -11,7 +11,7 @@ use sheep_datapath::{
     GatewayOutput, LostReason, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply,
 };
 use sheep_state::Refusal;
-use sheep_types::{SECTOR_SIZE, VdiId};
+use sheep_types::{Epoch, Incarnation, Member, SECTOR_SIZE, VdiId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -324,12 +324,26 @@ impl World {
         let up = |n: &Node| view.as_ref().is_some_and(|view| view.state.is_up(n.member()));
         let runs: Vec<Option<u32>> =
             self.nodes.iter().map(|n| n.running.as_ref().filter(|_| up(n)).map(|_| n.run_number())).collect();
-        let given_up = &self.given_up;
+        let (given_up, nodes) = (&self.given_up, &self.nodes);
+        let alive = |(index, run): Run| {
+            runs[index] == Some(run) && !given_up.contains(&(index, u64::from(run / 1000)))
+        };
+        let excused = |holders: &[Run]| {
+            let Some(view) = &view else { return false };
+            (view.oldest_epoch().0..=view.epoch().0).filter_map(|epoch| view.members_at(Epoch(epoch))).any(
+                |then| {
+                    let member = |(index, run): &Run| Member {
+                        node: nodes[*index].id,
+                        incarnation: Incarnation(u64::from(run / 1000)),
+                    };
+                    let mut up = holders.iter().filter(|holder| then.is_up(member(holder))).peekable();
+                    up.peek().is_some() && up.all(|holder| !alive(*holder))
+                },
+            )
+        };
         let client = &mut self.clients[number];
         client.place = Place::Open(node);
-        client.oracle.new_session(|(index, run)| {
-            runs[index] == Some(run) && !given_up.contains(&(index, u64::from(run / 1000)))
-        });
+        client.oracle.new_session(alive, excused);
         let taken_over = client.opened_before && !client.clean;
         client.opened_before = true;
         client.sessions += 1;

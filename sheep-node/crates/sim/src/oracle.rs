@@ -142,13 +142,15 @@ impl Oracle {
     }
 
     /// The session is over and another one has opened the volume: what every holder forgot, together with the
-    /// session, may be gone. `alive` says whether a run is still going on.
-    pub fn new_session(&mut self, alive: impl Fn(Run) -> bool) {
+    /// session, may be gone. `alive` says whether a run is still going on; `excused`, whether in some epoch only
+    /// holders were up that have forgotten since: the others, which were not up then, cannot know what those had
+    /// answered, and give way to them.
+    pub fn new_session(&mut self, alive: impl Fn(Run) -> bool, excused: impl Fn(&[Run]) -> bool) {
         for tag in self.in_flight.keys().copied().collect::<Vec<_>>() {
             self.fail_write(tag);
         }
         for write in core::mem::take(&mut self.unflushed) {
-            if write.holders.iter().any(|holder| alive(*holder)) {
+            if write.holders.iter().any(|holder| alive(*holder)) && !excused(&write.holders) {
                 continue;
             }
             for (sector, before) in self.sectors[write.sectors.clone()].iter_mut().zip(&write.before) {
@@ -254,11 +256,20 @@ mod tests {
         o.end_flush(&mark);
         let kept = o.begin_write(2..3, false, false);
         o.end_write(kept, vec![(0, 0), (2, 0)]);
-        o.new_session(|run| run == (2, 0));
+        o.new_session(|run| run == (2, 0), |_| false);
         assert!(read(&mut o, 0..1, &[0]).is_err(), "flushed");
         assert!(read(&mut o, 2..3, &[0]).is_err(), "a holder lives");
         assert!(read(&mut o, 1..2, &[0]).is_ok());
         assert!(read(&mut o, 1..2, &[lost]).is_err(), "decided by the first read");
+    }
+
+    #[test]
+    fn a_holder_that_was_left_out_gives_way_to_those_that_were_not() {
+        let mut o = Oracle::new(1 << 20);
+        let tag = o.begin_write(0..1, false, false);
+        o.end_write(tag, vec![(0, 0), (1, 0)]);
+        o.new_session(|run| run == (1, 0), |holders| holders == [(0, 0), (1, 0)]);
+        assert!(read(&mut o, 0..1, &[0]).is_ok());
     }
 
     #[test]
@@ -279,7 +290,7 @@ mod tests {
         let tag = o.begin_write(0..1, false, false);
         o.end_write(tag, vec![]);
         // Power goes: the sector shows the write, or zeros.
-        o.new_session(|_| false);
+        o.new_session(|_| false, |_| false);
         let ticket = o.begin_read(0..1);
         let discard = o.begin_write(0..1, true, true);
         o.end_write(discard, vec![]);
@@ -294,7 +305,7 @@ mod tests {
         o.fail_write(tag);
         assert!(read(&mut o, 0..1, &[0]).is_ok());
         assert!(read(&mut o, 0..1, &[tag]).is_ok());
-        o.new_session(|_| true);
+        o.new_session(|_| true, |_| false);
         assert!(read(&mut o, 0..1, &[tag]).is_ok());
         assert!(read(&mut o, 0..1, &[0]).is_err());
     }

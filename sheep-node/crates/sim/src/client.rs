@@ -11,7 +11,7 @@ use sheep_datapath::{
     GatewayOutput, LostReason, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply,
 };
 use sheep_state::Refusal;
-use sheep_types::{Epoch, Incarnation, Member, SECTOR_SIZE, VdiId};
+use sheep_types::{SECTOR_SIZE, VdiId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -324,22 +324,16 @@ impl World {
         let up = |n: &Node| view.as_ref().is_some_and(|view| view.state.is_up(n.member()));
         let runs: Vec<Option<u32>> =
             self.nodes.iter().map(|n| n.running.as_ref().filter(|_| up(n)).map(|_| n.run_number())).collect();
-        let (given_up, nodes) = (&self.given_up, &self.nodes);
+        let (given_up, up_in) = (&self.given_up, &self.up_in);
         let alive = |(index, run): Run| {
             runs[index] == Some(run) && !given_up.contains(&(index, u64::from(run / 1000)))
         };
-        let excused = |holders: &[Run]| {
-            let Some(view) = &view else { return false };
-            (view.oldest_epoch().0..=view.epoch().0).filter_map(|epoch| view.members_at(Epoch(epoch))).any(
-                |then| {
-                    let member = |(index, run): &Run| Member {
-                        node: nodes[*index].id,
-                        incarnation: Incarnation(u64::from(run / 1000)),
-                    };
-                    let mut up = holders.iter().filter(|holder| then.is_up(member(holder))).peekable();
-                    up.peek().is_some() && up.all(|holder| !alive(*holder))
-                },
-            )
+        let excused = |holders: &[Run], since: u64| {
+            up_in.iter().filter(|((_, epoch), _)| epoch.0 >= since).any(|(_, then)| {
+                let was_up = |(index, run): &Run| then.contains(&(*index, u64::from(run / 1000)));
+                let mut up = holders.iter().filter(|run| was_up(run)).peekable();
+                up.peek().is_some() && up.all(|run| !alive(*run))
+            })
         };
         let client = &mut self.clients[number];
         client.place = Place::Open(node);
@@ -390,7 +384,9 @@ impl World {
                         "{at:>12.6} client {number} at {node}: write {tag} to {sectors:?} held by {holders:?}"
                     );
                 }
-                self.clients[number].oracle.end_write(tag, holders);
+                let view = self.nodes[node].running.as_ref().and_then(|running| running.view.as_ref());
+                let epoch = view.map_or(0, |view| view.epoch().0);
+                self.clients[number].oracle.end_write_in(tag, holders, epoch);
                 if fua {
                     self.clients[number].oracle.end_flush(&[tag]);
                 }

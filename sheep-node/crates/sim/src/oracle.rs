@@ -23,6 +23,8 @@ struct Unflushed {
     before: Vec<Vec<Tag>>,
     /// Who held it in memory when it was acknowledged.
     holders: Vec<Run>,
+    /// In which epoch that was.
+    epoch: u64,
 }
 
 /// A write under way.
@@ -106,8 +108,13 @@ impl Oracle {
         tag
     }
 
-    /// The write was acknowledged, and so many nodes held it then.
+    /// The write was acknowledged, and these nodes held it then.
     pub fn end_write(&mut self, tag: Tag, holders: Vec<Run>) {
+        self.end_write_in(tag, holders, 0);
+    }
+
+    /// The same, in an epoch.
+    pub fn end_write_in(&mut self, tag: Tag, holders: Vec<Run>, epoch: u64) {
         let Some(write) = self.in_flight.remove(&tag) else { return };
         let zeros = self.ranges[&tag].1;
         if !write.maybe {
@@ -115,7 +122,7 @@ impl Oracle {
                 *sector = vec![if zeros { 0 } else { tag }];
             }
         }
-        self.unflushed.push(Unflushed { tag, sectors: write.sectors, before: write.before, holders });
+        self.unflushed.push(Unflushed { tag, sectors: write.sectors, before: write.before, holders, epoch });
     }
 
     /// The write failed: it may have happened, or may yet in this session.
@@ -142,15 +149,15 @@ impl Oracle {
     }
 
     /// The session is over and another one has opened the volume: what every holder forgot, together with the
-    /// session, may be gone. `alive` says whether a run is still going on; `excused`, whether in some epoch only
+    /// session, may be gone. `alive` says whether a run is still going on; `excused`, whether in some epoch since the given one only
     /// holders were up that have forgotten since: the others, which were not up then, cannot know what those had
     /// answered, and give way to them.
-    pub fn new_session(&mut self, alive: impl Fn(Run) -> bool, excused: impl Fn(&[Run]) -> bool) {
+    pub fn new_session(&mut self, alive: impl Fn(Run) -> bool, excused: impl Fn(&[Run], u64) -> bool) {
         for tag in self.in_flight.keys().copied().collect::<Vec<_>>() {
             self.fail_write(tag);
         }
         for write in core::mem::take(&mut self.unflushed) {
-            if write.holders.iter().any(|holder| alive(*holder)) && !excused(&write.holders) {
+            if write.holders.iter().any(|holder| alive(*holder)) && !excused(&write.holders, write.epoch) {
                 continue;
             }
             for (sector, before) in self.sectors[write.sectors.clone()].iter_mut().zip(&write.before) {
@@ -256,7 +263,7 @@ mod tests {
         o.end_flush(&mark);
         let kept = o.begin_write(2..3, false, false);
         o.end_write(kept, vec![(0, 0), (2, 0)]);
-        o.new_session(|run| run == (2, 0), |_| false);
+        o.new_session(|run| run == (2, 0), |_, _| false);
         assert!(read(&mut o, 0..1, &[0]).is_err(), "flushed");
         assert!(read(&mut o, 2..3, &[0]).is_err(), "a holder lives");
         assert!(read(&mut o, 1..2, &[0]).is_ok());
@@ -268,7 +275,7 @@ mod tests {
         let mut o = Oracle::new(1 << 20);
         let tag = o.begin_write(0..1, false, false);
         o.end_write(tag, vec![(0, 0), (1, 0)]);
-        o.new_session(|run| run == (1, 0), |holders| holders == [(0, 0), (1, 0)]);
+        o.new_session(|run| run == (1, 0), |holders, _| holders == [(0, 0), (1, 0)]);
         assert!(read(&mut o, 0..1, &[0]).is_ok());
     }
 
@@ -290,7 +297,7 @@ mod tests {
         let tag = o.begin_write(0..1, false, false);
         o.end_write(tag, vec![]);
         // Power goes: the sector shows the write, or zeros.
-        o.new_session(|_| false, |_| false);
+        o.new_session(|_| false, |_, _| false);
         let ticket = o.begin_read(0..1);
         let discard = o.begin_write(0..1, true, true);
         o.end_write(discard, vec![]);
@@ -305,7 +312,7 @@ mod tests {
         o.fail_write(tag);
         assert!(read(&mut o, 0..1, &[0]).is_ok());
         assert!(read(&mut o, 0..1, &[tag]).is_ok());
-        o.new_session(|_| true, |_| false);
+        o.new_session(|_| true, |_, _| false);
         assert!(read(&mut o, 0..1, &[tag]).is_ok());
         assert!(read(&mut o, 0..1, &[0]).is_err());
     }

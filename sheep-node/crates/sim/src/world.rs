@@ -16,7 +16,7 @@ use sheep_engine::{Control, ControlOutput, FileId, Published};
 use sheep_state::{Command, Genesis, NodeState, Outcome, Refusal, Settings};
 use sheep_store::{DiskOp, DiskOpId, DiskOpKind};
 use sheep_totem::Destination;
-use sheep_types::{ClusterId, Geometry, LogIndex, Member, NodeId, Time};
+use sheep_types::{ClusterId, Epoch, Geometry, LogIndex, Member, NodeId, Time};
 use sheep_wire::Packet;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -133,6 +133,8 @@ pub struct World {
     /// Runs of nodes that the cluster has given up (taken out) at some time: what only they held in memory may be
     /// gone.
     pub given_up: BTreeSet<(usize, u64)>,
+    /// Runs of nodes that were up in each epoch there ever was, also in those that the cluster has forgotten.
+    pub up_in: BTreeMap<(ClusterId, Epoch), BTreeSet<(usize, u64)>>,
     /// Answers to the world's own commands.
     pub answers: BTreeMap<u64, Result<Outcome, Refusal>>,
     timers: BTreeMap<(usize, bool), u64>,
@@ -171,6 +173,7 @@ impl World {
             order: 0,
             violation: None,
             given_up: BTreeSet::new(),
+            up_in: BTreeMap::new(),
             answers: BTreeMap::new(),
             timers: BTreeMap::new(),
             hooks: Hooks::default(),

@@ -45,8 +45,22 @@ impl World {
                 self.given_up.insert((index, record.incarnation.0));
             }
         }
+        self.note_epochs(published);
         if let Err(problem) = committed.and(applied) {
             self.violate(problem);
+        }
+    }
+
+    fn note_epochs(&mut self, published: &Published) {
+        let state = &published.state;
+        let of = |epoch| (state.cluster(), epoch);
+        let epochs = (state.oldest_epoch().0..=state.epoch().0).map(Epoch);
+        for epoch in epochs.filter(|epoch| !self.up_in.contains_key(&of(*epoch))).collect::<Vec<_>>() {
+            let Some(members) = state.members_at(epoch) else { continue };
+            let up = members.iter().filter(|member| member.is_up());
+            let place = |node| self.nodes.iter().position(|machine| machine.id == node);
+            let up = up.filter_map(|member| Some((place(member.node)?, member.incarnation.0))).collect();
+            self.up_in.insert(of(epoch), up);
         }
     }
 

@@ -9,8 +9,8 @@ use sheep_api::v1::{ListNodesRequest, Node, NodeInfoRequest};
 use sheep_api::{ASK_NODE, MAX_MESSAGE};
 use std::path::Path;
 use std::time::Duration;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
 
 const DEFAULT: &str = "127.0.0.1:7002";
 /// Where nodes of this machine announce themselves.
@@ -155,8 +155,50 @@ impl Connection {
         Ok(all)
     }
 
+    /// The node that a word means; without one, the one that is connected.
+    pub(crate) async fn at(self, node: Option<&str>) -> Result<Self> {
+        match node {
+            Some(word) => Self::other(pick(&self.list().await?, word)?).await,
+            None => Ok(self),
+        }
+    }
+
+    /// Asks every storage node that runs, of those that are wanted.
+    pub(crate) async fn ask_storage<T>(
+        &self,
+        wanted: impl Fn(&Node) -> bool,
+        ask: impl AsyncFn(Self) -> Result<Response<T>, Status>,
+    ) -> Result<Vec<(Node, Result<T>)>> {
+        let mut replies = Vec::new();
+        for (node, other) in self.all().await? {
+            if node.role == "storage" && wanted(&node) {
+                let reply = match other {
+                    Ok(other) => ask(other).await.map(Response::into_inner).map_err(Into::into),
+                    Err(error) => Err(error),
+                };
+                replies.push((node, reply));
+            }
+        }
+        Ok(replies)
+    }
+
+    /// Asks the connected node, and where it says that another one is to be asked, that one.
+    pub(crate) async fn or_holder<T>(
+        &self,
+        ask: impl AsyncFn(&Self) -> Result<Response<T>, Status>,
+    ) -> Result<T> {
+        let result = match ask(self).await {
+            Err(error) => match self.ask_instead(&error).await {
+                Some(holder) => ask(&holder).await,
+                None => Err(error),
+            },
+            done => done,
+        };
+        Ok(result?.into_inner())
+    }
+
     /// The node that an error says to ask instead, if it is another one.
-    pub(crate) async fn ask_instead(&self, error: &Status) -> Option<Self> {
+    async fn ask_instead(&self, error: &Status) -> Option<Self> {
         let id = error.metadata().get(ASK_NODE)?.to_str().ok()?.to_owned();
         let node = self.list().await.ok()?.into_iter().find(|node| node.id == id)?;
         Self::other(&node).await.ok()

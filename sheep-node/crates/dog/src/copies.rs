@@ -36,14 +36,7 @@ impl Looked {
 /// Looks at all copies of a volume, from the node that has it open, if one has.
 pub(crate) async fn look(connection: &Connection, name: &str, all: bool) -> Result<Looked> {
     let request = CheckVdiRequest { name: name.to_owned(), all };
-    let result = match connection.vdis().check(request.clone()).await {
-        Err(error) => match connection.ask_instead(&error).await {
-            Some(holder) => holder.vdis().check(request).await,
-            None => Err(error),
-        },
-        done => done,
-    };
-    let mut stream = result?.into_inner();
+    let mut stream = connection.or_holder(async |node| node.vdis().check(request.clone()).await).await?;
     let (mut objects, mut numbers) = (Vec::new(), None);
     while let Some(reply) = stream.message().await? {
         match reply.what {
@@ -182,14 +175,7 @@ pub(crate) async fn accept_loss(
     );
     let request =
         AcceptLossRequest { name: command.name.clone(), objects: command.objects, force: command.force > 1 };
-    let result = match connection.vdis().accept_loss(request.clone()).await {
-        Err(error) => match connection.ask_instead(&error).await {
-            Some(holder) => holder.vdis().accept_loss(request).await,
-            None => Err(error),
-        },
-        done => done,
-    };
-    let reply = result?.into_inner();
+    let reply = connection.or_holder(async |node| node.vdis().accept_loss(request.clone()).await).await?;
     told(&command.name, format, &reply)?;
     Ok(if reply.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,7 +1,7 @@
 //! `dog node md`: the disks of a node.
 
 use crate::cli::{Format, MdCommand};
-use crate::connect::{Connection, pick};
+use crate::connect::Connection;
 use crate::output;
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -9,22 +9,15 @@ use sheep_api::Size;
 use sheep_api::v1::{Disk, DisksReply, DisksRequest, PlugDiskRequest, UnplugDiskRequest};
 
 pub(crate) async fn run(
-    connection: &Connection,
+    connection: Connection,
     format: Format,
     node: Option<&str>,
     command: MdCommand,
 ) -> Result<()> {
-    let other;
-    let asked = match node {
-        Some(word) => {
-            other = Connection::other(pick(&connection.list().await?, word)?).await?;
-            &other
-        }
-        None => connection,
-    };
+    let connection = connection.at(node).await?;
     match command {
         MdCommand::List => {
-            let reply = asked.nodes().disks(DisksRequest {}).await?.into_inner();
+            let reply = connection.nodes().disks(DisksRequest {}).await?.into_inner();
             match format {
                 Format::Json => output::json(&to_json(&reply))?,
                 Format::Table => output::line(&table(&reply))?,
@@ -33,11 +26,12 @@ pub(crate) async fn run(
         }
         MdCommand::Plug { path } => {
             let path = std::path::absolute(&path)?.display().to_string();
-            let reply = asked.nodes().plug_disk(PlugDiskRequest { path: path.clone() }).await?.into_inner();
+            let reply =
+                connection.nodes().plug_disk(PlugDiskRequest { path: path.clone() }).await?.into_inner();
             super::node::done(format, &format!("{path} is plugged in as disk {}", reply.id))
         }
         MdCommand::Unplug { disk, force } => {
-            asked.nodes().unplug_disk(UnplugDiskRequest { disk: disk.clone(), force }).await?;
+            connection.nodes().unplug_disk(UnplugDiskRequest { disk: disk.clone(), force }).await?;
             let text = match force {
                 true => format!("{disk} is given up; what it had is made anew from other nodes"),
                 false => format!("{disk} is being emptied, and taken away then: see `dog node md list`"),

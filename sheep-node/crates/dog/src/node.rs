@@ -21,7 +21,7 @@ pub(crate) async fn run(server: &Server, format: Format, command: NodeCommand) -
     let connection = server.connect().await?;
     match command {
         NodeCommand::List => list(&connection, format).await,
-        NodeCommand::Info { node } => info(&connection, format, node.as_deref()).await,
+        NodeCommand::Info { node } => info(connection, format, node.as_deref()).await,
         NodeCommand::Kill { node } => kill(&connection, format, &node).await,
         NodeCommand::Recovery { watch } => recovery(&connection, format, watch).await,
         NodeCommand::Scrub { node, scrub } => {
@@ -29,7 +29,7 @@ pub(crate) async fn run(server: &Server, format: Format, command: NodeCommand) -
         }
         NodeCommand::Remove { node, force } => remove(&connection, format, &node, force).await,
         NodeCommand::Md { node, command } => {
-            crate::md::run(&connection, format, node.as_deref(), command).await
+            crate::md::run(connection, format, node.as_deref(), command).await
         }
         NodeCommand::Drain { node, undo } => drain(&connection, format, &node, undo).await,
         NodeCommand::Reweight { node, weight } => reweight(&connection, format, &node, weight).await,
@@ -88,16 +88,8 @@ fn node_json(node: &Node) -> Value {
     })
 }
 
-async fn info(connection: &Connection, format: Format, node: Option<&str>) -> Result<()> {
-    let other;
-    let asked = match node {
-        Some(word) => {
-            other = Connection::other(pick(&connection.list().await?, word)?).await?;
-            &other
-        }
-        None => connection,
-    };
-    let info = asked.nodes().info(NodeInfoRequest {}).await?.into_inner();
+async fn info(connection: Connection, format: Format, node: Option<&str>) -> Result<()> {
+    let info = connection.at(node).await?.nodes().info(NodeInfoRequest {}).await?.into_inner();
     match format {
         Format::Json => output::json(&info_json(&info))?,
         Format::Table => output::line(&info_text(&info))?,
@@ -193,23 +185,7 @@ pub(crate) fn done(format: Format, text: &str) -> Result<()> {
 
 /// Asks every node that stores something what it still has to do.
 pub(crate) async fn recoveries(connection: &Connection) -> Result<Vec<(Node, Result<RecoveryReply>)>> {
-    let mut all = Vec::new();
-    for (node, other) in connection.all().await? {
-        if node.role != "storage" {
-            continue;
-        }
-        let reply = match other {
-            Ok(other) => other
-                .nodes()
-                .recovery(RecoveryRequest {})
-                .await
-                .map(tonic::Response::into_inner)
-                .map_err(Into::into),
-            Err(error) => Err(error),
-        };
-        all.push((node, reply));
-    }
-    Ok(all)
+    connection.ask_storage(|_| true, async |node| node.nodes().recovery(RecoveryRequest {}).await).await
 }
 
 fn recovery_json(all: &[(Node, Result<RecoveryReply>)]) -> Value {

@@ -22,22 +22,9 @@ async fn ask(connection: &Connection, node: Option<&str>, order: ScrubOrder) -> 
         Some(word) => Some(pick(&connection.list().await?, word)?.id.clone()),
         None => None,
     };
-    let mut replies = Vec::new();
-    for (node, other) in connection.all().await? {
-        if node.role != "storage" || one.as_ref().is_some_and(|id| *id != node.id) {
-            continue;
-        }
-        let reply = match other {
-            Ok(other) => {
-                let request = ScrubRequest { order: order.into() };
-                let reply = other.nodes().scrub(request).await;
-                reply.map(tonic::Response::into_inner).map_err(Into::into)
-            }
-            Err(error) => Err(error),
-        };
-        replies.push((node, reply));
-    }
-    Ok(replies)
+    let wanted = |node: &Node| one.as_ref().is_none_or(|id| *id == node.id);
+    let request = ScrubRequest { order: order.into() };
+    connection.ask_storage(wanted, async |node| node.nodes().scrub(request).await).await
 }
 
 fn running(replies: &Replies) -> bool {

@@ -186,14 +186,8 @@ async fn resize(
     shrink: bool,
 ) -> Result<()> {
     let request = ResizeVdiRequest { name: name.clone(), size_bytes: size.0, allow_shrink: shrink };
-    let result = match connection.vdis().resize(request.clone()).await {
-        Err(error) => match connection.ask_instead(&error).await {
-            Some(holder) => holder.vdis().resize(request).await,
-            None => Err(error),
-        },
-        done => done,
-    };
-    let vdi = result?.into_inner().vdi.context("the answer has no VDI")?;
+    let reply = connection.or_holder(async |node| node.vdis().resize(request.clone()).await).await?;
+    let vdi = reply.vdi.context("the answer has no VDI")?;
     match format {
         Format::Json => output::json(&vdi_json(&vdi))?,
         Format::Table => output::line(&format!("VDI {name} has {} now", Size(vdi.size_bytes)))?,

@@ -1,7 +1,7 @@
 //! How the cluster and this node are, in one word and one sentence for a person.
 
 use crate::handle::{DataStatus, NodeStatus};
-use sheep_state::{ClusterState, DownCause, NodeRecord, NodeState, Role};
+use sheep_state::{ClusterState, DownCause, NodeState};
 use sheep_types::{ClusterId, NodeId};
 use std::fmt;
 
@@ -102,16 +102,6 @@ pub(crate) fn name(state: Option<&ClusterState>, node: NodeId) -> String {
     }
 }
 
-fn storage(state: &ClusterState) -> impl Iterator<Item = &NodeRecord> {
-    state.nodes().map(AsRef::as_ref).filter(|record| record.role == Role::Storage)
-}
-
-/// Storage nodes that are up and do not yet hold everything they must.
-pub(crate) fn recovering(state: &ClusterState) -> Vec<NodeId> {
-    let late = |record: &&NodeRecord| record.state.is_up() && record.recovered < state.epoch();
-    storage(state).filter(late).map(|record| record.node).collect()
-}
-
 /// Most copies that any volume wants; with no volumes, what new ones would get. Looks at all volumes.
 fn wanted_copies(state: &ClusterState) -> usize {
     let most = state.vdis().iter().map(|vdi| vdi.copies).max();
@@ -137,8 +127,10 @@ fn assess_copies(status: &NodeStatus, data: &DataStatus) -> Assessment {
             "This node knows nothing of its cluster yet; wait a few seconds.",
         );
     };
-    let (up, all) = (storage(state).filter(|record| record.state.is_up()).count(), storage(state).count());
-    let down: Vec<String> = storage(state)
+    let (up, all) =
+        (state.storage_nodes().filter(|record| record.state.is_up()).count(), state.storage_nodes().count());
+    let down: Vec<String> = state
+        .storage_nodes()
         .filter(|record| matches!(record.state, NodeState::Down { .. }))
         .map(|record| name(Some(state), record.node))
         .collect();
@@ -157,7 +149,8 @@ fn assess_copies(status: &NodeStatus, data: &DataStatus) -> Assessment {
         );
         return assessment(Health::Degraded, message);
     }
-    let without_disk: Vec<String> = storage(state)
+    let without_disk: Vec<String> = state
+        .storage_nodes()
         .filter(|record| record.has_failed_disk())
         .map(|record| name(Some(state), record.node))
         .collect();
@@ -177,16 +170,15 @@ fn assess_copies(status: &NodeStatus, data: &DataStatus) -> Assessment {
         );
         return assessment(Health::Degraded, message);
     }
-    let late = recovering(state);
-    if !late.is_empty() {
+    let late = state.recovering().count();
+    if late > 0 {
         let left = data.recovery_total.saturating_sub(data.recovery_done);
         let what = match state.settings().recovery_paused {
             true => "Recovery is paused: `dog cluster recovery resume` lets it go on.",
             false => "Nothing to do; `dog node recovery` shows how far they are.",
         };
         let message = format!(
-            "{} of {up} storage nodes bring their copies up to date ({left} objects left on this one). {what}",
-            late.len()
+            "{late} of {up} storage nodes bring their copies up to date ({left} objects left on this one). {what}"
         );
         return assessment(Health::Recovering, message);
     }

@@ -141,5 +141,5 @@ fn fill_in(reply: &mut ClusterInfoReply, state: &ClusterState) {
     reply.used_bytes = in_place().map(|record| record.used).sum();
     reply.vdis = count(state.vdi_count());
     reply.settings = Some(convert::settings(state.settings()));
-    reply.nodes_recovering = count(health::recovering(state).len());
+    reply.nodes_recovering = count(state.recovering().count());
 }

@@ -75,6 +75,13 @@ impl Service {
         }
     }
 
+    /// No other node has the VDI open; the error says which has.
+    fn not_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
+        let me = self.node.status().me;
+        let other = record.lock.filter(|lock| lock.holder != me);
+        other.map_or(Ok(()), |lock| Err(in_use(state, record, lock.holder)))
+    }
+
     fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
         let permit = Arc::clone(&self.streams).try_acquire_owned();
         permit.map_err(|_| {
@@ -238,10 +245,7 @@ impl Vdis for Service {
     async fn read(&self, request: Request<ReadVdiRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
         let (state, record) = self.find(&request.name).await?;
-        let me = self.node.status().me;
-        if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
-            return Err(in_use(&state, &record, lock.holder));
-        }
+        self.not_elsewhere(&state, &record)?;
         let rest = record.size.checked_sub(request.offset);
         let length = if request.length == 0 { rest } else { rest.filter(|rest| request.length <= *rest) };
         let Some(length) = length.map(|rest| if request.length == 0 { rest } else { request.length }) else {
@@ -297,10 +301,7 @@ impl Vdis for Service {
     async fn check(&self, request: Request<CheckVdiRequest>) -> Result<Response<Self::CheckStream>, Status> {
         let CheckVdiRequest { name, all } = request.into_inner();
         let (state, record) = self.find(&name).await?;
-        let me = self.node.status().me;
-        if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
-            return Err(in_use(&state, &record, lock.holder));
-        }
+        self.not_elsewhere(&state, &record)?;
         let permit = self.stream_permit()?;
         let volume = Volume::open(&self.node, &record, record.is_clean()).await?;
         let (to, stream) = mpsc::channel(16);
@@ -321,10 +322,7 @@ impl Vdis for Service {
     ) -> Result<Response<AcceptLossReply>, Status> {
         let request = request.into_inner();
         let (state, record) = self.find(&request.name).await?;
-        let me = self.node.status().me;
-        if let Some(lock) = record.lock.filter(|lock| lock.holder != me) {
-            return Err(in_use(&state, &record, lock.holder));
-        }
+        self.not_elsewhere(&state, &record)?;
         let permit = self.stream_permit()?;
         let node = self.node.clone();
         // On its own, so that it ends in order when the caller goes away.

@@ -1,6 +1,6 @@
 //! A node that is much fuller than the others gets a smaller share of objects, by order, before it is full.
 
-use crate::{ClusterState, NodeRecord, NodeState, Role};
+use crate::{ClusterState, NodeRecord, NodeState};
 use sheep_types::NodeId;
 
 /// A node this full, in percent, gives objects away,
@@ -15,10 +15,9 @@ impl ClusterState {
     /// the nodes say of their fullness then means little; and none where every node holds every object anyway.
     pub fn overfull_node(&self) -> Option<(NodeId, u32)> {
         let takes = |node: &&NodeRecord| {
-            let placed = node.capacity > 0 && node.effective_weight() > 0;
-            node.role == Role::Storage && node.state == NodeState::Up && placed
+            node.state == NodeState::Up && node.capacity > 0 && node.effective_weight() > 0
         };
-        let nodes: Vec<&NodeRecord> = self.nodes().map(AsRef::as_ref).filter(takes).collect();
+        let nodes: Vec<&NodeRecord> = self.storage_nodes().filter(takes).collect();
         let moving = nodes.iter().any(|node| node.recovered < self.epoch());
         if moving || nodes.len() <= usize::from(self.settings().copies) {
             return None;

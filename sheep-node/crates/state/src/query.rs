@@ -1,6 +1,6 @@
 //! Questions about the state. All are cheap unless said otherwise.
 
-use crate::{ClusterState, EpochMembers, Guard, NodeRecord, PastLease, Reader, ReportRecord, Settings};
+use crate::{ClusterState, EpochMembers, Guard, NodeRecord, PastLease, Reader, ReportRecord, Role, Settings};
 use crate::{VdiRecord, VidKind, VidRecord};
 use sheep_types::{
     Birth, ClusterId, CommandSeq, ConfigId, Epoch, Generation, Geometry, Incarnation, LogIndex, Member,
@@ -70,6 +70,16 @@ impl ClusterState {
     /// All known nodes, by id.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
         self.nodes.values()
+    }
+
+    /// Storage nodes that are known, whatever their state.
+    pub fn storage_nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().map(Arc::as_ref).filter(|record| record.role == Role::Storage)
+    }
+
+    /// Storage nodes that are up and do not yet hold everything they must.
+    pub fn recovering(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.storage_nodes().filter(|record| record.state.is_up() && record.recovered < self.epoch())
     }
 
     /// One node.

@@ -4,7 +4,6 @@
 use super::api::GatewayOutput;
 use super::shared::Core;
 use core::time::Duration;
-use sheep_state::Role;
 use sheep_types::Time;
 use sheep_wire::{Message, Packet, Request};
 
@@ -99,9 +98,7 @@ impl Core {
 
     /// Whether some node does not yet hold all that it must.
     pub(super) fn is_recovering(&self) -> bool {
-        let Some(view) = &self.view else { return false };
-        let mut storage = view.state.nodes().filter(|node| node.role == Role::Storage && node.state.is_up());
-        storage.any(|node| node.recovered < view.epoch())
+        self.view.as_ref().is_some_and(|view| view.state.recovering().next().is_some())
     }
 }
 

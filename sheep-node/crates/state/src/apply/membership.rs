@@ -1,7 +1,7 @@
 //! Configurations: who is up, and what ends when a node is not.
 
 use super::Step;
-use crate::{ClusterState, DownCause, EndedLock, NodeRecord, NodeState, Role};
+use crate::{ClusterState, DownCause, EndedLock, NodeRecord, NodeState};
 use sheep_types::{ConfigId, Generation, Member, NodeId, VdiId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,11 +79,6 @@ impl ClusterState {
             }
         });
         step.changes.ended.extend(ended.iter().map(|end| (vdi, *end)));
-    }
-
-    /// Number of storage nodes that are known, whatever their state.
-    pub(crate) fn storage_nodes(&self) -> impl Iterator<Item = &NodeRecord> {
-        self.nodes.values().map(Arc::as_ref).filter(|record| record.role == Role::Storage)
     }
 
     fn overlooks_restart(&self, cause: DownCause) -> bool {

@@ -9,6 +9,9 @@ use std::sync::Arc;
 /// Most objects that one request may name.
 pub(crate) const OBJECTS_PER_REQUEST: usize = 1024;
 
+/// The answer to a request, now; none: it comes later.
+pub(super) type Served = Result<Option<Reply>, Refusal>;
+
 impl Replica {
     /// Answers a request, or lets it wait. `deadline`: it has waited already, and until when it may.
     pub(super) fn serve(&mut self, now: Time, header: Header, request: Request, deadline: Option<Time>) {

@@ -1,13 +1,11 @@
 //! What a deciding replica asks about many objects at once.
 
-use super::admit::OBJECTS_PER_REQUEST;
+use super::admit::{OBJECTS_PER_REQUEST, Served};
 use super::{Job, Replica};
 use crate::View;
 use sheep_store::Op;
 use sheep_types::{ObjectId, Time, Version};
 use sheep_wire::{Header, Refusal, Reply};
-
-type Served = Result<Option<Reply>, Refusal>;
 
 impl Replica {
     /// Makes durable what the store has, and says which copies are exactly these versions.

@@ -83,8 +83,8 @@ pub struct Replica {
     /// Changes that the store has taken but not executed: it waits for space, or for room in its log. Until
     /// they are, headers are not what they will be, and nothing is answered or begun on their ground.
     stalled: BTreeSet<u64>,
-    /// The present epoch counts on a disk that does not work, or not on one that does. Until one says so nothing is answered or begun: what was
-    /// lost may have been acknowledged in it.
+    /// The present epoch counts on a disk that does not work, or not on one that does. Until an epoch says how it is
+    /// nothing is answered or begun: what was lost may have been acknowledged in this one.
     pub(crate) misses_disk: bool,
     disks: disks::Disks,
     moves: moves::Moves,
@@ -344,7 +344,7 @@ impl Replica {
 
     /// The header of this node's copy, if it belongs to the object's vid.
     pub(crate) fn copy(&self, view: &View, object: ObjectId) -> Option<CopyHeader> {
-        self.store.header(object).copied().filter(|header| view.is_born(object, header.birth))
+        self.copy_at(view, object).map(|(_, header)| header)
     }
 
     /// The same, and the slot of the disk that it is on.

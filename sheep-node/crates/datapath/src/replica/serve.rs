@@ -1,6 +1,6 @@
 //! Requests that change no contents: reads, flushes, and what a take-over and other replicas ask.
 
-use super::admit::OBJECTS_PER_REQUEST;
+use super::admit::{OBJECTS_PER_REQUEST, Served};
 use super::{Job, Replica};
 use crate::View;
 use crate::recovery::FLOORS;
@@ -12,8 +12,6 @@ use sheep_wire::{Confirmed, Header, HotObject, Listed, Refusal, Reply, Request};
 const PAGE: usize = 256;
 /// Lines of one page of a listing.
 const LIST_PAGE: usize = 1024;
-
-type Served = Result<Option<Reply>, Refusal>;
 
 impl Replica {
     pub(super) fn serve_read(

@@ -1,13 +1,12 @@
 //! What other replicas ask of a copy that theirs shall become equal to.
 
+use super::admit::Served;
 use super::{Job, Replica, convert, read_data};
 use crate::{Mutant, View};
 use sheep_store::{InspectResult, Op, Outcome, ReadResult, StoreError};
 use sheep_types::{BLOCK_SIZE, Birth, ObjectId, Time, Version};
 use sheep_wire::{Header, ObjectDigest, ReadData, Refusal, Reply, Request};
 use std::collections::BTreeMap;
-
-type Served = Result<Option<Reply>, Refusal>;
 
 /// Reads whose results make one answer.
 #[derive(Debug, Default)]

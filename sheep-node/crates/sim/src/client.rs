@@ -386,7 +386,7 @@ impl World {
                 }
                 let view = self.nodes[node].running.as_ref().and_then(|running| running.view.as_ref());
                 let epoch = view.map_or(0, |view| view.epoch().0);
-                self.clients[number].oracle.end_write_in(tag, holders, epoch);
+                self.clients[number].oracle.end_write(tag, holders, epoch);
                 if fua {
                     self.clients[number].oracle.end_flush(&[tag]);
                 }

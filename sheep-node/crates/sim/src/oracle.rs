@@ -108,13 +108,8 @@ impl Oracle {
         tag
     }
 
-    /// The write was acknowledged, and these nodes held it then.
-    pub fn end_write(&mut self, tag: Tag, holders: Vec<Run>) {
-        self.end_write_in(tag, holders, 0);
-    }
-
-    /// The same, in an epoch.
-    pub fn end_write_in(&mut self, tag: Tag, holders: Vec<Run>, epoch: u64) {
+    /// The write was acknowledged in this epoch, and these nodes held it then.
+    pub fn end_write(&mut self, tag: Tag, holders: Vec<Run>, epoch: u64) {
         let Some(write) = self.in_flight.remove(&tag) else { return };
         let zeros = self.ranges[&tag].1;
         if !write.maybe {
@@ -233,7 +228,7 @@ mod tests {
         let mut o = Oracle::new(1 << 20);
         let tag = o.begin_write(0..2, false, false);
         assert!(read(&mut o, 0..2, &[0, tag]).is_ok(), "either while under way");
-        o.end_write(tag, vec![]);
+        o.end_write(tag, vec![], 0);
         assert!(read(&mut o, 0..2, &[tag, tag]).is_ok());
         assert!(read(&mut o, 0..2, &[tag, 0]).is_err());
         assert!(read(&mut o, 2..3, &[tag]).is_err());
@@ -244,9 +239,9 @@ mod tests {
         let mut o = Oracle::new(1 << 20);
         let ticket = o.begin_read(0..1);
         let a = o.begin_write(0..1, false, false);
-        o.end_write(a, vec![]);
+        o.end_write(a, vec![], 0);
         let b = o.begin_write(0..1, false, false);
-        o.end_write(b, vec![]);
+        o.end_write(b, vec![], 0);
         assert!(o.end_read(&ticket, &[a]).is_ok());
         assert!(o.end_read(&ticket, &[b]).is_ok());
         assert!(o.end_read(&ticket, &[99]).is_err());
@@ -256,13 +251,13 @@ mod tests {
     fn a_power_cut_takes_only_what_no_holder_kept_and_only_once() {
         let mut o = Oracle::new(1 << 20);
         let flushed = o.begin_write(0..1, false, false);
-        o.end_write(flushed, vec![(0, 0), (1, 0)]);
+        o.end_write(flushed, vec![(0, 0), (1, 0)], 0);
         let mark = o.begin_flush();
         let lost = o.begin_write(1..2, false, false);
-        o.end_write(lost, vec![(0, 0), (1, 0)]);
+        o.end_write(lost, vec![(0, 0), (1, 0)], 0);
         o.end_flush(&mark);
         let kept = o.begin_write(2..3, false, false);
-        o.end_write(kept, vec![(0, 0), (2, 0)]);
+        o.end_write(kept, vec![(0, 0), (2, 0)], 0);
         o.new_session(|run| run == (2, 0), |_, _| false);
         assert!(read(&mut o, 0..1, &[0]).is_err(), "flushed");
         assert!(read(&mut o, 2..3, &[0]).is_err(), "a holder lives");
@@ -274,7 +269,7 @@ mod tests {
     fn a_holder_that_was_left_out_gives_way_to_those_that_were_not() {
         let mut o = Oracle::new(1 << 20);
         let tag = o.begin_write(0..1, false, false);
-        o.end_write(tag, vec![(0, 0), (1, 0)]);
+        o.end_write(tag, vec![(0, 0), (1, 0)], 0);
         o.new_session(|run| run == (1, 0), |holders, _| holders == [(0, 0), (1, 0)]);
         assert!(read(&mut o, 0..1, &[0]).is_ok());
     }
@@ -283,10 +278,10 @@ mod tests {
     fn a_read_beside_a_discard_does_not_decide_what_it_leaves() {
         let mut o = Oracle::new(1 << 20);
         let tag = o.begin_write(0..1, false, false);
-        o.end_write(tag, vec![]);
+        o.end_write(tag, vec![], 0);
         let discard = o.begin_write(0..1, true, true);
         let ticket = o.begin_read(0..1);
-        o.end_write(discard, vec![]);
+        o.end_write(discard, vec![], 0);
         assert!(o.end_read(&ticket, &[tag]).is_ok());
         assert!(read(&mut o, 0..1, &[0]).is_ok());
     }
@@ -295,12 +290,12 @@ mod tests {
     fn a_read_from_before_a_discard_does_not_decide_what_it_leaves() {
         let mut o = Oracle::new(1 << 20);
         let tag = o.begin_write(0..1, false, false);
-        o.end_write(tag, vec![]);
+        o.end_write(tag, vec![], 0);
         // Power goes: the sector shows the write, or zeros.
         o.new_session(|_| false, |_, _| false);
         let ticket = o.begin_read(0..1);
         let discard = o.begin_write(0..1, true, true);
-        o.end_write(discard, vec![]);
+        o.end_write(discard, vec![], 0);
         assert!(o.end_read(&ticket, &[tag]).is_ok());
         assert!(read(&mut o, 0..1, &[0]).is_ok());
     }

@@ -53,7 +53,9 @@ impl Cow {
     fn open(file: File, format: bool) -> Self {
         let mut config = StoreConfig::new(Geometry::default(), CAPACITY);
         config.log_bytes = LOG_BYTES;
+        // As many as a store of a terabyte would have.
         config.page_cache = (BLOCKS / 1024 / 8) as usize;
+        config.map_cache = config.map_cache * BLOCKS / (1 << 28);
         let store = Store::open(config, StoreIdentity::default(), format);
         let mut cow = Self { store, file, token: 0, sequence: 0, counts: Counts::default() };
         cow.pump();

@@ -31,6 +31,9 @@ pub struct StoreConfig {
     pub inline_runs: usize,
     /// Checksum pages (4 KiB each) kept in memory for reads.
     pub page_cache: usize,
+    /// Bytes of memory for maps that are in pages too; what does not fit is read when it is needed. By default
+    /// 256 MiB per tebibyte, from 64 MiB to 1 GiB.
+    pub map_cache: u64,
     /// Which rule to break on purpose, for tests of the checkers.
     pub mutant: Mutant,
 }
@@ -49,6 +52,7 @@ impl StoreConfig {
             fold_above: 32,
             inline_runs: 64,
             page_cache: 16 << 10,
+            map_cache: (capacity / 4096).clamp(64 << 20, 1 << 30),
             mutant: Mutant::None,
         }
     }
@@ -69,6 +73,7 @@ impl StoreConfig {
             fold_above: 4,
             inline_runs: 4,
             page_cache: 64,
+            map_cache: 1 << 10,
             ..Self::new(geometry, capacity)
         }
     }
@@ -428,6 +433,8 @@ pub struct Stats {
     pub commits: u64,
     /// Checkpoints made.
     pub checkpoints: u64,
-    /// Checksum pages written.
+    /// Checksum and map pages written.
     pub pages: u64,
+    /// Map pages read, those of start-up included.
+    pub maps: u64,
 }

@@ -3,6 +3,7 @@
 use crate::Header;
 use crate::map::{BlockMap, Run};
 use crate::record::{OBJECT_CHANGE_LEN, OBJECT_FIXED, OBJECT_RUN_LEN, Record};
+use crate::resident::Resident;
 use crate::sums::{PageRef, Sums};
 use sheep_types::ObjectId;
 use std::collections::BTreeMap;
@@ -11,16 +12,28 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) header: Header,
+    /// Where all its blocks are if `whole`, otherwise only those of the delta; the others are in the map page.
     pub(crate) map: BlockMap,
     pub(crate) sums: Sums,
+    /// The whole map is in memory.
+    pub(crate) whole: bool,
+    /// The map was needed since the hand of the clock came by.
+    used: bool,
 }
 
 impl Object {
+    /// An object as a checkpoint or a put describes it: with a map page, `map` is what the page does not have.
+    pub(crate) fn new(header: Header, map: BlockMap, sums: Sums) -> Self {
+        Self { header, map, whole: sums.map.is_none(), sums, used: false }
+    }
+
     /// What it adds to the totals.
     fn weight(&self) -> Weight {
         let paged = self.sums.map.is_some();
         let runs = if paged { 0 } else { self.map.runs().len() as u64 };
-        Weight { runs, paged: u64::from(paged), delta: self.sums.delta().len() as u64 }
+        let delta = self.sums.delta().len() as u64;
+        let resident = (paged && self.whole).then(|| self.map.heap_bytes() as u64);
+        Weight { runs, paged: u64::from(paged), delta, resident }
     }
 }
 
@@ -29,6 +42,12 @@ struct Weight {
     runs: u64,
     paged: u64,
     delta: u64,
+    /// Bytes of a map that is in memory although a page has it.
+    resident: Option<u64>,
+}
+
+impl Weight {
+    const NONE: Self = Self { runs: 0, paged: 0, delta: 0, resident: None };
 }
 
 /// What a record did to the use of blocks.
@@ -54,6 +73,7 @@ pub(crate) struct Index {
     paged: u64,
     /// Entries of all deltas.
     delta: u64,
+    resident: Resident,
 }
 
 impl Index {
@@ -106,46 +126,95 @@ impl Index {
         let before = object.weight();
         let result = f(object);
         let after = object.weight();
-        self.subtract(before);
-        self.add(after);
+        self.weigh(id, before, after);
         Some(result)
     }
 
-    /// Puts an object in, from a checkpoint; `false` if there is one of that name.
-    pub(crate) fn insert(&mut self, header: Header, map: BlockMap, sums: Sums) -> bool {
-        let object = Object { header, map, sums };
-        self.add(object.weight());
-        self.objects.insert(header.id, object).is_none()
+    /// Puts an object in; `false`, and nothing done, if there is one of that name.
+    pub(crate) fn insert(&mut self, object: Object) -> bool {
+        let (id, weight) = (object.header.id, object.weight());
+        if self.objects.contains_key(&id) {
+            return false;
+        }
+        self.objects.insert(id, object);
+        self.weigh(id, Weight::NONE, weight);
+        true
     }
 
-    fn add(&mut self, weight: Weight) {
-        self.runs += weight.runs;
-        self.paged += weight.paged;
-        self.delta += weight.delta;
+    fn weigh(&mut self, id: ObjectId, before: Weight, after: Weight) {
+        self.runs = self.runs - before.runs + after.runs;
+        self.paged = self.paged - before.paged + after.paged;
+        self.delta = self.delta - before.delta + after.delta;
+        self.resident.change(id, before.resident, after.resident);
     }
 
-    fn subtract(&mut self, weight: Weight) {
-        self.runs -= weight.runs;
-        self.paged -= weight.paged;
-        self.delta -= weight.delta;
+    /// The map page of an object whose map is needed and not in memory.
+    pub(crate) fn missing_map(&mut self, id: ObjectId) -> Option<PageRef> {
+        let object = self.objects.get_mut(&id)?;
+        object.used = true;
+        if object.whole { None } else { object.sums.map }
+    }
+
+    /// What the map page of an object holds: with what has changed since the map is whole. `false` if it has another
+    /// page or none.
+    pub(crate) fn take_map(
+        &mut self,
+        id: ObjectId,
+        page: PageRef,
+        mut map: BlockMap,
+        changes_too: bool,
+    ) -> bool {
+        let taken = self.change(id, |object| {
+            if object.whole || object.sums.map != Some(page) {
+                return false;
+            }
+            if changes_too {
+                map.overlay(&object.map);
+            }
+            map.trim();
+            object.map = map;
+            object.whole = true;
+            true
+        });
+        taken == Some(true)
+    }
+
+    /// Leaves maps out of memory that pages have, until those that are left take at most `limit` bytes.
+    pub(crate) fn shed_maps(&mut self, limit: u64, pinned: impl Fn(ObjectId) -> bool) {
+        // Twice round: the first time only takes the marks away.
+        let mut turns = 2 * self.resident.len() + 1;
+        while self.resident.bytes() > limit
+            && turns > 0
+            && let Some(id) = self.resident.turn()
+        {
+            turns -= 1;
+            self.change(id, |object| {
+                let keep = std::mem::take(&mut object.used) || pinned(id);
+                if !keep {
+                    object.map = object.sums.changed(&object.map);
+                    object.whole = false;
+                }
+            });
+        }
     }
 
     fn remove(&mut self, id: ObjectId, effects: &mut Effects) {
         if let Some(object) = self.objects.remove(&id) {
-            self.subtract(object.weight());
+            self.weigh(id, object.weight(), Weight::NONE);
             effects.dropped.extend(object.map.data());
             effects.dropped_pages.extend(object.sums.pages());
         }
     }
 
-    /// Does what a record says. `None`, and nothing done, if it names an object that is not there.
+    /// Does what a record says. `None`, and nothing done, if it names an object that is not there. The effects are
+    /// true only if the maps of all objects that it names are whole; what the index holds afterwards always is.
     pub(crate) fn apply(&mut self, record: &Record) -> Option<Effects> {
         let mut effects = Effects::default();
         match record {
             Record::Put { header, reset, runs, crcs } => {
                 if *reset {
                     self.remove(header.id, &mut effects);
-                    self.insert(*header, BlockMap::default(), Sums::default());
+                    self.insert(Object::new(*header, BlockMap::default(), Sums::default()));
                 }
                 let dropped = self.change(header.id, |object| {
                     object.header = *header;
@@ -167,7 +236,7 @@ impl Index {
                 effects.shared_pages.extend(copy.sums.pages());
                 self.remove(header.id, &mut effects);
                 copy.header = *header;
-                self.insert(*header, copy.map, copy.sums);
+                self.insert(copy);
             }
             Record::Delete(id) => self.remove(*id, &mut effects),
         }

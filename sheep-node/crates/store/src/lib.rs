@@ -27,6 +27,7 @@ mod map;
 mod mutant;
 mod ranges;
 mod record;
+mod resident;
 mod set;
 mod shares;
 mod space;

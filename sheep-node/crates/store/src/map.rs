@@ -136,6 +136,13 @@ impl BlockMap {
         old
     }
 
+    /// Puts all that `newer` has over this.
+    pub(crate) fn overlay(&mut self, newer: &Self) {
+        for run in newer.runs() {
+            self.replace(std::slice::from_ref(run));
+        }
+    }
+
     /// Bytes of memory that it takes besides itself.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.runs.capacity() * size_of::<MapRun>()
@@ -146,6 +153,20 @@ impl BlockMap {
         if self.runs.capacity() > self.runs.len() + self.runs.len() / 8 + 8 {
             self.runs.shrink_to(self.runs.len() + self.runs.len() / 16);
         }
+    }
+
+    /// From the places of single blocks, in order of block.
+    pub(crate) fn from_places(places: impl Iterator<Item = (u16, u32)>) -> Self {
+        let mut runs: Vec<MapRun> = Vec::new();
+        for (start, place) in places {
+            let run = MapRun { start, len: 1, place };
+            match runs.last_mut() {
+                Some(last) if last.joins(run) => last.len += 1,
+                _ => runs.push(run),
+            }
+        }
+        runs.shrink_to_fit();
+        Self { runs }
     }
 
     /// From runs read from disk: `None` if they are out of order, overlap, or reach beyond `blocks`.

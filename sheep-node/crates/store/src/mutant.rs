@@ -37,6 +37,9 @@ pub enum Mutant {
     /// Reuse pages that the checkpoint on disk names.
     #[cfg(feature = "mutants")]
     EarlyPageReuse,
+    /// Believe a map page without what has changed since it was written.
+    #[cfg(feature = "mutants")]
+    OldMap,
     /// Serve without a batch of this opening in the log.
     #[cfg(feature = "mutants")]
     NoOpening,
@@ -57,4 +60,4 @@ macro_rules! broken {
 broken!(in_place => InPlace, record_before_data => RecordBeforeData, no_verify => NoVerify,
     early_reuse => EarlyReuse, no_sync => NoSync, early_switch => EarlySwitch,
     no_sync_before_superblock => NoSyncBeforeSuperblock, no_sync_after_superblock => NoSyncAfterSuperblock,
-    checkpoint_before_log => CheckpointBeforeLog, early_page_reuse => EarlyPageReuse, no_opening => NoOpening);
+    checkpoint_before_log => CheckpointBeforeLog, early_page_reuse => EarlyPageReuse, old_map => OldMap, no_opening => NoOpening);

@@ -255,11 +255,9 @@ pub(crate) fn put_object(out: &mut Vec<u8>, header: &Header, map: &BlockMap, sum
 #[derive(Debug)]
 pub(crate) struct ObjectRecord {
     pub(crate) header: Header,
-    /// The whole map, unless `sums.map` has it.
+    /// The whole map; with a map page only what differs from that.
     pub(crate) map: BlockMap,
     pub(crate) sums: Sums,
-    /// Blocks whose places differ from those in the map page.
-    pub(crate) moved: Vec<MapRun>,
 }
 
 /// Reads the record of an object in a checkpoint.
@@ -271,11 +269,11 @@ pub(crate) fn object(r: &mut Reader<'_>, blocks: u32) -> Option<ObjectRecord> {
         Some((page.place != 0).then_some(page))
     };
     let (base, map_page) = (page()?, page()?);
-    let map = BlockMap::from_runs(runs(r, n, blocks)?, blocks)?;
+    let mut map = BlockMap::from_runs(runs(r, n, blocks)?, blocks)?;
     if r.remaining() < usize::from(m) * OBJECT_CHANGE_LEN || (map_page.is_some() && n > 0) {
         return None;
     }
-    let (mut delta, mut moved) = (Vec::with_capacity(usize::from(m)), Vec::new());
+    let (mut delta, mut changed) = (Vec::with_capacity(usize::from(m)), Vec::new());
     for _ in 0..m {
         let (block, place, crc) = (r.u16()?, r.u32()?, r.u32()?);
         if u32::from(block) >= blocks {
@@ -283,10 +281,14 @@ pub(crate) fn object(r: &mut Reader<'_>, blocks: u32) -> Option<ObjectRecord> {
         }
         delta.push((block, crc));
         if map_page.is_some() {
-            moved.push(MapRun { start: block, len: 1, place });
+            changed.push((block, place));
         }
     }
-    Some(ObjectRecord { header, map, sums: Sums::from_parts(base, map_page, delta)?, moved })
+    let sums = Sums::from_parts(base, map_page, delta)?;
+    if map_page.is_some() {
+        map = BlockMap::from_places(changed.into_iter());
+    }
+    Some(ObjectRecord { header, map, sums })
 }
 
 // Offsets in the header of a checkpoint's chunk.
@@ -414,9 +416,8 @@ mod tests {
             put_object(&mut out, &a_header(1), &map, &sums);
             let got = object(&mut Reader::new(&out), 16).unwrap();
             assert_eq!((got.header, &got.sums), (a_header(1), &sums));
-            assert_eq!(got.map.runs(), if map_page.is_some() { vec![] } else { vec![run] });
-            let moved: Vec<_> = got.moved.iter().map(|r| (r.start, r.place)).collect();
-            assert_eq!(moved, if map_page.is_some() { vec![(3, 900), (6, 903)] } else { vec![] });
+            let changed = BlockMap::from_places([(3, 900), (6, 903)].into_iter());
+            assert_eq!(got.map, if map_page.is_some() { changed } else { map.clone() });
             for len in 0..out.len() {
                 assert!(object(&mut Reader::new(out.get(..len).unwrap()), 16).is_none(), "cut at {len}");
             }

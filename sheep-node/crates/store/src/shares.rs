@@ -3,104 +3,142 @@
 use crate::map::Run;
 use std::collections::BTreeMap;
 
-/// Extra users of runs of blocks: a block that is in no run has one user (or is free). Clones share whole
-/// runs, so this stays short where blocks are shared in long runs.
-#[derive(Debug, Default)]
-pub(crate) struct Shares {
-    /// First block to (length, extra users, at least one). Not overlapping.
-    runs: BTreeMap<u32, (u32, u32)>,
+/// Blocks whose counts are kept together.
+const CHUNK: u32 = 1024;
+/// Runs of equal counts in a chunk above which each block has its own byte.
+const RUNS_MAX: usize = 64;
+/// A count of this and more is continued in `Shares::above`.
+const FULL: u8 = u8::MAX;
+
+/// Extra users of the blocks of a chunk.
+#[derive(Debug)]
+enum Counts {
+    /// Runs with extra users: (first block, blocks, extra users), in order. Clones share whole objects, so there are
+    /// few where these lie in few pieces.
+    Runs(Vec<(u16, u16, u8)>),
+    /// A count for each block, and the number of those that are not zero.
+    Each(Box<[u8; CHUNK as usize]>, u16),
 }
 
-impl Shares {
-    /// Cuts the run that contains `at`, so that none crosses it.
-    fn split(&mut self, at: u32) {
-        let Some((&start, &(len, extra))) = self.runs.range(..at).next_back() else { return };
-        if start + len > at {
-            self.runs.insert(start, (at - start, extra));
-            self.runs.insert(at, (start + len - at, extra));
+impl Counts {
+    fn expand(self) -> Box<[u8; CHUNK as usize]> {
+        match self {
+            Self::Each(each, _) => each,
+            Self::Runs(runs) => {
+                let mut each = Box::new([0; CHUNK as usize]);
+                for (at, len, extra) in runs {
+                    each[usize::from(at)..usize::from(at + len)].fill(extra);
+                }
+                each
+            }
         }
     }
 
+    /// The shorter form; `None` if nothing is shared.
+    fn packed(each: Box<[u8; CHUNK as usize]>) -> Option<Self> {
+        let mut runs: Vec<(u16, u16, u8)> = Vec::new();
+        let mut at = 0;
+        for same in each.chunk_by(|a, b| a == b) {
+            if let Some(extra) = same.first().filter(|extra| **extra > 0) {
+                if runs.len() == RUNS_MAX {
+                    let shared = each.iter().filter(|extra| **extra > 0).count();
+                    return Some(Self::Each(each, shared as u16));
+                }
+                runs.push((at, same.len() as u16, *extra));
+            }
+            at += same.len() as u16;
+        }
+        runs.shrink_to_fit();
+        (!runs.is_empty()).then_some(Self::Runs(runs))
+    }
+
+    /// Bytes of memory that they take besides themselves.
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Runs(runs) => runs.capacity() * size_of::<(u16, u16, u8)>(),
+            Self::Each(..) => CHUNK as usize,
+        }
+    }
+}
+
+/// Extra users of blocks: one that is not counted here has one user (or is free). Takes about a byte for each block that
+/// is shared, at most, and much less where shared blocks lie side by side.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    /// By number of the chunk; none without a shared block.
+    chunks: BTreeMap<u32, Counts>,
+    /// What goes beyond [`FULL`], by block.
+    above: BTreeMap<u32, u32>,
+}
+
+impl Shares {
     /// One more user of each block of `run`, which has at least one already.
     pub(crate) fn add(&mut self, run: Run) {
-        self.split(run.place);
-        self.split(run.end());
-        let mut at = run.place;
-        while at < run.end() {
-            let next = self.runs.range(at..run.end()).next().map(|(&s, &v)| (s, v));
-            match next {
-                Some((start, (len, extra))) if start == at => {
-                    self.runs.insert(at, (len, extra + 1));
-                    at += len;
-                }
-                other => {
-                    let end = other.map_or(run.end(), |(start, _)| start);
-                    self.runs.insert(at, (end - at, 1));
-                    at = end;
-                }
+        self.change(run, |above, block, extra| {
+            if *extra == FULL {
+                *above.entry(block).or_default() += 1;
+            } else {
+                *extra += 1;
             }
-        }
-        self.merge(run);
+        });
     }
 
     /// One user less of each block of `run`; returns the parts that nobody uses any more.
     pub(crate) fn sub(&mut self, run: Run) -> Vec<Run> {
-        let mut free = Vec::new();
+        let mut free: Vec<Run> = Vec::new();
         // Nearly always nothing is shared.
-        if self.runs.is_empty() {
+        if self.chunks.is_empty() {
             free.push(run);
             return free;
         }
-        self.split(run.place);
-        self.split(run.end());
-        let mut at = run.place;
-        while at < run.end() {
-            let next = self.runs.range(at..run.end()).next().map(|(&s, &v)| (s, v));
-            match next {
-                Some((start, (len, extra))) if start == at => {
-                    if extra > 1 {
-                        self.runs.insert(at, (len, extra - 1));
-                    } else {
-                        self.runs.remove(&at);
-                    }
-                    at += len;
-                }
-                other => {
-                    let end = other.map_or(run.end(), |(start, _)| start);
-                    free.push(Run { place: at, len: end - at });
-                    at = end;
-                }
-            }
-        }
-        self.merge(run);
+        self.change(run, |above, block, extra| match above.get_mut(&block) {
+            _ if *extra == 0 => match free.last_mut() {
+                Some(last) if last.end() == block => last.len += 1,
+                _ => free.push(Run { place: block, len: 1 }),
+            },
+            Some(more @ 2..) => *more -= 1,
+            Some(_) => drop(above.remove(&block)),
+            None => *extra -= 1,
+        });
         free
     }
 
-    /// Joins neighbours with the same count in and around `run`.
-    fn merge(&mut self, run: Run) {
-        let from = self.runs.range(..run.place).next_back().map_or(run.place, |(&s, _)| s);
-        let keys: Vec<u32> = self.runs.range(from..=run.end()).map(|(&s, _)| s).collect();
-        let mut keys = keys.into_iter();
-        let Some(mut last) = keys.next() else { return };
-        for key in keys {
-            let (Some(&(len, extra)), Some(&(next_len, next_extra))) =
-                (self.runs.get(&last), self.runs.get(&key))
-            else {
-                continue;
-            };
-            if last + len == key && extra == next_extra {
-                self.runs.insert(last, (len + next_len, extra));
-                self.runs.remove(&key);
-            } else {
-                last = key;
-            }
-        }
+    /// Bytes of memory that the counts take.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let each = size_of::<(u32, Counts)>();
+        let chunks: usize = self.chunks.values().map(|counts| each + counts.heap_bytes()).sum();
+        chunks + self.above.len() * size_of::<(u32, u32)>()
     }
 
-    /// Number of runs kept.
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.runs.len()
+    /// Applies `f` to the extra users of each block of `run`, in order.
+    fn change(&mut self, run: Run, mut f: impl FnMut(&mut BTreeMap<u32, u32>, u32, &mut u8)) {
+        let mut at = run.place;
+        while at < run.end() {
+            let (chunk, first) = (at / CHUNK, at - at % CHUNK);
+            let end = run.end().min(first + CHUNK);
+            let range = (at - first) as usize..(end - first) as usize;
+            // Where each block has its own byte, the others need not be looked at; unless few are left.
+            let mut repack = true;
+            if let Some(Counts::Each(each, shared)) = self.chunks.get_mut(&chunk) {
+                for (block, extra) in (at..).zip(&mut each[range]) {
+                    *shared -= u16::from(*extra > 0);
+                    f(&mut self.above, block, extra);
+                    *shared += u16::from(*extra > 0);
+                }
+                repack = usize::from(*shared) <= RUNS_MAX;
+            } else {
+                let counts = self.chunks.remove(&chunk).unwrap_or(Counts::Runs(Vec::new()));
+                let mut each = counts.expand();
+                for (block, extra) in (at..).zip(&mut each[range]) {
+                    f(&mut self.above, block, extra);
+                }
+                self.chunks.insert(chunk, Counts::Each(each, 0));
+            }
+            if repack && let Some(counts) = self.chunks.remove(&chunk) {
+                self.chunks.extend(Counts::packed(counts.expand()).map(|counts| (chunk, counts)));
+            }
+            at = end;
+        }
     }
 }
 
@@ -136,15 +174,27 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_join_again() {
+    fn memory_is_bounded_and_comes_back() {
         let mut shares = Shares::default();
-        shares.add(Run { place: 10, len: 10 });
-        shares.add(Run { place: 14, len: 2 });
-        assert_eq!(shares.len(), 3);
-        assert!(shares.sub(Run { place: 14, len: 2 }).is_empty());
-        assert_eq!(shares.len(), 1);
-        assert!(shares.sub(Run { place: 10, len: 10 }).is_empty());
-        assert_eq!(shares.len(), 0);
-        assert_eq!(shares.sub(Run { place: 10, len: 10 }), vec![Run { place: 10, len: 10 }]);
+        let all = Run { place: 500, len: 4 * CHUNK };
+        shares.add(all);
+        assert!(shares.heap_bytes() < 300, "{}", shares.heap_bytes());
+        // Every other block once more: too many runs.
+        let odd = || (all.place..all.end()).step_by(2).map(|place| Run { place, len: 1 });
+        odd().for_each(|run| shares.add(run));
+        assert!(shares.heap_bytes() <= 5 * (CHUNK as usize + 40), "{}", shares.heap_bytes());
+        odd().for_each(|run| assert!(shares.sub(run).is_empty()));
+        assert!(shares.sub(all).is_empty());
+        assert_eq!(shares.heap_bytes(), 0);
+        assert_eq!(shares.sub(all), vec![all]);
+    }
+
+    #[test]
+    fn a_block_may_have_very_many_users() {
+        let mut shares = Shares::default();
+        let run = Run { place: 1023, len: 2 };
+        (0..70_000).for_each(|_| shares.add(run));
+        (0..70_000).for_each(|_| assert!(shares.sub(run).is_empty()));
+        assert_eq!((shares.heap_bytes(), shares.sub(run)), (0, vec![run]));
     }
 }

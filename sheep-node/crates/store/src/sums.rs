@@ -8,7 +8,7 @@
 //! The places of an object that lies in many pieces are too many to be written with every checkpoint. They are
 //! folded into a *map page* of their own at the same time, and the delta says which of them have changed too.
 
-use crate::map::{BlockMap, MapRun, ZERO_PLACE};
+use crate::map::{BlockMap, ZERO_PLACE};
 use bytes::Bytes;
 use sheep_types::BLOCK_SIZE;
 use std::collections::BTreeMap;
@@ -66,20 +66,9 @@ pub(crate) fn map_page(map: &BlockMap) -> Vec<u8> {
 }
 
 /// The map that a map page of an object of `blocks` blocks holds.
-pub(crate) fn map_from_page(page: &[u8], blocks: u32) -> Option<BlockMap> {
-    let mut runs: Vec<MapRun> = Vec::new();
-    for block in 0..blocks {
-        let place = in_page(page, block)?;
-        if place == ABSENT_PLACE {
-            continue;
-        }
-        let run = MapRun { start: block as u16, len: 1, place };
-        match runs.last_mut() {
-            Some(last) if last.joins(run) => last.len += 1,
-            _ => runs.push(run),
-        }
-    }
-    BlockMap::from_runs(runs, blocks)
+pub(crate) fn map_from_page(page: &[u8], blocks: u32) -> BlockMap {
+    let places = (0..blocks).filter_map(|block| Some((block as u16, in_page(page, block)?)));
+    BlockMap::from_places(places.filter(|&(_, place)| place != ABSENT_PLACE))
 }
 
 /// Puts a number into a page.
@@ -119,6 +108,11 @@ impl Sums {
     /// Bytes of memory that they take besides themselves.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.delta.capacity() * size_of::<(u16, u32)>()
+    }
+
+    /// The part of a map that the map page does not have.
+    pub(crate) fn changed(&self, map: &BlockMap) -> BlockMap {
+        BlockMap::from_places(self.delta.iter().filter_map(|&(b, _)| Some((b, map.place(b.into())?))))
     }
 
     /// What is not in the pages.
@@ -237,6 +231,7 @@ impl PageCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::map::MapRun;
 
     fn write(map: &mut BlockMap, sums: &mut Sums, block: u32, place: u32, crc: u32) {
         map.replace(&[MapRun { start: block as u16, len: 1, place }]);
@@ -267,11 +262,8 @@ mod tests {
         assert!(sums.base.unwrap().check(&new.sums) && sums.map.unwrap().check(new.map.as_ref().unwrap()));
         assert_eq!(sums.delta(), [(5, 0), (7, 71), (8, 80)]);
         // Pages and delta together are what there is.
-        let mut again = map_from_page(new.map.as_ref().unwrap(), 1024).unwrap();
-        for &(block, _) in sums.delta() {
-            let place = map.place(block.into()).unwrap();
-            again.replace(&[MapRun { start: block, len: 1, place }]);
-        }
+        let mut again = map_from_page(new.map.as_ref().unwrap(), 1024);
+        again.overlay(&sums.changed(&map));
         assert_eq!(again, map);
         let sum = |b| sums.in_delta(b).or_else(|| in_page(&new.sums, b)).unwrap();
         assert_eq!([sum(6), sum(7), sum(8)], [61, 71, 80]);

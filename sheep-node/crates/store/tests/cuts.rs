@@ -65,6 +65,7 @@ fn check(seen: &Seen) {
     println!("{seen:?}");
     assert!(seen.writes > 120 && seen.opened > 10_000, "{seen:?}");
     assert!(seen.checkpoints >= 3 && seen.pages >= 15 && seen.wraps >= 1 && seen.reused > 5, "{seen:?}");
+    assert!(seen.maps >= 5, "{seen:?}");
     assert!(seen.slots[0] >= 2 && seen.slots[1] >= 2, "{seen:?}");
 }
 
@@ -210,6 +211,7 @@ mod mutants {
         no_sync_after_superblock: NoSyncAfterSuperblock;
         checkpoint_before_log: CheckpointBeforeLog;
         early_page_reuse: EarlyPageReuse;
+        old_map: OldMap;
         no_opening: NoOpening;
     }
 }

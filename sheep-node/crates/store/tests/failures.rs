@@ -187,7 +187,9 @@ fn every_read_of_a_start_up_may_fail() {
 fn a_read_that_fails_fails_alone() {
     let (disk, want) = closed();
     for fault in [Fault::Read, Fault::ShortRead] {
-        let (mut b, _) = open_and_read(disk.clone(), &StoreConfig { page_cache: 0, ..config() }).unwrap();
+        // All maps are in memory: without one of those the store can't go on.
+        let config = StoreConfig { page_cache: 0, map_cache: 1 << 20, ..config() };
+        let (mut b, _) = open_and_read(disk.clone(), &config).unwrap();
         let (mut lost, mut at) = (0, 0);
         let cells =
             want.iter().flat_map(|(id, (_, c))| c.iter().enumerate().map(|(i, c)| (*id, i as u32, *c)));
@@ -388,4 +390,66 @@ fn a_disk_that_hangs_holds_up_what_needs_it_and_nothing_else() {
     assert_eq!(cells(&result, 0), [Cell::Data(1 << 8)]);
     let ids: Vec<ObjectId> = b.store.objects(ObjectId(0)).map(|h| h.id).collect();
     assert_eq!(ids, [object(1), object(2), object(3)]);
+}
+
+/// A store with objects whose maps are in pages only, and one of those pages.
+fn with_a_cold_map() -> (Bench, DiskOp, u64) {
+    let mut b = Bench::new(StoreConfig { map_cache: 0, ..config() });
+    let mut sequence = 0;
+    while b.store.stats().checkpoints < 3 {
+        for n in 0..3 {
+            for start in (0..BLOCKS).step_by(2) {
+                sequence += 1;
+                let create = b.store.header(object(n)).is_none();
+                b.ok(change(n, sequence, create, start, 1));
+            }
+            b.flush();
+        }
+    }
+    b.settle();
+    let token = b.submit(Op::Read { object: object(0), offset: 0, len: BLOCK_SIZE });
+    let op = b.store.poll_disk().unwrap();
+    assert!(matches!(op.kind, DiskOpKind::Read { .. }), "{op:?}");
+    (b, op, token)
+}
+
+fn run(b: &mut Bench, op: DiskOp) {
+    let id = op.id;
+    let result = b.disk.run(op);
+    b.store.handle_disk(id, result);
+    b.collect();
+}
+
+#[test]
+fn operations_wait_for_a_map_in_the_order_in_which_they_came() {
+    let (mut b, op, token) = with_a_cold_map();
+    // Behind the read: a change of the same object, one of another, and a flush.
+    let others =
+        [change(0, 5000, false, 0, 1), change(1, 5001, false, 3, 1), Op::Flush].map(|op| b.submit(op));
+    let answers = |b: &Bench| b.events.iter().filter(|e| matches!(e, Event::Done { .. })).count();
+    let ahead: Vec<DiskOp> = std::iter::from_fn(|| b.store.poll_disk()).collect();
+    assert_eq!(ahead.len(), 1, "the map of the other object is read ahead: {ahead:?}");
+    // The map of the second comes first, and nothing is done all the same.
+    ahead.into_iter().for_each(|op| run(&mut b, op));
+    assert_eq!(answers(&b), 0);
+    run(&mut b, op);
+    b.settle();
+    let Some(Ok(Outcome::Read(result))) = b.result(token) else { panic!("no answer") };
+    assert!(result.version.sequence < 5000);
+    assert!(others.into_iter().all(|token| b.result(token) == Some(DONE)));
+}
+
+#[test]
+fn a_lost_map_page_ends_the_store_and_everything_that_waits() {
+    for damaged in [false, true] {
+        let (mut b, op, token) = with_a_cold_map();
+        let write = b.submit(change(1, 5000, false, 0, 1));
+        let result = if damaged { Ok(DiskDone::Read(vec![7; BLOCK].into())) } else { Err(DiskError::Io) };
+        b.store.handle_disk(op.id, result);
+        b.collect();
+        assert_eq!(b.result(token), Some(Err(StoreError::Failed)));
+        assert_eq!(b.result(write), Some(Err(StoreError::Failed)));
+        let why = if damaged { StoreError::CheckpointCorrupt } else { StoreError::Disk(DiskError::Io) };
+        assert!(b.events.contains(&Event::Failed(why)), "{:?}", b.events);
+    }
 }

@@ -84,6 +84,7 @@ variants! {
         NoSyncAfterSuperblock = "store:no-sync-after-superblock": "the old checkpoint is free when the new superblock is durable";
         CheckpointBeforeLog = "store:checkpoint-before-log": "a checkpoint waits for the batch that it was frozen at";
         EarlyPageReuse = "store:early-page-reuse": "pages that the checkpoint on disk names are not reused";
+        OldMap = "store:old-map": "a map page counts with what has changed since it was written";
         NoOpening = "store:no-opening": "a store serves when a batch of this opening is in the log";
     }
     Data: sheep_datapath::Mutant => {

@@ -308,6 +308,7 @@ impl StoreSet {
             commits: sum.commits + one.commits,
             checkpoints: sum.checkpoints + one.checkpoints,
             pages: sum.pages + one.pages,
+            maps: sum.maps + one.maps,
         })
     }
 

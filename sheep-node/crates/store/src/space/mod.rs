@@ -144,8 +144,17 @@ impl Space {
         true
     }
 
-    /// After all marks: groups with something in them have space reserved already.
-    pub(crate) fn marked(&mut self) {
+    /// After all marks: the store may have `limit` blocks, and what it has already; `None` leaves it as it was. Groups
+    /// with something in them have space reserved already.
+    pub(crate) fn marked(&mut self, limit: Option<u64>) {
+        if let Some(limit) = limit {
+            self.limit = limit.max(self.marked_end()).min(self.limit);
+            self.unreserved = self.limit.div_ceil(u64::from(GROUP_BLOCKS));
+            let room = self.limit % u64::from(GROUP_BLOCKS);
+            if let Some(last) = self.groups.get_mut((self.limit / u64::from(GROUP_BLOCKS)) as usize) {
+                last.set(room as u32, GROUP_BLOCKS - room as u32, true);
+            }
+        }
         for index in 0..self.groups.len() {
             let group = &mut self.groups[index];
             if !group.is_whole() {
@@ -155,6 +164,13 @@ impl Space {
                 self.file(index);
             }
         }
+    }
+
+    /// Blocks up to the last one that is marked.
+    fn marked_end(&self) -> u64 {
+        let Some(last) = self.groups.last() else { return 0 };
+        let free = (0..GROUP_BLOCKS).rev().take_while(|&at| !last.is_used(at)).count();
+        (self.groups.len() * GROUP_BLOCKS as usize - free) as u64
     }
 
     /// Puts a group into its class.

@@ -61,6 +61,8 @@ struct Fold {
     new: Folded,
     /// Writes under way.
     waits: usize,
+    /// The object's map is being read.
+    unmapped: bool,
     /// The object was replaced or deleted meanwhile.
     cancelled: bool,
 }
@@ -166,21 +168,37 @@ impl Store {
         {
             let long = |o: &&Object| o.sums.delta().len() > self.config.fold_above;
             let Some(object) = self.index.get(id).filter(long) else { continue };
-            let base = object.sums.base;
-            let fold = Fold { base, ..Fold::default() };
+            let fold = Fold { base: object.sums.base, unmapped: !object.whole, ..Fold::default() };
             cp.folds.insert(id, fold);
-            let old = base.map(|base| (base, self.pages.get(base.place)));
-            match old {
-                Some((base, None)) => {
-                    let run = Run { place: base.place, len: 1 };
-                    self.issue_read(Pending::Checkpoint(Io::FoldRead(id)), run);
-                }
-                Some((_, Some(page))) => self.fold_write(cp, id, Some(&page)),
-                None => self.fold_write(cp, id, None),
+            match object.sums.map.filter(|_| !object.whole) {
+                Some(page) => self.read_map(id, page),
+                None => self.fold_object(cp, id),
             }
         }
         if cp.folds.is_empty() && cp.to_fold.is_empty() {
             cp.stage = Stage::Freeze;
+        }
+    }
+
+    /// The map of an object was read, maybe for a fold.
+    pub(super) fn fold_mapped(&mut self, id: ObjectId) {
+        let Some(mut cp) = self.checkpoint.take() else { return };
+        if cp.folds.get_mut(&id).is_some_and(|fold| std::mem::take(&mut fold.unmapped)) {
+            self.fold_object(&mut cp, id);
+        }
+        self.checkpoint = Some(cp);
+    }
+
+    /// Folds an object whose map is whole.
+    fn fold_object(&mut self, cp: &mut Checkpoint, id: ObjectId) {
+        let base = cp.folds.get(&id).and_then(|fold| fold.base);
+        match base.map(|base| (base, self.pages.get(base.place))) {
+            Some((base, None)) => {
+                let run = Run { place: base.place, len: 1 };
+                self.issue_read(Pending::Checkpoint(Io::FoldRead(id)), run);
+            }
+            Some((_, Some(page))) => self.fold_write(cp, id, Some(&page)),
+            None => self.fold_write(cp, id, None),
         }
     }
 
@@ -237,7 +255,8 @@ impl Store {
         self.stats.pages += 1 + u64::from(new.map.is_some());
         self.pages.insert(new.sums_place, new.sums);
         for page in old {
-            self.retired.extend(self.shares.sub(Run { place: page.place, len: 1 }));
+            let unused = self.shares.sub(Run { place: page.place, len: 1 });
+            self.retire(unused);
         }
     }
 
@@ -428,6 +447,11 @@ impl Store {
 }
 
 impl Checkpoint {
+    /// True while new pages of an object are being made.
+    pub(super) fn folds(&self, id: ObjectId) -> bool {
+        self.folds.contains_key(&id)
+    }
+
     fn add(&mut self, object: &Object) {
         let before = self.stream.len();
         put_object(&mut self.stream, &object.header, &object.map, &object.sums);

@@ -1,28 +1,22 @@
-//! The checkpoint at start-up: object records, then the map pages they name.
+//! The checkpoint at start-up, and the count of the blocks that are in use when the log has been applied to it.
 
-use super::startup::{Startup, Step};
-use super::{Pending, Phase, Store, bytes_read};
+use super::startup::{Startup, Step, fixed_blocks};
+use super::verify::Replay;
+use super::{Phase, Store, bytes_read};
 use crate::codec::Reader;
-use crate::map::{MapRun, Run};
+use crate::index::Object;
+use crate::map::Run;
 use crate::record::{self, ObjectRecord, decode_chunk};
-use crate::space::GROUP_BLOCKS;
-use crate::sums::{PageRef, map_from_page};
+use crate::shares::Shares;
+use crate::space::{GROUP_BLOCKS, Space};
 use crate::superblock::BLOCK;
 use crate::{DiskResult, StoreError};
-use sheep_types::ObjectId;
+use sheep_types::{BLOCK_SIZE, ObjectId};
 
 /// Map pages read at once.
-const MAPS_AT_ONCE: usize = 32;
+const MAPS_AT_ONCE: usize = 64;
 
 const CORRUPT: StoreError = StoreError::CheckpointCorrupt;
-
-/// An object whose map is in a page.
-#[derive(Debug)]
-pub(super) struct MapLoad {
-    id: ObjectId,
-    page: PageRef,
-    moved: Vec<MapRun>,
-}
 
 /// How far a checkpoint has been read.
 #[derive(Debug, Default)]
@@ -31,10 +25,14 @@ pub(super) struct Load {
     index: u32,
     /// The start of an object record whose rest is in the next chunk.
     stream: Vec<u8>,
-    /// Map pages still to be read.
-    maps: Vec<MapLoad>,
-    /// Map pages under way.
-    under_way: usize,
+}
+
+/// How far the blocks in use have been counted.
+#[derive(Debug)]
+pub(super) struct Count {
+    /// First object that has not been come to; `None` if all have.
+    next: Option<ObjectId>,
+    replay: Replay,
 }
 
 impl Store {
@@ -79,20 +77,15 @@ impl Store {
             return Err(CORRUPT);
         }
         self.log.delta_then = self.index.delta();
-        // The next to be read is at the end; pages were written in this order, so the disk likes it.
-        load.maps.reverse();
-        Ok(self.load_maps(load))
+        Ok(self.start_replay())
     }
 
     /// Takes the object records that are there as a whole.
     fn take_objects(&mut self, load: &mut Load) -> Result<(), StoreError> {
         let mut r = Reader::new(&load.stream);
         let mut rest = r;
-        while let Some(ObjectRecord { header, map, sums, moved }) = record::object(&mut r, self.blocks) {
-            load.maps.extend(sums.map.map(|page| MapLoad { id: header.id, page, moved }));
-            // All pages that the checkpoint names; `mark_space` keeps those that are out of use by now.
-            self.retired.extend(sums.pages().map(|page| Run { place: page.place, len: 1 }));
-            if !self.index.insert(header, map, sums) {
+        while let Some(ObjectRecord { header, map, sums }) = record::object(&mut r, self.blocks) {
+            if !self.index.insert(Object::new(header, map, sums)) {
                 return Err(CORRUPT);
             }
             rest = r;
@@ -102,42 +95,77 @@ impl Store {
         Ok(())
     }
 
-    fn load_maps(&mut self, mut load: Load) -> Step {
-        while load.under_way < MAPS_AT_ONCE
-            && let Some(map) = load.maps.pop()
+    /// Begins to count the blocks in use: everything has been read but map pages.
+    pub(super) fn start_count(&mut self, replay: Replay) -> Result<Option<Step>, StoreError> {
+        let start = fixed_blocks(&self.superblock);
+        let most = u64::from(u32::MAX - start - GROUP_BLOCKS);
+        (self.space, self.shares) = (Space::new(start, most), Shares::default());
+        for chunk in self.log.chunks.clone() {
+            self.mark(chunk)?;
+        }
+        self.count_more(Count { next: Some(ObjectId(0)), replay })
+    }
+
+    /// Counts objects, and asks for the map pages of those that have one. `None` if the start-up is through.
+    fn count_more(&mut self, mut count: Count) -> Result<Option<Step>, StoreError> {
+        while self.map_reads.len() < MAPS_AT_ONCE
+            && let Some(from) = count.next
         {
-            load.under_way += 1;
-            let run = Run { place: map.page.place, len: 1 };
-            self.issue_read(Pending::StartupMap(Box::new(map)), run);
+            let found = self.index.from(from).next();
+            let found = found.map(|object| (object.header.id, object.sums.map.filter(|_| !object.whole)));
+            let Some((id, page)) = found else {
+                count.next = None;
+                break;
+            };
+            count.next = id.0.checked_add(1).map(ObjectId);
+            match page {
+                Some(page) => self.read_map(id, page),
+                None => self.mark_object(id)?,
+            }
         }
-        if load.under_way == 0 {
-            return self.start_replay();
+        if !self.map_reads.is_empty() {
+            return Ok(Some(Step::Count(Box::new(count))));
         }
-        Step::Maps(Box::new(load))
+        self.space_counted();
+        self.finish_startup(&count.replay)?;
+        Ok(None)
     }
 
-    /// A map page is there, or lost: then nobody knows which blocks are in use.
-    pub(super) fn map_loaded(&mut self, map: &MapLoad, result: DiskResult) {
+    /// The map of an object is there.
+    pub(super) fn map_counted(&mut self, object: ObjectId) {
         let Phase::Starting(startup) = std::mem::replace(&mut self.phase, Phase::Opening) else { return };
-        let Startup { format_new, step: Step::Maps(mut load) } = *startup else { return };
-        if let Err(error) = self.take_map(map, result) {
-            return self.fail(error);
+        let Startup { format_new, step: Step::Count(count) } = *startup else { return };
+        match self.mark_object(object).and_then(|()| self.count_more(*count)) {
+            Ok(Some(step)) => self.phase = Phase::Starting(Box::new(Startup { format_new, step })),
+            Ok(None) => {}
+            Err(error) => self.fail(error),
         }
-        load.under_way -= 1;
-        let step = self.load_maps(*load);
-        self.phase = Phase::Starting(Box::new(Startup { format_new, step }));
     }
 
-    fn take_map(&mut self, load: &MapLoad, result: DiskResult) -> Result<(), StoreError> {
-        let page = bytes_read(result, BLOCK)?;
-        if !load.page.check(&page) {
-            return Err(CORRUPT);
-        }
-        let mut map = map_from_page(&page, self.blocks).ok_or(CORRUPT)?;
-        for run in &load.moved {
-            map.replace(std::slice::from_ref(run));
-        }
-        map.trim();
-        self.index.change(load.id, |object| object.map = map).ok_or(CORRUPT)
+    fn mark_object(&mut self, id: ObjectId) -> Result<(), StoreError> {
+        let Some(object) = self.index.get(id) else { return Ok(()) };
+        let pages = object.sums.pages().map(|page| Run { place: page.place, len: 1 });
+        let users: Vec<Run> = object.map.data().chain(pages).collect();
+        users.into_iter().try_for_each(|run| self.mark(run))
+    }
+
+    /// One user of a run of blocks.
+    fn mark(&mut self, run: Run) -> Result<(), StoreError> {
+        let shares = &mut self.shares;
+        let marked = self.space.mark(run, |part, used_already| {
+            if used_already {
+                shares.add(part);
+            }
+        });
+        if marked { Ok(()) } else { Err(CORRUPT) }
+    }
+
+    /// Everything that is in use is marked.
+    fn space_counted(&mut self) {
+        let fixed = u64::from(fixed_blocks(&self.superblock));
+        let limit = self.config.capacity_limit.map(|bytes| bytes / u64::from(BLOCK_SIZE));
+        self.space.marked(limit.map(|blocks| blocks.saturating_sub(fixed)));
+        // Steps of a sixteenth, at most 64 MiB.
+        self.grow_groups = (self.space.limit() / u64::from(GROUP_BLOCKS) / 16).clamp(1, 16) as u32;
     }
 }

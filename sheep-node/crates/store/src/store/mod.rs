@@ -3,6 +3,7 @@
 mod checkpoint;
 mod commit;
 mod load;
+mod maps;
 mod read;
 mod startup;
 mod verify;
@@ -12,7 +13,7 @@ use crate::index::Index;
 use crate::map::Run;
 use crate::shares::Shares;
 use crate::space::{GROUP_BLOCKS, Space};
-use crate::sums::PageCache;
+use crate::sums::{PageCache, PageRef};
 use crate::superblock::Superblock;
 use crate::{
     DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, Event, FileId, Header, Op, Outcome, Stats,
@@ -20,7 +21,7 @@ use crate::{
 };
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, ObjectId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Largest write made of adjoining smaller ones, bytes.
 const MERGED_WRITE_MAX: u64 = 1 << 20;
@@ -47,8 +48,8 @@ enum Pending {
     Punch(Run),
     /// Part of start-up.
     Startup,
-    /// A map page read by start-up.
-    StartupMap(Box<load::MapLoad>),
+    /// A map page.
+    Map { object: ObjectId, page: PageRef },
 }
 
 #[derive(Debug)]
@@ -98,12 +99,14 @@ pub struct Store {
     /// Pages out of use that only the checkpoint on disk still names; free once the next one is there.
     retired: Vec<Run>,
 
-    /// Operations that wait for space or for room in the log, and all that came after them.
+    /// Operations that wait for space, for room in the log or for a map, and all that came after them.
     waiting: VecDeque<(u64, Op)>,
     /// Writes that are done, and answered when less payload is in flight.
     held: VecDeque<u64>,
     reads: BTreeMap<u64, read::Job>,
     next_read: u64,
+    /// Objects whose map pages are being read.
+    map_reads: BTreeSet<ObjectId>,
 
     growing: bool,
     /// Groups to reserve at once.
@@ -152,6 +155,7 @@ impl Store {
             held: VecDeque::new(),
             reads: BTreeMap::new(),
             next_read: 1,
+            map_reads: BTreeSet::new(),
             growing: false,
             grow_groups: 1,
             disk_full: false,
@@ -174,7 +178,10 @@ impl Store {
                     self.waiting.push_back((token, op));
                 }
             }
-            _ => self.waiting.push_back((token, op)),
+            _ => {
+                self.read_maps_ahead(&op);
+                self.waiting.push_back((token, op));
+            }
         }
         self.advance();
     }
@@ -200,7 +207,7 @@ impl Store {
                 self.punching = false;
             }
             Pending::Startup => self.startup_io(result),
-            Pending::StartupMap(load) => self.map_loaded(&load, result),
+            Pending::Map { object, page } => self.map_read(object, page, result),
         }
         self.advance();
     }
@@ -237,9 +244,9 @@ impl Store {
         }
     }
 
-    /// Bytes of memory that its index takes. Looks at every object.
+    /// Bytes of memory that its index takes, counts of shared blocks included. Looks at every object.
     pub fn index_bytes(&self) -> u64 {
-        self.index.heap_bytes()
+        self.index.heap_bytes() + self.shares.heap_bytes() as u64
     }
 
     /// What it has done since it was opened.
@@ -268,6 +275,7 @@ impl Store {
         self.try_commit();
         self.move_checkpoint();
         self.answer_held();
+        self.shed_maps();
     }
 
     /// Executes what waited, as far as possible.
@@ -285,6 +293,9 @@ impl Store {
 
     /// Executes an operation, or gives it back if it must wait.
     fn execute(&mut self, token: u64, op: Op) -> Option<Op> {
+        if !self.maps_are_there(&op) {
+            return Some(op);
+        }
         match op {
             Op::Read { object, offset, len } => self.start_read(token, object, offset, len),
             Op::Inspect { object } => self.start_inspect(token, object),
@@ -333,6 +344,7 @@ impl Store {
         self.out.clear();
         self.pending.clear();
         self.checkpoint = None;
+        self.map_reads.clear();
         self.inflight = Inflight::default();
         let mut tokens: Vec<u64> = std::mem::take(&mut self.held).into();
         tokens.extend(std::mem::take(&mut self.reads).into_values().map(|job| job.token()));

@@ -3,9 +3,8 @@
 use super::{Pending, Phase, Store, byte, bytes_read};
 use crate::map::Run;
 use crate::record::{BATCH_HEADER_LEN, record_len_max};
-use crate::shares::Shares;
-use crate::space::{GROUP_BLOCKS, Space};
-use crate::store::load::Load;
+use crate::space::GROUP_BLOCKS;
+use crate::store::load::{Count, Load};
 use crate::store::verify::Replay;
 use crate::superblock::{BLOCK, CheckpointRoot, LOG_START, MAGIC, SLOT_BLOCKS, Superblock};
 use crate::{DiskError, DiskOpKind, DiskResult, Event, FileId, StoreConfig, StoreError, StoreIdentity};
@@ -27,10 +26,10 @@ pub(super) enum Step {
         at: Run,
         load: Box<Load>,
     },
-    /// Reads map pages.
-    Maps(Box<Load>),
     Log(Box<Replay>),
     Sync(Box<Replay>),
+    /// Reads map pages and counts the blocks in use.
+    Count(Box<Count>),
 }
 
 /// How far a start-up is.
@@ -107,14 +106,13 @@ impl Store {
                 self.format_step(rest)
             }
             Step::Chunk { at, load } => self.chunk_read(at, *load, result)?,
-            // Their reads come back to `map_loaded`.
-            Step::Maps(load) => Step::Maps(load),
             Step::Log(replay) => self.replay_step(*replay, result)?,
             Step::Sync(replay) => {
                 result?;
-                self.finish_startup(&replay)?;
-                return Ok(None);
+                return self.start_count(*replay);
             }
+            // Its reads come back to `map_counted`.
+            Step::Count(count) => Step::Count(count),
         }))
     }
 
@@ -183,9 +181,8 @@ impl Store {
         }
     }
 
-    /// Everything is read: finds out which blocks are used, and sends the first batch off.
-    fn finish_startup(&mut self, replay: &Replay) -> Result<(), StoreError> {
-        self.mark_space()?;
+    /// Everything is read and counted: sends the first batch off.
+    pub(super) fn finish_startup(&mut self, replay: &Replay) -> Result<(), StoreError> {
         self.log.tail = u64::from(self.superblock.log_position);
         self.log.head = replay.position;
         self.log.chain = replay.chain;
@@ -202,54 +199,6 @@ impl Store {
         }
         self.phase = Phase::Opening;
         self.close_batch();
-        Ok(())
-    }
-
-    /// Everything that uses blocks, shared ones as often as they are used.
-    fn users(&self) -> impl Iterator<Item = Run> {
-        let objects = self.index.from(sheep_types::ObjectId(0)).flat_map(|object| {
-            let pages = object.sums.pages().map(|page| Run { place: page.place, len: 1 });
-            object.map.data().chain(pages)
-        });
-        self.log.chunks.iter().copied().chain(objects)
-    }
-
-    fn mark_space(&mut self) -> Result<(), StoreError> {
-        let start = fixed_blocks(&self.superblock);
-        let most = u64::from(u32::MAX - start - GROUP_BLOCKS);
-        let limit = self.config.capacity_limit.map_or(most, |bytes| bytes / u64::from(BLOCK_SIZE));
-        let limit = limit.saturating_sub(u64::from(start)).min(most);
-        // A limit that was lowered does not make what is there unreachable.
-        let end = self.users().map(|r| u64::from(r.place) + u64::from(r.len)).max().unwrap_or(0);
-        let limit = limit.max(end.saturating_sub(u64::from(start)));
-        if limit > most {
-            return Err(StoreError::CheckpointCorrupt);
-        }
-        let (mut space, mut shares) = (Space::new(start, limit), Shares::default());
-        for run in self.users() {
-            let marked = space.mark(run, |part, used_already| {
-                if used_already {
-                    shares.add(part);
-                }
-            });
-            if !marked {
-                return Err(StoreError::CheckpointCorrupt);
-            }
-        }
-        // Of the pages that the checkpoint names, those that nothing uses any more must stay until the next one.
-        let named = std::mem::take(&mut self.retired);
-        for page in named {
-            let retired = &mut self.retired;
-            space.mark(page, |part, used_already| {
-                if !used_already {
-                    retired.push(part);
-                }
-            });
-        }
-        (self.space, self.shares) = (space, shares);
-        self.space.marked();
-        // Steps of a sixteenth, at most 64 MiB.
-        self.grow_groups = (limit / u64::from(GROUP_BLOCKS) / 16).clamp(1, 16) as u32;
         Ok(())
     }
 }

@@ -92,18 +92,23 @@ impl Store {
         for run in effects.dropped {
             free.extend(self.shares.sub(run));
         }
-        // The checkpoint on disk names the pages, and start-up reads them before it reads the log.
+        self.space.free_later(self.batch.sequence, free);
         for page in effects.dropped_pages {
             let unused = self.shares.sub(Run { place: page.place, len: 1 });
-            if self.config.mutant.early_page_reuse() {
-                free.extend(unused);
-            } else {
-                self.retired.extend(unused);
-            }
+            self.retire(unused);
         }
-        self.space.free_later(self.batch.sequence, free);
         self.batch.push(record);
         Attempt::Done
+    }
+
+    /// Pages have no user any more. The checkpoint on disk may still name them for an object that was folded since: it
+    /// has its new pages in memory only.
+    pub(super) fn retire(&mut self, pages: Vec<Run>) {
+        if self.config.mutant.early_page_reuse() {
+            self.space.free_later(self.batch.sequence, pages);
+        } else {
+            self.retired.extend(pages);
+        }
     }
 
     /// Checks what only a broken caller gets wrong, and that checksums fit. Nothing is changed.

@@ -91,6 +91,7 @@ pub struct Counts {
     pub crashes: u64,
     pub checkpoints: u64,
     pub pages: u64,
+    pub maps: u64,
 }
 
 /// One seed: several lives on one disk. In each the store does random things, with random completion order,
@@ -118,6 +119,7 @@ pub fn lives(seed: u64, config: &StoreConfig, lives: u64, steps: u64) -> Result<
         }
         counts.checkpoints += bench.store.stats().checkpoints;
         counts.pages += bench.store.stats().pages;
+        counts.maps += bench.store.stats().maps;
         let mut disk = bench.disk;
         disk.crash_seeded(rng.below(6));
         counts.crashes += 1;
@@ -155,6 +157,7 @@ pub fn swarm(seed: u64) -> StoreConfig {
         fold_above: pick(&[0, 2, 6, 100]) as usize,
         inline_runs: pick(&[0, 2, 100]) as usize,
         page_cache: pick(&[0, 1, 64]) as usize,
+        map_cache: pick(&[0, 300, 1 << 20]),
         ..config()
     }
 }

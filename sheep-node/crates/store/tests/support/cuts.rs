@@ -51,6 +51,8 @@ pub struct Seen {
     pub opened: u64,
     pub checkpoints: u64,
     pub pages: u64,
+    /// Map pages read.
+    pub maps: u64,
     pub grown: u64,
     pub punched: u64,
     /// Blocks of data that were written where something had been before.
@@ -177,7 +179,8 @@ impl<'a> Cutter<'a> {
             moved.map_err(|e| format!("step {i} ({step:?}), write {}: {e}", self.seen.writes))?;
         }
         let stats = self.bench.store.stats();
-        (self.seen.checkpoints, self.seen.pages) = (stats.checkpoints, stats.pages);
+        (self.seen.checkpoints, self.seen.pages, self.seen.maps) =
+            (stats.checkpoints, stats.pages, stats.maps);
         Ok(())
     }
 

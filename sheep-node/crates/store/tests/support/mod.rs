@@ -48,8 +48,9 @@ pub fn geometry() -> Geometry {
 }
 
 pub fn config() -> StoreConfig {
-    // A log so small that it wraps and is checkpointed again and again.
+    // A log so small that it wraps and is checkpointed again and again, and room for the map of one object.
     StoreConfig {
+        map_cache: 100,
         log_bytes: 32 * BLOCK as u64,
         batch_bytes: 1024,
         ..StoreConfig::small(geometry(), CAPACITY)
@@ -222,7 +223,8 @@ impl Bench {
         bench
     }
 
-    fn collect(&mut self) {
+    /// Takes the events over.
+    pub fn collect(&mut self) {
         while let Some(event) = self.store.poll_event() {
             self.events.push(event);
         }

@@ -11,7 +11,7 @@ use sheep_e2e::cluster::NBD_PORT;
 use sheep_e2e::dog::{count, text};
 use sheep_e2e::oracle::BLOCK;
 use sheep_e2e::process::{Spec, workspace_binary};
-use sheep_e2e::{Cluster, LeakCheck, NbdClient, Scratch, Signal, serial, wait_until};
+use sheep_e2e::{Cluster, Filesystem, LeakCheck, NbdClient, Scratch, Signal, serial, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -265,5 +265,56 @@ fn the_page_of_metrics_has_every_metric_and_no_other() {
     let gone: Vec<_> = told.difference(&given).collect();
     assert!(missing.is_empty() && gone.is_empty(), "not on the page: {missing:?}; only there: {gone:?}");
     drop(cluster);
+    check.finish().unwrap();
+}
+
+/// What fills the filesystem is not ours, so the store has no say: the log, and with it the node, must go on all the same.
+#[test]
+fn a_node_goes_on_and_starts_on_a_full_filesystem() {
+    const MIB: usize = 1 << 20;
+    let _one = serial();
+    let check = LeakCheck::start();
+    let mut cluster = Cluster::plan(3).unwrap();
+    let disk = Filesystem::new(&cluster.node(3).dir, 512).unwrap();
+    cluster.start_all().unwrap();
+    cluster.create("disk", "1G", 3).unwrap();
+    let socket = cluster.node(1).nbd_socket();
+    let mut client = NbdClient::unix(&socket, "disk", LIMIT).unwrap();
+    let data = vec![5; MIB];
+    (0..16).for_each(|at| client.write(at << 20, &data, true).unwrap());
+    disk.fill().unwrap();
+
+    let dog = cluster.any_dog().unwrap();
+    let orders = |count: usize| {
+        for number in 0..count {
+            dog.create(&format!("v{number}"), "64M", 3).unwrap();
+            dog.run(&["vdi", "delete", &format!("v{number}")]).unwrap();
+        }
+    };
+    orders(40);
+    let log = cluster.node(3).log_path();
+    assert!(cluster.node(3).is_running(), "{}", std::fs::read_to_string(&log).unwrap_or_default());
+    let full = (16..600).find(|at| client.write(at << 20, &data, true).is_err());
+    assert!(full.is_some(), "600 MiB fit into 512 MiB");
+
+    cluster.node(3).kill();
+    cluster.node(3).start().unwrap();
+    cluster.wait_up(3).unwrap();
+    orders(10);
+    let mut buffer = vec![0; MIB];
+    for at in 0..16 {
+        client.read(at << 20, &mut buffer).unwrap();
+        assert_eq!(buffer, data, "MiB {at}");
+    }
+    disk.free().unwrap();
+    wait_until("writes again", LIMIT, Duration::from_millis(200), || {
+        Ok(client.write(20 << 20, &data, true).is_ok())
+    })
+    .unwrap();
+    assert!(cluster.node(3).is_running());
+    cluster.wait_sound(LIMIT).unwrap();
+    drop(client);
+    // The mount before the directory that it is in.
+    drop((disk, cluster));
     check.finish().unwrap();
 }

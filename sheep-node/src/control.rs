@@ -284,7 +284,7 @@ impl ControlThread {
         }
         let contents = genesis_file(genesis, self.me);
         let recovered = Recovered::decode(contents.clone()).map_err(|error| error.to_string())?;
-        std::fs::write(&self.log_path, &contents).map_err(|error| error.to_string())?;
+        log_file::write_first(&self.log_path, &contents).map_err(|error| error.to_string())?;
         let control = Control::new(self.setup_config.clone(), self.me, recovered, self.seed, clock::now());
         self.control = control.map_err(|error| error.to_string())?;
         info!(cluster = %genesis.cluster, "made a new cluster");

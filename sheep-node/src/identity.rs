@@ -5,11 +5,12 @@
 //! DIR/identity    node id and incarnation, checksummed; rewritten before each start
 //! DIR/key         the cluster's key, readable by root only
 //! DIR/lock        held while a process uses the directory
-//! DIR/log/log     the global log and the node's promises
+//! DIR/log/log     the global log and the node's promises; log/spare: space for what will replace it
 //! DIR/objects/    the object store
 //! DIR/disks       where the object stores are, and their numbers
 //! ```
 
+use crate::log_file;
 use crate::seal::ClusterKey;
 use anyhow::{Context, Result, bail, ensure};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -21,6 +22,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "sheepdog 1";
+const LOG_FILE: &str = "log/log";
 /// Bytes that any of the small files may have.
 const SMALL: u64 = 4096;
 
@@ -52,7 +54,12 @@ impl NodeDir {
         } else {
             next_run(path)?
         };
-        write_durably(&path.join("identity"), identity_text(me).as_bytes(), 0o600)?;
+        let identity = || write_durably(&path.join("identity"), identity_text(me).as_bytes(), 0o600);
+        if identity().is_err() {
+            // Maybe the filesystem is full. The node must start all the same, if only to have something deleted.
+            log_file::give_up_spare(&path.join(LOG_FILE));
+            identity()?;
+        }
         if fresh {
             // Last: a directory without it is not a node yet.
             write_durably(&path.join("FORMAT"), format!("{FORMAT}\n").as_bytes(), 0o644)?;
@@ -98,7 +105,7 @@ impl NodeDir {
 
     /// File of the global log.
     pub(crate) fn log_file(&self) -> PathBuf {
-        self.path.join("log/log")
+        self.path.join(LOG_FILE)
     }
 
     /// Directory of the object store.

@@ -1,15 +1,31 @@
 //! The log's file, on a thread of its own so that no disk ever delays the token.
+//!
+//! The log must go on when the filesystem is full: without it the node could not even take part in freeing space. So
+//! room is reserved for as long as it grows before a snapshot replaces it, and for the file that replaces it (the
+//! *spare*). Where that is not enough, because the filesystem can't reserve or the cluster's state is large, writing
+//! waits for space; the rest of the cluster goes on without this node's confirmations.
 
 use crate::control::ControlMessage;
 use crate::inbox::Sender;
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use rustix::fs::{FallocateFlags, fallocate};
 use sheep_engine::FileId;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// Bytes reserved for the log, and as many for the spare: what comes after a snapshot (see `snapshot_bytes` of the log),
+/// what is kept from before it, and a snapshot.
+const RESERVED: u64 = 32 << 20;
+
+/// Time after which a write is tried again for which there was no space, and a reservation that failed.
+const FULL_RETRY: Duration = Duration::from_millis(500);
+const RESERVE_RETRY: Duration = Duration::from_secs(10);
 
 /// What the control thread wants written.
 #[derive(Debug)]
@@ -56,16 +72,46 @@ pub(crate) fn start(
     if let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;
     }
+    reserve(&file);
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().name("log-disk".into()).spawn(move || {
-        Writer { path, file }.run(&receiver, &done);
+        Writer { path, file, spare: None, next_spare: Instant::now() }.run(&receiver, &done);
     })?;
     Ok((sender, thread))
+}
+
+/// Makes the file what a new cluster begins with.
+///
+/// # Errors
+/// The disk's.
+pub(crate) fn write_first(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    file.write_all(contents)?;
+    reserve(&file);
+    file.sync_all()
+}
+
+/// Gives up the space that is kept for the log beside it, for something that can't wait; the log will ask for it again.
+pub(crate) fn give_up_spare(path: &Path) {
+    let _ = fs::remove_file(spare_of(path));
+}
+
+fn spare_of(path: &Path) -> PathBuf {
+    path.with_extension("spare")
+}
+
+/// Reserves space for a file without making it longer; `false` if there is none, or the filesystem can't.
+fn reserve(file: &File) -> bool {
+    fallocate(file, FallocateFlags::KEEP_SIZE, 0, RESERVED).is_ok()
 }
 
 struct Writer {
     path: PathBuf,
     file: File,
+    /// What the log is replaced with: an empty file that has space, if there was any.
+    spare: Option<File>,
+    /// When to try again to get one.
+    next_spare: Instant,
 }
 
 impl Writer {
@@ -75,40 +121,125 @@ impl Writer {
             let mut batch = vec![first];
             batch.extend(receiver.try_iter());
             let last = batch.last().map(LogWrite::id).unwrap_or_default();
-            let result = self.write(&batch);
+            let result = self.write_when_there_is_space(&batch);
             let failed = result.is_err();
             let message = result.map(|()| last).map_err(|error| format!("{}: {error}", self.path.display()));
             if done.send(ControlMessage::Written(message)).is_err() || failed {
                 break;
             }
+            self.keep_spare();
         }
     }
 
+    fn keep_spare(&mut self) {
+        if self.spare.is_some() || Instant::now() < self.next_spare {
+            return;
+        }
+        self.next_spare = Instant::now() + RESERVE_RETRY;
+        let path = spare_of(&self.path);
+        // What an earlier run has left may hold anything.
+        let spare = OpenOptions::new().create(true).truncate(true).write(true).open(&path);
+        self.spare = spare.ok().filter(reserve);
+        if self.spare.is_none() {
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    fn write_when_there_is_space(&mut self, batch: &[LogWrite]) -> io::Result<()> {
+        let mut full = false;
+        loop {
+            match self.write(batch) {
+                Err(error) if error.kind() == ErrorKind::StorageFull => {}
+                result => {
+                    if full {
+                        info!(path = %self.path.display(), "the log goes on");
+                    }
+                    return result;
+                }
+            }
+            if self.spare.take().is_some() {
+                give_up_spare(&self.path);
+                self.next_spare = Instant::now() + RESERVE_RETRY;
+                continue;
+            }
+            if !std::mem::replace(&mut full, true) {
+                warn!(path = %self.path.display(), "no space left for the log: this node confirms nothing until there is");
+            }
+            std::thread::sleep(FULL_RETRY);
+        }
+    }
+
+    /// Writes a batch and makes it durable. [`ErrorKind::StorageFull`]: nothing of it is in the file, or the file was
+    /// replaced; it can be tried again. After any other error nobody knows what is there.
     fn write(&mut self, batch: &[LogWrite]) -> io::Result<()> {
         // What stands before the last replacement is in it.
         let from = batch.iter().rposition(|write| matches!(write, LogWrite::Replace(..))).unwrap_or(0);
+        let mut records = Vec::new();
         for write in batch.get(from..).unwrap_or_default() {
             match write {
-                LogWrite::Append(_, bytes) => {
-                    self.file.seek(SeekFrom::End(0))?;
-                    self.file.write_all(bytes)?;
-                }
+                LogWrite::Append(_, bytes) => records.extend_from_slice(bytes),
                 LogWrite::Replace(_, bytes) => self.replace(bytes)?,
             }
         }
-        self.file.sync_data()
+        let end = self.file.seek(SeekFrom::End(0))?;
+        if let Err(error) = self.file.write_all(&records) {
+            self.file.set_len(end)?;
+            return Err(error);
+        }
+        // A sync that fails has lost what it should have written, whatever the reason.
+        self.file.sync_data().map_err(|error| io::Error::other(error.to_string()))
     }
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        if let Some(parent) = self.path.parent() {
-            File::open(parent)?.sync_all()?;
+        let path = spare_of(&self.path);
+        let mut file = match self.spare.take() {
+            Some(file) => file,
+            None => OpenOptions::new().create(true).truncate(true).write(true).open(&path)?,
+        };
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        if let Err(error) = written {
+            drop(file);
+            let _ = fs::remove_file(&path);
+            return Err(error);
         }
+        let renamed = fs::rename(&path, &self.path).and_then(|()| match self.path.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        });
+        renamed.map_err(|error| io::Error::other(error.to_string()))?;
         self.file = file;
+        self.next_spare = Instant::now();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_and_replaced_is_there_in_order() {
+        let dir = std::env::temp_dir().join(format!("sheep-log-file-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("log");
+        write_first(&path, b"first").unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let mut writer = Writer { path: path.clone(), file, spare: None, next_spare: Instant::now() };
+        writer.keep_spare();
+        let id = FileId::default();
+        let append = |bytes: &'static [u8]| LogWrite::Append(id, Bytes::from_static(bytes));
+        let replace = |bytes: &'static [u8]| LogWrite::Replace(id, Bytes::from_static(bytes));
+        writer.write(&[append(b" a"), append(b" b")]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first a b");
+        writer.write(&[append(b" c"), replace(b"whole"), append(b" d")]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole d");
+        assert!(!spare_of(&path).exists(), "it has become the log");
+        // A spare that was taken away meanwhile, or that is left from a run that was killed.
+        fs::write(spare_of(&path), b"half of a snapshot").unwrap();
+        writer.write(&[replace(b"again"), append(b" e")]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"again e");
+        writer.keep_spare();
+        assert_eq!(fs::metadata(spare_of(&path)).unwrap().len(), 0);
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

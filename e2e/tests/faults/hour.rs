@@ -97,7 +97,7 @@ impl Hour {
         Ok(())
     }
 
-    /// The disk of a node fills up behind its back. A process that cannot go on ends, and is started again.
+    /// The disk of a node fills up behind its back. It goes on.
     fn fill_disk(&mut self, victim: u8) -> Result<()> {
         let length = Duration::from_millis(1_000 + self.random.below(10_000));
         self.say(&format!("node {victim}: disk full for {:.1} s", length.as_secs_f64()));
@@ -109,10 +109,7 @@ impl Hour {
             keep_up(&mut self.loads)?;
         }
         self.disks[usize::from(victim) - 1].free()?;
-        if !self.cluster.node(victim).is_running() {
-            *self.faults.entry("ended by a full disk".into()).or_default() += 1;
-            self.cluster.node(victim).start()?;
-        }
+        ensure!(self.cluster.node(victim).is_running(), "node {victim} was ended by a full disk");
         Ok(())
     }
 

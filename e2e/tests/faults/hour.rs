@@ -146,8 +146,8 @@ impl Hour {
             let mut info = serde_json::Value::Null;
             sheep_e2e::wait_until("space to come back", RECOVERED, Duration::from_secs(1), || {
                 info = dog.json(&["node", "info"])?;
-                // Notes of recovery itself are objects without contents.
-                Ok(count(&info, "used_bytes") < 48 << 20)
+                // The log of the store, and notes of recovery itself.
+                Ok(count(&info, "used_bytes") < 8 << 20)
             })
             .with_context(|| format!("node {}: {info}", text(&info, "id")))?;
             self.say(&format!(

@@ -13,7 +13,10 @@ impl DataThread {
     pub(super) fn store_of(&self, cluster: ClusterId, disk: &DiskSpec) -> (StoreConfig, StoreIdentity) {
         let geometry = self.view.as_ref().map(|view| view.state.geometry()).unwrap_or_default();
         let identity = StoreIdentity { cluster, node: self.me.node, store: disk.id };
-        (StoreConfig::new(geometry, disk.capacity), identity)
+        // On a device there is no filesystem that would note what has been written.
+        let config =
+            StoreConfig { prewrite: disk.path.is_dir(), ..StoreConfig::new(geometry, disk.capacity) };
+        (config, identity)
     }
 
     pub(super) fn attach(&mut self, slot: u8, path: PathBuf) {

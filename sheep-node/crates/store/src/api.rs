@@ -34,6 +34,9 @@ pub struct StoreConfig {
     /// Bytes of memory for maps that are in pages too; what does not fit is read when it is needed. By default
     /// 256 MiB per tebibyte, from 64 MiB to 1 GiB.
     pub map_cache: u64,
+    /// Write space once with zeros before small writes use it: worth while on a filesystem, where the first write of a
+    /// block takes longer to become durable.
+    pub prewrite: bool,
     /// Which rule to break on purpose, for tests of the checkers.
     pub mutant: Mutant,
 }
@@ -52,6 +55,7 @@ impl StoreConfig {
             fold_above: 32,
             inline_runs: 64,
             page_cache: 16 << 10,
+            prewrite: true,
             map_cache: (capacity / 4096).clamp(64 << 20, 1 << 30),
             mutant: Mutant::None,
         }
@@ -74,6 +78,7 @@ impl StoreConfig {
             inline_runs: 4,
             page_cache: 64,
             map_cache: 1 << 10,
+            prewrite: false,
             ..Self::new(geometry, capacity)
         }
     }

@@ -111,7 +111,7 @@ impl Store {
         } else {
             u64::from(sb.log_blocks / 4)
         };
-        used + kept <= u64::from(sb.log_blocks)
+        used + kept <= u64::from(sb.log_blocks) && self.log_is_clear()
     }
 
     /// Blocks of the log in use.

@@ -4,6 +4,7 @@ mod checkpoint;
 mod commit;
 mod load;
 mod maps;
+mod prewrite;
 mod read;
 mod startup;
 mod verify;
@@ -46,6 +47,10 @@ enum Pending {
     Grow(Run),
     /// Space given back.
     Punch(Run),
+    /// Zeros in groups that were just reserved; the next go to block `next`.
+    PrewriteGroups { groups: Run, next: u32 },
+    /// Zeros ahead of the log's end.
+    PrewriteLog,
     /// Part of start-up.
     Startup,
     /// A map page.
@@ -108,6 +113,7 @@ pub struct Store {
     /// Objects whose map pages are being read.
     map_reads: BTreeSet<ObjectId>,
 
+    prewrite: prewrite::Prewrite,
     growing: bool,
     /// Groups to reserve at once.
     grow_groups: u32,
@@ -156,6 +162,7 @@ impl Store {
             reads: BTreeMap::new(),
             next_read: 1,
             map_reads: BTreeSet::new(),
+            prewrite: prewrite::Prewrite::default(),
             growing: false,
             grow_groups: 1,
             disk_full: false,
@@ -206,6 +213,9 @@ impl Store {
                 self.space.punched(run);
                 self.punching = false;
             }
+            // A disk that can't write them will say so when it matters.
+            Pending::PrewriteGroups { groups, next } => self.prewrite_groups(groups, next),
+            Pending::PrewriteLog => self.log_prewritten(),
             Pending::Startup => self.startup_io(result),
             Pending::Map { object, page } => self.map_read(object, page, result),
         }
@@ -271,6 +281,7 @@ impl Store {
             self.grow_ahead();
             self.want_checkpoint();
             self.want_release();
+            self.prewrite_log();
         }
         self.try_commit();
         self.move_checkpoint();
@@ -396,14 +407,23 @@ impl Store {
     }
 
     fn grown(&mut self, run: Run, result: DiskResult) {
+        let Err(error) = result else {
+            self.disk_full = false;
+            return self.groups_reserved(run);
+        };
         self.growing = false;
-        self.space.reserved(run, result.is_ok());
-        match result {
-            Ok(_) => self.disk_full = false,
-            Err(DiskError::NoSpace) if self.grow_groups > 1 => self.grow_groups = 1,
-            Err(DiskError::NoSpace) => self.disk_full = true,
-            Err(error) => self.fail(error.into()),
+        self.space.reserved(run, false);
+        match error {
+            DiskError::NoSpace if self.grow_groups > 1 => self.grow_groups = 1,
+            DiskError::NoSpace => self.disk_full = true,
+            error => self.fail(error.into()),
         }
+    }
+
+    /// Groups that were reserved can be handed out.
+    fn groups_usable(&mut self, run: Run) {
+        self.growing = false;
+        self.space.reserved(run, true);
     }
 
     /// Much that is freed waits for nothing but batches: they are committed although nobody flushes, so that a store that

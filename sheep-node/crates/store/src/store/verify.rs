@@ -35,6 +35,8 @@ pub(super) struct Replay {
     /// Where the next batch should be, and its number.
     pub(super) position: u64,
     pub(super) expected: u64,
+    /// Behind the log's end are zeros: it has not gone round yet.
+    pub(super) unwritten: bool,
     /// Checksum and opening of the newest batch.
     pub(super) chain: u32,
     pub(super) opening: u32,
@@ -56,6 +58,7 @@ impl Store {
         let position = u64::from(sb.log_position);
         let replay = Replay {
             stage: Stage::RingStart,
+            unwritten: false,
             position,
             expected: sb.log_sequence,
             chain: sb.log_chain,
@@ -132,6 +135,7 @@ impl Store {
     /// No batch is where the next should be. If one after it is there or where the one after could be, it was
     /// durable, and is damaged.
     fn log_ends(&mut self, mut replay: Replay, rest: &[u8], at_end: bool) -> Result<Step, StoreError> {
+        replay.unwritten = rest.get(..BLOCK).is_some_and(|block| block.iter().all(|byte| *byte == 0));
         let after = self.superblock.batch_blocks as usize;
         for (i, _) in rest.chunks(BLOCK).take(after + 1).enumerate() {
             if self.comes_after(&replay, rest.get(i * BLOCK..).unwrap_or_default()) {

@@ -243,6 +243,7 @@ impl Store {
 
     /// Hands payload to the disk, together with the write before if it goes on where that ends.
     fn write_data(&mut self, place: u32, blocks: u32, data: Bytes) {
+        self.prewrite.count(data.len() as u64);
         self.inflight.bytes += data.len() as u64;
         self.batch.payload += data.len() as u64;
         let id = self.merge_data(place, blocks, &data).unwrap_or_else(|| {

@@ -158,6 +158,7 @@ pub fn swarm(seed: u64) -> StoreConfig {
         inline_runs: pick(&[0, 2, 100]) as usize,
         page_cache: pick(&[0, 1, 64]) as usize,
         map_cache: pick(&[0, 300, 1 << 20]),
+        prewrite: pick(&[0, 1]) == 1,
         ..config()
     }
 }

@@ -100,6 +100,14 @@ soak: tools build ## An hour of random faults under fio on several volumes (MINU
 sim: ## Run the simulator (SEED=n replays one run)
 	$(CARGO) run --release -p sheep-sim -- $(if $(SEED),--seed $(SEED))
 
+.PHONY: soak-seeds
+soak-seeds: ## Whole clusters, rings and stores in simulation, from other seeds than the tests' (SEEDS=from..to)
+	@seeds="$(or $(SEEDS),10000..10100)"
+	from=$${seeds%%..*}
+	$(CARGO) run --release -p sheep-sim -- --keep-going true --seed $$from --count $$(($${seeds##*..} - from))
+	SEEDS=$$seeds $(CARGO) test --release -p sheep-totem --test random -- --ignored more_seeds
+	SEEDS=$$seeds $(CARGO) test --release -p sheep-store --test crash --test cuts -- --ignored
+
 .PHONY: lint
 lint: ## Formatting, clippy, licences (and advisories, if cargo-deny is installed)
 	@$(CARGO) fmt --all --check

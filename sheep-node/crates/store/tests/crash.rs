@@ -118,11 +118,11 @@ fn many_lives_on_a_full_disk() {
     assert!(refused > 500, "{refused}");
 }
 
-/// For long runs: `SHEEP_STORE_SEEDS=FROM..TO cargo test ... -- --ignored`.
+/// For long runs: `SEEDS=FROM..TO cargo test ... -- --ignored`.
 #[test]
 #[ignore = "as long as one likes"]
 fn soak() {
-    let seeds = std::env::var("SHEEP_STORE_SEEDS").unwrap();
+    let seeds = std::env::var("SEEDS").unwrap();
     let (from, to) = seeds.split_once("..").unwrap();
     for seed in from.parse().unwrap()..to.parse().unwrap() {
         lives(seed, &config(), 12, 800).unwrap();

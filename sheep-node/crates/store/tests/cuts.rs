@@ -136,11 +136,11 @@ fn every_write_of_making_a_store_is_cut() {
     assert!(made > 5 && unmade > 5, "{made} {unmade}");
 }
 
-/// For long runs: `CRASH_SEEDS=FROM..TO cargo test ... -- --ignored`.
+/// For long runs: `SEEDS=FROM..TO cargo test ... -- --ignored`.
 #[test]
 #[ignore = "as long as one likes"]
 fn many_scripts() {
-    let seeds = std::env::var("CRASH_SEEDS").unwrap();
+    let seeds = std::env::var("SEEDS").unwrap();
     let (from, to) = seeds.split_once("..").unwrap();
     for seed in from.parse().unwrap()..to.parse().unwrap() {
         let mut rng = Rng(seed);

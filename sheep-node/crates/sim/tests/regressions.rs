@@ -73,3 +73,26 @@ fn a_durable_write_is_durable_when_answered() {
 fn epochs_that_prove_a_copy_are_kept() {
     passes(415, true);
 }
+
+/// Seeds with disks that come and go, whose runs were stopped by what the reference did not know: holders that an epoch
+/// left out give way to those that it had, also if that epoch is forgotten by now.
+#[test]
+fn seeds_that_failed_once_pass() {
+    for seed in [23, 142, 171, 216, 322, 790] {
+        let mut options = Options::from_seed(seed);
+        options.rivals = seed % 2 == 0;
+        check(options);
+    }
+}
+
+/// The same with rot: a copy that is damaged and not current says of itself what its header says.
+#[test]
+fn rotten_seeds_that_failed_once_pass() {
+    for seed in [3, 36, 53] {
+        for rivals in [false, true] {
+            let mut options = Options::from_seed(seed);
+            (options.rot, options.rivals) = (true, rivals);
+            check(options);
+        }
+    }
+}

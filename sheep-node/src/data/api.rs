@@ -153,6 +153,7 @@ impl DataThread {
 
 /// Fills in what the shard says of itself.
 pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
+    status.counters.push(("gateway_payloads_damaged", shard.garbled()));
     let Some(replica) = shard.replica() else { return };
     let (usage, progress, counters) = (replica.store().usage(), replica.progress(), replica.status());
     status.capacity = usage.capacity;
@@ -172,6 +173,7 @@ pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
     status.counters.extend([
         ("replica_requests_waiting", counters.waiting as u64),
         ("replica_requests_refused_busy", counters.busy),
+        ("replica_payloads_damaged", counters.garbled),
         ("replica_packets_foreign", counters.foreign),
         ("recovery_objects_confirmed", progress.confirmed_ever),
         ("recovery_objects_lost", progress.objects_lost),

@@ -71,6 +71,7 @@ pub(super) struct Peers {
     pool: BufferPool,
     /// Counters for metrics.
     pub(super) refused: u64,
+    pub(super) damaged: u64,
     pub(super) dropped: u64,
 }
 
@@ -99,6 +100,7 @@ impl Peers {
             retries: BTreeMap::new(),
             pool,
             refused: 0,
+            damaged: 0,
             dropped: 0,
         })
     }
@@ -329,7 +331,7 @@ impl Peers {
     fn end(&mut self, now: Time, token: Token, error: &StreamError) {
         match error {
             StreamError::Decode(problem) => {
-                self.refused += 1;
+                self.damaged += 1;
                 warn!(peer = %self.describe(token), "closed a data connection: {problem}");
             }
             StreamError::Closed | StreamError::Io(_) => debug!(peer = %self.describe(token), "{error}"),

@@ -403,6 +403,7 @@ impl DataThread {
             failed: self.failed.clone(),
             counters: vec![
                 ("data_connections_refused", self.peers.refused),
+                ("data_messages_damaged", self.peers.damaged),
                 ("data_packets_dropped", self.peers.dropped),
                 ("nbd_clients", self.clients.len() as u64),
             ],

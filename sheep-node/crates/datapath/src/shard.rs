@@ -53,6 +53,11 @@ impl Shard {
         &mut self.gateway
     }
 
+    /// Contents that came damaged to the gateway, and were asked for again.
+    pub fn garbled(&self) -> u64 {
+        self.gateway.garbled()
+    }
+
     /// What the gateway is doing with each of its volumes, in words, for diagnosis.
     pub fn gateway_status(&self) -> Vec<String> {
         self.gateway.describe()

@@ -28,6 +28,14 @@ pub struct Counts {
     pub lost_disks: u64,
     /// Blocks that rotted.
     pub rotted: u64,
+    /// Blocks of records of stores that rotted.
+    pub records_rotted: u64,
+    /// Stores that refused to start because of that.
+    pub stores_refused: u64,
+    /// Messages that a flipped bit made unreadable.
+    pub frames_flipped: u64,
+    /// Messages with a flipped bit in their payload.
+    pub payloads_flipped: u64,
     /// Damaged copies that scrubs or reads found, and those made good, since each node's last start.
     pub damaged: u64,
     /// Those made good.
@@ -60,6 +68,10 @@ impl Counts {
         self.terms += other.terms;
         self.lost_disks += other.lost_disks;
         self.rotted += other.rotted;
+        self.records_rotted += other.records_rotted;
+        self.stores_refused += other.stores_refused;
+        self.frames_flipped += other.frames_flipped;
+        self.payloads_flipped += other.payloads_flipped;
         self.damaged += other.damaged;
         self.repaired += other.repaired;
         self.disks_failed += other.disks_failed;

@@ -367,7 +367,7 @@ impl World {
             Ok(reply) => self.succeeded(number, node, pending, reply),
             Err(VolumeError::Lost | VolumeError::ShuttingDown) => self.failed(number, pending),
             // The only copies that were up then had rotted.
-            Err(VolumeError::Io) if self.options.rot => self.failed(number, pending),
+            Err(VolumeError::Io) if self.options.rot.any() && !self.healed => self.failed(number, pending),
             Err(error) => {
                 self.violate(format!("operation of client {number} at node {node} failed: {error}"))
             }

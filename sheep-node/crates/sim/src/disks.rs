@@ -33,6 +33,8 @@ pub struct SimDisk {
     pub pulled: bool,
     /// Given up for ever.
     pub gone: bool,
+    /// What its store has written about itself may have rotted.
+    pub rotten: bool,
     /// Reads under way: a disk that is pulled leaves them without an answer.
     reads: BTreeSet<DiskOpId>,
 }
@@ -49,6 +51,7 @@ impl SimDisk {
             failing: false,
             pulled: false,
             gone: false,
+            rotten: false,
             reads: BTreeSet::new(),
         }
     }
@@ -111,7 +114,7 @@ impl Node {
         self.disk_at(id.slot())?.finish(id)
     }
 
-    fn replica(&self) -> Option<&Replica> {
+    pub(crate) fn replica(&self) -> Option<&Replica> {
         self.running.as_ref()?.shard.as_ref()?.replica()
     }
 }
@@ -121,6 +124,10 @@ impl World {
     pub(crate) fn disk_failed(&mut self, node: usize, slot: u8, error: &StoreError) {
         self.trace.say(self.now, &format!("node {node} uses the disk in slot {slot} no more: {error}"));
         self.nodes[node].losses += 1;
+        let known = self.nodes[node].disk_at(slot).is_none_or(|disk| !disk.is_well());
+        if !self.is_rotten(node, slot, error) && !known && *error != StoreError::Closed {
+            self.violate(format!("node {node}: the store in slot {slot} failed without a fault: {error}"));
+        }
         if let Some(disk) = self.nodes[node].disk_at(slot) {
             disk.slot = None;
         }
@@ -129,7 +136,7 @@ impl World {
     /// A disk that may fail: the node has another one that works, and no trouble with any.
     fn spare_disk(&mut self, node: usize) -> Option<usize> {
         // Contents that rot on one node are as much as redundancy can bear.
-        if self.options.rot {
+        if self.options.rot.any() {
             return None;
         }
         let disks = &self.nodes[node].disks;
@@ -229,7 +236,7 @@ impl World {
     }
 
     /// Gives a disk to the running node; one that starts later finds it.
-    fn plug(&mut self, node: usize, disk: usize) {
+    pub(crate) fn plug(&mut self, node: usize, disk: usize) {
         let machine = &self.nodes[node];
         let cluster = machine.running.as_ref().and_then(|r| r.view.as_ref()).map(|view| view.cluster);
         let (Some(cluster), Some(config), true) =

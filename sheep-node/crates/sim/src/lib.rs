@@ -7,6 +7,7 @@
 pub mod checks;
 pub mod client;
 pub mod disks;
+mod flips;
 pub mod log_disk;
 pub mod mutants;
 mod nemesis;
@@ -21,5 +22,5 @@ pub mod scenario;
 pub mod trace;
 pub mod world;
 
-pub use options::Options;
+pub use options::{Options, Rot};
 pub use run::{Report, run};

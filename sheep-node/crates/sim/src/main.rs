@@ -48,10 +48,22 @@ struct Arguments {
     /// Contents rot on the disk of one node.
     #[arg(long)]
     rot: bool,
+    /// They rot even if nobody else has them.
+    #[arg(long)]
+    rot_unflushed: bool,
+    /// What stores write about their data rots on one node.
+    #[arg(long)]
+    rot_records: bool,
+    /// Bits of messages between nodes flip.
+    #[arg(long)]
+    flips: bool,
     /// Seconds of simulated time with faults.
     #[arg(long)]
     duration: Option<u64>,
 }
+
+/// Of a million messages.
+const FLIPS: u64 = 2_000;
 
 /// Seed under way and what its panic said: in builds that abort there is no other way to tell.
 static PANIC: Mutex<(u64, String)> = Mutex::new((0, String::new()));
@@ -111,7 +123,12 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
     let mut options = Options::from_seed(seed);
     options.verbose = arguments.verbose;
     options.rivals |= arguments.rivals;
-    options.rot |= arguments.rot;
+    options.rot.data |= arguments.rot;
+    options.rot.unflushed |= arguments.rot_unflushed;
+    options.rot.records |= arguments.rot_records;
+    if arguments.flips {
+        options.flips = FLIPS;
+    }
     options.mutant.clone_from(&arguments.mutant);
     if let Some(name) = arguments.mutant.as_ref().or(arguments.preset.as_ref()) {
         mutants::preset(name, &mut options);

@@ -152,7 +152,7 @@ impl World {
 
     /// Only what redundancy can bear: everything is whole, and there is a node to spare.
     fn lost_disk(&mut self, node: usize) {
-        if self.options.rot
+        if self.options.rot.any()
             || self.counts.lost_disks > 0
             || self.nodes.len() < 4
             || self.options.copies < 2

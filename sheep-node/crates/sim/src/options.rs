@@ -48,6 +48,24 @@ pub const FAULTS: [Fault; 9] = [
     Fault::LostDisk,
 ];
 
+/// What rots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rot {
+    /// Blocks of data that another node has, too.
+    pub data: bool,
+    /// And those that nobody else has: what is not flushed yet.
+    pub unflushed: bool,
+    /// What stores write about their data: superblocks, logs, checkpoints, pages of checksums and of places.
+    pub records: bool,
+}
+
+impl Rot {
+    /// Whether anything does.
+    pub fn any(self) -> bool {
+        self.data || self.unflushed || self.records
+    }
+}
+
 /// What clients do, in percent of their operations; what is left over are reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
@@ -110,8 +128,10 @@ pub struct Options {
     pub rivals: bool,
     /// Network faults are short, and each one ends the one before.
     pub restless: bool,
-    /// Contents rot on the disk of one node, and a scrub of all nodes ends the run.
-    pub rot: bool,
+    /// What rots on the disks of one node. A scrub of all nodes ends the run.
+    pub rot: Rot,
+    /// Bits of messages between data paths flip: how many messages of a million are hit.
+    pub flips: u64,
     /// Clients also order commands that have nothing to do with their volumes.
     pub commands: bool,
     /// The rule that is left out, by name, if the build has broken variants.
@@ -162,7 +182,8 @@ impl Options {
             recovery_limit: Duration::from_secs(120),
             rivals: false,
             restless: false,
-            rot: false,
+            rot: Rot::default(),
+            flips: 0,
             commands: false,
             mutant: None,
             verbose: false,

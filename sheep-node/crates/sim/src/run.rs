@@ -47,8 +47,9 @@ fn phases(world: &mut World) -> Result<(), String> {
     world.stop_faults();
     let limit = world.options.recovery_limit.as_secs();
     wait(world, limit, "cluster to be whole again", |w| w.is_whole())?;
-    if world.options.rot {
+    if world.options.rot.any() {
         scrub(world)?;
+        world.healed = true;
     }
     verify(world)?;
     check_copies(world)

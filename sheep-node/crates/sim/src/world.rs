@@ -60,6 +60,8 @@ pub enum Event {
     DiskBack { node: usize, disk: usize },
     /// A disk is to be taken away once it is empty.
     DiskEmptied { node: usize, disk: usize },
+    /// A disk whose contents rotted is replaced by an empty one.
+    DiskReplaced { node: usize, disk: usize },
     /// A disk was given up; it may have to be said again.
     DiskGivenUp { node: usize, id: u64 },
 }
@@ -138,6 +140,10 @@ pub struct World {
     /// Answers to the world's own commands.
     pub answers: BTreeMap<u64, Result<Outcome, Refusal>>,
     timers: BTreeMap<(usize, bool), u64>,
+    /// Connections, by who called whom, that have ended, and when they are made again.
+    pub(crate) broken: BTreeMap<(usize, usize), u64>,
+    /// Whatever rotted has been made good: no read may fail any more.
+    pub(crate) healed: bool,
     /// What a script holds back and catches.
     pub hooks: Hooks,
 }
@@ -176,6 +182,8 @@ impl World {
             up_in: BTreeMap::new(),
             answers: BTreeMap::new(),
             timers: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            healed: false,
             hooks: Hooks::default(),
             options,
         };
@@ -261,6 +269,7 @@ impl World {
             Event::Nemesis => return self.nemesis(),
             Event::PowerCut => return self.aimed_power_cut(),
             Event::DiskBack { node, disk } => return self.disk_back(*node, *disk),
+            Event::DiskReplaced { node, disk } => return self.disk_replaced(*node, *disk),
             Event::DiskGivenUp { node, id } => return self.give_up(*node, *id),
             Event::DiskEmptied { node, disk } => return self.disk_emptied(*node, *disk),
         };
@@ -313,6 +322,7 @@ impl World {
             | Event::PowerCut
             | Event::DiskBack { .. }
             | Event::DiskEmptied { .. }
+            | Event::DiskReplaced { .. }
             | Event::DiskGivenUp { .. } => {}
         }
     }

@@ -91,8 +91,21 @@ fn rotten_seeds_that_failed_once_pass() {
     for seed in [3, 36, 53] {
         for rivals in [false, true] {
             let mut options = Options::from_seed(seed);
-            (options.rot, options.rivals) = (true, rivals);
+            (options.rot.data, options.rivals) = (true, rivals);
             check(options);
         }
     }
+}
+
+/// A disk could not be opened when its node started, and was given up; the only other holders had restarted. Nobody could
+/// say anything of the epochs that had counted on the disk, so nothing of before was found.
+#[test]
+fn epochs_that_count_on_a_disk_that_never_worked_prove_something() {
+    let mut options = Options::from_seed(103);
+    (options.rot.data, options.rot.records, options.rivals, options.flips) = (true, true, true, 2_000);
+    check(options);
+    // Given up before any epoch had heard of the failure.
+    let mut options = Options::from_seed(34);
+    options.rot.records = true;
+    check(options);
 }

@@ -85,3 +85,35 @@ fn random_seeds_pass() {
         assert!(number > 0, "no {what} in {count} seeds");
     }
 }
+
+/// Bits of messages flip: no client notices, but for the time it takes to send them again.
+#[test]
+fn flipped_bits_pass() {
+    let options = |seed: u64| {
+        let mut options = Options::from_seed(seed);
+        options.flips = 2_000;
+        (format!("--flips --seed {seed}"), options)
+    };
+    let first = number("SIM_FIRST", 1);
+    let runs: Vec<(String, Options)> = (first..first + number("SIM_FLIPS", 12)).map(options).collect();
+    let (total, failures) = run_all(&runs);
+    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), runs.len(), failures.join("\n"));
+    assert!(total.frames_flipped > 0 && total.payloads_flipped > 0, "{total:?}");
+}
+
+/// What stores write about their data rots on one node, and a little of the data: nothing is lost.
+#[test]
+fn rotten_records_pass() {
+    let options = |seed: u64| {
+        let mut options = Options::from_seed(seed);
+        (options.rot.records, options.rot.data) = (true, seed.is_multiple_of(2));
+        options.rivals = seed.is_multiple_of(2);
+        let more = if options.rivals { " --rot --rivals" } else { "" };
+        (format!("--rot-records --seed {seed}{more}"), options)
+    };
+    let first = number("SIM_FIRST", 1);
+    let runs: Vec<(String, Options)> = (first..first + number("SIM_ROT", 16)).map(options).collect();
+    let (total, failures) = run_all(&runs);
+    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), runs.len(), failures.join("\n"));
+    assert!(total.records_rotted > 0 && total.stores_refused > 0 && total.damaged > 0, "{total:?}");
+}

@@ -147,7 +147,7 @@ pub enum Refusal {
     /// The disk is full.
     #[error("no space")]
     NoSpace,
-    /// Stored data fails its checksum, or the disk gives a read error there.
+    /// Stored data fails its checksum, or the disk gives a read error there. Of a write: its contents came damaged.
     #[error("stored data is damaged")]
     Damaged,
     /// The disk or the node is failing; its incarnation ends.

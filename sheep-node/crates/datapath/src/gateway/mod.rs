@@ -195,6 +195,11 @@ impl Gateway {
         self.core.retained
     }
 
+    /// Contents that came damaged over the network, and were asked for again.
+    pub fn garbled(&self) -> u64 {
+        self.core.garbled
+    }
+
     /// Number of volumes, those being opened or closed included.
     pub fn volumes(&self) -> usize {
         self.volumes.len()

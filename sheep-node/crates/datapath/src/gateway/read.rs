@@ -241,7 +241,11 @@ impl Volume {
                     piece.arrived = Some((if own { data.version.sequence } else { 0 }, extents));
                     return;
                 }
-                None => Miss::Never,
+                // Damaged on its way: what is there may be good.
+                None => {
+                    core.garbled += 1;
+                    Miss::Later
+                }
             },
             Reply::Refused(Refusal::NoCopy | Refusal::Damaged) => Miss::Never,
             _ => Miss::Later,

@@ -83,6 +83,8 @@ pub(super) struct Core {
     pub(super) retained: u64,
     /// There was little room, and now there is more.
     pub(super) room_freed: bool,
+    /// Contents that came damaged over the network, and were asked for again.
+    pub(super) garbled: u64,
     calls: BTreeMap<u64, Call>,
     due: BTreeSet<(Time, u64)>,
     next_request: u64,
@@ -107,6 +109,7 @@ impl Core {
             outputs: VecDeque::new(),
             retained: 0,
             room_freed: false,
+            garbled: 0,
             calls: BTreeMap::new(),
             due: BTreeSet::new(),
             next_request: 2,

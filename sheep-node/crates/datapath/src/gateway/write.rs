@@ -264,7 +264,8 @@ impl Volume {
             Reply::Refused(Refusal::NoCopy) if self.is_created_here(object) => {
                 self.behind(core, number, write, from, None);
             }
-            Reply::Refused(Refusal::NotCurrent | Refusal::Busy) => {
+            // Damaged: on its way.
+            Reply::Refused(Refusal::NotCurrent | Refusal::Busy | Refusal::Damaged) => {
                 core.back_off(number, core.config.not_ready)
             }
             Reply::Refused(Refusal::NoSpace) => self.fail_write(core, number, write, VolumeError::NoSpace),

@@ -97,6 +97,8 @@ pub struct ReplicaStatus {
     pub foreign: u64,
     /// Requests refused because too much waits.
     pub busy: u64,
+    /// Contents that came damaged over the network, and were refused.
+    pub garbled: u64,
     /// Bytes per second that recovery is held to because clients waited; none: it is not.
     pub pace: Option<u64>,
 }

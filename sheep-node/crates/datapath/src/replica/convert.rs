@@ -35,9 +35,11 @@ pub(crate) fn extents(extents: &[StoreExtent]) -> Vec<Extent> {
 pub(crate) fn refusal_of(error: &StoreError) -> Refusal {
     match error {
         StoreError::NotFound(_) => Refusal::NoCopy,
-        StoreError::Corrupt { .. } | StoreError::Unreadable { .. } => Refusal::Damaged,
+        StoreError::Corrupt { .. } | StoreError::Unreadable { .. } | StoreError::BadChecksum { .. } => {
+            Refusal::Damaged
+        }
         StoreError::NoSpace => Refusal::NoSpace,
-        StoreError::Malformed | StoreError::BadChecksum { .. } => Refusal::Malformed,
+        StoreError::Malformed => Refusal::Malformed,
         _ => Refusal::StoreFailed,
     }
 }

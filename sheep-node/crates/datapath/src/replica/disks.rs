@@ -11,11 +11,15 @@ use core::time::Duration;
 use sheep_placement::{Disk as Placed, Key, disk_for};
 use sheep_state::{Command, DiskRecord, DiskState};
 use sheep_store::{Condition, Disk, Op, StoreConfig, StoreError, StoreIdentity};
-use sheep_types::{ObjectId, Time};
+use sheep_types::{Incarnation, ObjectId, Time};
 use std::collections::BTreeSet;
 
 /// After this time without its effect in the state, the list of disks is ordered again.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Listed as the run of a failed disk that has not worked since its node started: whatever epochs say that counted on it
+/// in this run of the node, it took part in nothing.
+pub(super) const NEVER_WORKED: Incarnation = Incarnation(0);
 
 /// What the cluster was told of the disks.
 #[derive(Debug, Default)]
@@ -25,6 +29,8 @@ pub(super) struct Disks {
     given_up: BTreeSet<u64>,
     /// Empty, and given up once an epoch says so.
     emptied: BTreeSet<u64>,
+    /// Those that have worked since the node started.
+    worked: BTreeSet<u64>,
 }
 
 impl Replica {
@@ -105,6 +111,7 @@ impl Replica {
 
     /// Builds what is derived from the headers on a disk. How far scrubbing is, is known once the node has started.
     pub(super) fn load(&mut self, slot: u8, at_start: bool) {
+        self.disks.worked.extend(self.store.run_of(slot).map(|(id, _)| id));
         let floors = self.floors.entry(slot).or_default();
         for header in self.store.objects_on(slot, ObjectId(0)) {
             if let Some(record) = ScrubRecord::of(header) {
@@ -197,18 +204,28 @@ impl Replica {
                 weight: disk.weight,
             }),
             // What it will be is not known: as it was, but not working.
-            Condition::Starting | Condition::Failed => {
-                before(disk.id).map(|record| DiskRecord { state: DiskState::Failed, ..*record })
-            }
+            Condition::Starting | Condition::Failed => before(disk.id).map(|record| self.failed(record)),
             Condition::Removed => None,
         });
         let mut records: Vec<DiskRecord> = here.collect();
         // Those that the node no longer has anything of, until somebody gives them up.
         let gone = known.iter().filter(|record| self.store.disks().all(|disk| disk.id != record.id));
-        records.extend(gone.map(|record| DiskRecord { state: DiskState::Failed, ..*record }));
-        records.retain(|record| !self.disks.given_up.contains(&record.id));
+        records.extend(gone.map(|record| self.failed(record)));
+        // One that never worked is listed as such before it goes.
+        let told = |record: &DiskRecord| {
+            let counted_on = before(record.id).is_some_and(|known| known.state == DiskState::Up);
+            record.incarnation != NEVER_WORKED || !counted_on
+        };
+        records.retain(|record| !self.disks.given_up.contains(&record.id) || !told(record));
         records.sort_unstable();
         records
+    }
+
+    /// What is said of a disk that does not work.
+    fn failed(&self, known: &DiskRecord) -> DiskRecord {
+        let never = known.state == DiskState::Up && !self.disks.worked.contains(&known.id);
+        let incarnation = if never { NEVER_WORKED } else { known.incarnation };
+        DiskRecord { state: DiskState::Failed, incarnation, ..*known }
     }
 
     /// The slot that an object belongs on: of the disks that the present epoch counts on. Zero if there is none.

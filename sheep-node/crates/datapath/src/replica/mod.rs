@@ -50,6 +50,7 @@ pub struct Replica {
     failed: Option<StoreError>,
     foreign: u64,
     busy: u64,
+    garbled: u64,
     next_token: u64,
     next_request: u64,
     jobs: BTreeMap<u64, Job>,
@@ -118,6 +119,7 @@ impl Replica {
             failed: None,
             foreign: 0,
             busy: 0,
+            garbled: 0,
             next_token: 0,
             // Odd numbers are the replica's, even ones the gateway's.
             next_request: 1,
@@ -221,6 +223,7 @@ impl Replica {
             jobs: self.jobs.len(),
             foreign: self.foreign,
             busy: self.busy,
+            garbled: self.garbled,
             pace: self.pace.rate(),
         }
     }
@@ -297,6 +300,7 @@ impl Replica {
             }
             SetEvent::Done { token, result } => {
                 self.stalled.remove(&token);
+                self.garbled += u64::from(matches!(result, Err(StoreError::BadChecksum { .. })));
                 if let Some(job) = self.jobs.remove(&token) {
                     self.finish(now, job, result);
                 }

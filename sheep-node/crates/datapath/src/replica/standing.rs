@@ -6,6 +6,7 @@
 //! on this one function of ordered history.
 
 use super::Replica;
+use super::disks::NEVER_WORKED;
 use crate::{Mutant, View};
 use sheep_state::{DiskRecord, DiskState, EpochMember};
 use sheep_store::Header as CopyHeader;
@@ -158,7 +159,19 @@ impl Replica {
         let Some(member) = self.listed_at(view, at) else { return false };
         let careless = self.config.mutants.is(Mutant::NeverWithLostDisk);
         let here = |id: u64| self.store.working(id).is_some() && self.kept(view, id, at);
-        careless || member.working_disks().all(|disk| here(disk.id) || self.was_emptied(view, disk.id, at))
+        let gone = |id: u64| self.was_emptied(view, id, at) || self.never_worked(view, member, id, at);
+        careless || member.working_disks().all(|disk| here(disk.id) || gone(disk.id))
+    }
+
+    /// Whether a disk that an epoch counted on could not be opened when the node started: until the epoch that said so
+    /// the node answered nothing.
+    fn never_worked(&self, view: &View, member: &EpochMember, id: u64, since: Epoch) -> bool {
+        let mut later = (since.0 + 1..=view.epoch().0).filter_map(|epoch| {
+            let then = view.members_at(Epoch(epoch))?.get(self.me.node)?;
+            let same = then.incarnation == member.incarnation;
+            then.disks.iter().find(|disk| same && disk.id == id && disk.state != DiskState::Up)
+        });
+        later.next().is_some_and(|disk| disk.incarnation == NEVER_WORKED)
     }
 
     /// Whether a disk left this node after an epoch, with nothing on it: what it had, the others have, or it was

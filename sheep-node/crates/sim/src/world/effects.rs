@@ -169,9 +169,7 @@ impl World {
                 self.queue_to_control(node, ToControl::Order(UNASKED, Box::new(command)));
             }
             ShardOutput::DiskFailed { slot, error } => self.disk_failed(node, slot, &error),
-            ShardOutput::StoreFailed => {
-                self.violate(format!("node {node}: the store failed without a fault"))
-            }
+            ShardOutput::StoreFailed => self.store_failed(node),
             ShardOutput::Gateway(GatewayOutput::Propose { token, command }) => {
                 self.queue_to_control(node, ToControl::Order(token, Box::new(command)));
             }
@@ -192,6 +190,7 @@ impl World {
 
     pub(super) fn send_packet(&mut self, node: usize, packet: Packet) {
         let Some(to) = self.index_of(packet.to) else { return };
+        let Some(packet) = self.flip(node, to, packet) else { return };
         if let Some(delay) = self.net.message(node, to, &mut self.rng)
             && let Some(event) = self.hooks.pass(node, Event::Packet { to, packet: Box::new(packet) })
         {

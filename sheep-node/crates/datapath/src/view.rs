@@ -1,6 +1,6 @@
 //! What control publishes to the data path: the applied state, and placement derived from it.
 
-use sheep_placement::{PlacementMember, Ring};
+use sheep_placement::{Key, PlacementMember, Ring};
 use sheep_state::{ClusterState, EpochMembers, MemberState, NodeState, VdiRecord, VidKind, VidRecord};
 use sheep_types::{Birth, ClusterId, Epoch, Generation, LogIndex, Member, NodeId, ObjectId, Vid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -129,21 +129,31 @@ impl View {
     /// The whole set of an object in an epoch, members that were down included, in order of preference. `None`
     /// if the epoch is forgotten or to come, or the object's vid or kind is unknown.
     pub fn set_at(&self, epoch: Epoch, object: ObjectId) -> Option<Vec<NodeId>> {
+        self.places(epoch, object).map(Iterator::collect)
+    }
+
+    /// The nodes of a set, one after the other. Worked out from the ring each time, without allocations: that is as
+    /// quick as looking it up somewhere, and never out of date.
+    fn places(&self, epoch: Epoch, object: ObjectId) -> Option<impl Iterator<Item = NodeId>> {
         let view = self.epochs.get(&epoch)?;
-        let lineage = self.state.vid(object.vid())?.lineage;
-        let copies = self.state.copies_in(object.vid(), &view.members);
-        Some(view.ring().set(lineage, object.kind()?, object.index(), copies))
+        let key = Key::of(self.state.vid(object.vid())?.lineage, object)?;
+        Some(view.ring().list(key).take(self.state.copies_in(object.vid(), &view.members)))
     }
 
     /// Whether a node is in the set of an object in an epoch.
     pub fn in_set_at(&self, epoch: Epoch, object: ObjectId, node: NodeId) -> bool {
-        self.set_at(epoch, object).is_some_and(|set| set.contains(&node))
+        self.places(epoch, object).is_some_and(|mut places| places.any(|place| place == node))
+    }
+
+    /// Whether a node, in this run, is an up member of the object's present set.
+    pub fn in_up_set(&self, object: ObjectId, member: Member) -> bool {
+        self.up_at(self.epoch(), member.node) == Some(member)
+            && self.in_set_at(self.epoch(), object, member.node)
     }
 
     /// Members of an object's set that were up in an epoch, with the incarnation they had then.
     pub fn up_set_at(&self, epoch: Epoch, object: ObjectId) -> Option<Vec<Member>> {
-        let set = self.set_at(epoch, object)?;
-        Some(set.into_iter().filter_map(|node| self.up_at(epoch, node)).collect())
+        Some(self.places(epoch, object)?.filter_map(|node| self.up_at(epoch, node)).collect())
     }
 
     /// Nodes that are away, not given up, and were to have a copy of the object in an epoch that is remembered.

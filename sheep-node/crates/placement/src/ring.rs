@@ -1,6 +1,7 @@
 //! The hash ring.
 
 use sheep_types::{NodeId, ObjectId, ObjectKind, Vid};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use twox_hash::XxHash3_64;
 
@@ -49,6 +50,9 @@ impl Key {
         XxHash3_64::oneshot(&[a, b, c, d, kind, e, f, g, h])
     }
 }
+
+/// Numbers of members, or of zones, that are in a list already. Sets are small: they cost no allocation.
+type Taken = SmallVec<[u32; 8]>;
 
 /// A point: (hash, number of the member).
 type Point = (u64, u32);
@@ -130,7 +134,7 @@ impl Ring {
         let hash = key.hash();
         // The node of a key is that of the first point at or after it, around the ring.
         let start = self.points.partition_point(|(point, _)| *point < hash);
-        List { ring: self, start, walked: 0, taken: Vec::new(), zones_taken: Vec::new() }
+        List { ring: self, start, walked: 0, taken: Taken::new(), zones_taken: Taken::new() }
     }
 }
 
@@ -141,8 +145,8 @@ pub struct List<'a> {
     start: usize,
     /// Points walked in the present pass.
     walked: usize,
-    taken: Vec<u32>,
-    zones_taken: Vec<u32>,
+    taken: Taken,
+    zones_taken: Taken,
 }
 
 impl List<'_> {

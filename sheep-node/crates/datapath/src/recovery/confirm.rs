@@ -65,7 +65,7 @@ impl Replica {
             || self.recovery.is_lost(object);
         let careless = self.config.mutants.is(Mutant::ConfirmAnyVersion);
         let equal = self.copy(view, object).is_some_and(|copy| careless || copy.version == line.version);
-        if busy || !line.live || !equal || !view.up_set(object).contains(&self.me) {
+        if busy || !line.live || !equal || !view.in_up_set(object, self.me) {
             return false;
         }
         let todo = self.recovery.todo.remove(&object).unwrap_or_default();

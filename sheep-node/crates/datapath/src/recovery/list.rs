@@ -93,7 +93,7 @@ impl Replica {
             if view.is_gone(header.id, header.birth) {
                 self.recovery.forget(header.id);
                 self.delete_copy(header.id, Job::Forget);
-            } else if view.up_set(header.id).contains(&self.me) {
+            } else if view.in_up_set(header.id, self.me) {
                 if !self.current_in(view, header.id) {
                     self.want(view, header.id, false);
                 }

@@ -27,7 +27,7 @@ impl Replica {
             }
             return;
         }
-        if !view.up_set(object).contains(&self.me) {
+        if !view.in_up_set(object, self.me) {
             return;
         }
         let known = self.recovery.todo.contains_key(&object);

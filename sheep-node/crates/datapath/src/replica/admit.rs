@@ -154,6 +154,6 @@ impl Replica {
 
     /// This node, in this run, must be an up member of the object's present set.
     pub(super) fn check_member(&self, view: &View, object: ObjectId) -> Result<(), Refusal> {
-        if view.up_set(object).contains(&self.me) { Ok(()) } else { Err(Refusal::NotMember) }
+        if view.in_up_set(object, self.me) { Ok(()) } else { Err(Refusal::NotMember) }
     }
 }

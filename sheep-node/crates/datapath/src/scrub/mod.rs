@@ -277,7 +277,7 @@ impl Replica {
 
     /// Begins with an object. What is not current here is none of this node's business yet.
     fn look_at(&mut self, now: Time, view: &View, object: ObjectId) {
-        let ours = self.copy(view, object).is_some() && view.up_set(object).contains(&self.me);
+        let ours = self.copy(view, object).is_some() && view.in_up_set(object, self.me);
         if !ours {
             self.scrub.again.remove(&object);
             return self.scrub_after(now, STEP);

@@ -9,7 +9,8 @@ use sheep_frontend::nbd::{
 };
 use sheep_frontend::{BufferPool, ErrorKind, Extent, Op, Reply, RequestHandle};
 use sheep_types::Time;
-use std::collections::BTreeMap;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -101,7 +102,9 @@ pub(super) struct Clients {
     clients: BTreeMap<Token, Client>,
     next: usize,
     pool: BufferPool,
-    wants: Vec<Want>,
+    wants: VecDeque<Want>,
+    /// Of those that are being flushed; kept for its room.
+    flushed: Vec<Token>,
 }
 
 impl Clients {
@@ -112,7 +115,8 @@ impl Clients {
             clients: BTreeMap::new(),
             next: 0,
             pool,
-            wants: Vec::new(),
+            wants: VecDeque::new(),
+            flushed: Vec::new(),
         }
     }
 
@@ -187,7 +191,6 @@ impl Clients {
         }
     }
 
-    /// Reads what came from a client.
     /// Reads what is there, as much as is wanted now; the rest when more is wanted. A read that got less than it had room for
     /// has emptied the socket; only the end of a connection that is `closing` needs one more.
     pub(super) fn receive(&mut self, token: Token, closing: bool) {
@@ -217,15 +220,15 @@ impl Clients {
         let Some(client) = self.clients.get_mut(&token) else { return };
         while let Some(event) = client.nbd.poll_event() {
             match event {
-                ServerEvent::ListExports => self.wants.push(Want::List(token)),
+                ServerEvent::ListExports => self.wants.push_back(Want::List(token)),
                 ServerEvent::OpenExport { name, mode } => {
                     client.name.clone_from(&name);
                     let info_only = mode == OpenMode::Info;
-                    self.wants.push(Want::Open { client: token, name, info_only });
+                    self.wants.push_back(Want::Open { client: token, name, info_only });
                 }
                 ServerEvent::Request(request) => match (client.volume, operation(request.op)) {
                     (Some(volume), Some(op)) => {
-                        self.wants.push(Want::Io { client: token, handle: request.handle, volume, op });
+                        self.wants.push_back(Want::Io { client: token, handle: request.handle, volume, op });
                     }
                     // A hint that nothing is made of.
                     (Some(_), None) => client.nbd.complete(request.handle, Reply::Done),
@@ -238,9 +241,9 @@ impl Clients {
         }
     }
 
-    /// What clients want since the last call.
-    pub(super) fn wants(&mut self) -> Vec<Want> {
-        core::mem::take(&mut self.wants)
+    /// What a client wants next.
+    pub(super) fn next_want(&mut self) -> Option<Want> {
+        self.wants.pop_front()
     }
 
     pub(super) fn listed(&mut self, token: Token, names: Result<Vec<String>, OpenError>) {
@@ -308,9 +311,9 @@ impl Clients {
 
     /// Sends what waits, reads where reading was held back, and forgets clients that are done.
     pub(super) fn flush(&mut self) {
-        let dirty: Vec<Token> =
-            self.clients.iter().filter(|(_, c)| c.dirty).map(|(token, _)| *token).collect();
-        for token in dirty {
+        let mut dirty = core::mem::take(&mut self.flushed);
+        dirty.extend(self.clients.iter().filter(|(_, client)| client.dirty).map(|(token, _)| *token));
+        for token in dirty.drain(..) {
             let Some(client) = self.clients.get_mut(&token) else { continue };
             client.dirty = false;
             let alive = client.transmit();
@@ -327,6 +330,7 @@ impl Clients {
                 }
             }
         }
+        self.flushed = dirty;
     }
 
     /// A socket takes bytes again.
@@ -364,7 +368,7 @@ impl Clients {
             Socket::Unix(stream) => self.registry.deregister(stream),
         };
         if let Some(volume) = client.volume {
-            self.wants.push(Want::Release(volume));
+            self.wants.push_back(Want::Release(volume));
         }
     }
 }
@@ -383,12 +387,15 @@ impl Client {
     /// Sends what waits. `false`: the client is gone.
     fn transmit(&mut self) -> bool {
         loop {
-            let chunks: Vec<IoSlice<'_>> =
-                self.nbd.poll_transmit().take(SLICES).map(|c| IoSlice::new(c)).collect();
-            if chunks.is_empty() {
-                return true;
-            }
-            match self.socket.write_vectored(&chunks) {
+            let sent = {
+                let chunks = self.nbd.poll_transmit().take(SLICES);
+                let slices: SmallVec<[IoSlice<'_>; 64]> = chunks.map(|chunk| IoSlice::new(chunk)).collect();
+                if slices.is_empty() {
+                    return true;
+                }
+                self.socket.write_vectored(&slices)
+            };
+            match sent {
                 Ok(0) => return false,
                 Ok(n) => self.nbd.handle_transmitted(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,

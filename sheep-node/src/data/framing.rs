@@ -4,6 +4,7 @@ use bytes::{Buf, Bytes};
 use sheep_frontend::{AlignedBuf, BufferPool};
 use sheep_types::BLOCK_SIZE;
 use sheep_wire::{DecodeError, HEADER_LEN, Header, Message, RawHeader, decode_header, decode_message};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 
@@ -26,7 +27,6 @@ pub(super) enum StreamError {
 /// A payload that is being received, straight into its own buffer.
 struct Partial {
     raw: RawHeader,
-    body: Bytes,
     payload: AlignedBuf,
     have: usize,
 }
@@ -40,12 +40,14 @@ pub(super) struct Receiver {
     /// The last read got less than it could take: the socket was empty.
     drained: bool,
     partial: Option<Partial>,
+    /// The variable part of the message whose payload is being received.
+    body: Vec<u8>,
     pool: BufferPool,
 }
 
 impl Receiver {
     pub(super) fn new(pool: BufferPool) -> Self {
-        Self { staging: Vec::new(), start: 0, end: 0, drained: false, partial: None, pool }
+        Self { staging: Vec::new(), start: 0, end: 0, drained: false, partial: None, body: Vec::new(), pool }
     }
 
     /// Bytes that are not taken apart yet; the handshake comes before the first message.
@@ -103,9 +105,9 @@ impl Receiver {
         if partial.have < partial.raw.payload_len {
             return Ok(None);
         }
-        let Some(Partial { raw, body, payload, .. }) = self.partial.take() else { return Ok(None) };
+        let Some(Partial { raw, payload, .. }) = self.partial.take() else { return Ok(None) };
         let payload = if raw.payload_len == 0 { Bytes::new() } else { payload.freeze() };
-        let message = decode_message(&raw, &body, payload)?;
+        let message = decode_message(&raw, &self.body, payload)?;
         Ok(Some((raw.header, message)))
     }
 
@@ -113,8 +115,11 @@ impl Receiver {
     fn begin(&mut self) -> Result<(), StreamError> {
         let Some(fixed) = self.unread().first_chunk::<HEADER_LEN>() else { return Ok(()) };
         let raw = decode_header(fixed)?;
-        let Some(body) = self.unread().get(HEADER_LEN..HEADER_LEN + raw.body_len) else { return Ok(()) };
-        let body = Bytes::copy_from_slice(body);
+        let unread = self.staging.get(self.start..self.end).unwrap_or_default();
+        let Some(body) = unread.get(HEADER_LEN..HEADER_LEN + raw.body_len) else { return Ok(()) };
+        self.body.clear();
+        self.body.shrink_to(CHUNK);
+        self.body.extend_from_slice(body);
         self.consume(HEADER_LEN + raw.body_len);
         let mut payload = self.pool.take(raw.payload_len, 0);
         let have = raw.payload_len.min(self.unread().len());
@@ -122,7 +127,7 @@ impl Receiver {
             to.copy_from_slice(from);
         }
         self.consume(have);
-        self.partial = Some(Partial { raw, body, payload, have });
+        self.partial = Some(Partial { raw, payload, have });
         Ok(())
     }
 }
@@ -169,8 +174,12 @@ impl SendQueue {
     /// Sends until nothing is left or the socket takes no more.
     pub(super) fn send(&mut self, stream: &mut impl Write) -> io::Result<()> {
         while !self.chunks.is_empty() {
-            let slices: Vec<IoSlice<'_>> = self.chunks.iter().take(SLICES).map(|c| IoSlice::new(c)).collect();
-            match stream.write_vectored(&slices) {
+            let sent = {
+                let chunks = self.chunks.iter().take(SLICES);
+                let slices: SmallVec<[IoSlice<'_>; 64]> = chunks.map(|chunk| IoSlice::new(chunk)).collect();
+                stream.write_vectored(&slices)
+            };
+            match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => self.sent(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -215,7 +224,8 @@ mod tests {
             generation: Generation(7),
         };
         let blocks = (n % 5) as usize;
-        let body = Body::Data { payload: vec![n as u8; blocks * 4096].into(), crcs: vec![n as u32; blocks] };
+        let body =
+            Body::Data { payload: vec![n as u8; blocks * 4096].into(), crcs: vec![n as u32; blocks].into() };
         let write = WriteRequest {
             object: ObjectId(n),
             birth: Birth(1),

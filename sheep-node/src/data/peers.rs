@@ -7,7 +7,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use sheep_frontend::BufferPool;
 use sheep_types::{ClusterId, Member, NodeId, Time};
-use sheep_wire::{Header, Message, Packet, encode};
+use sheep_wire::{Encoder, Header, Message, Packet};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -69,6 +69,7 @@ pub(super) struct Peers {
     addresses: BTreeMap<NodeId, SocketAddr>,
     retries: BTreeMap<NodeId, Retry>,
     pool: BufferPool,
+    encoder: Encoder,
     /// Counters for metrics.
     pub(super) refused: u64,
     pub(super) damaged: u64,
@@ -99,6 +100,7 @@ impl Peers {
             addresses: BTreeMap::new(),
             retries: BTreeMap::new(),
             pool,
+            encoder: Encoder::default(),
             refused: 0,
             damaged: 0,
             dropped: 0,
@@ -135,7 +137,7 @@ impl Peers {
             self.dropped += 1;
             return;
         };
-        let frame = encode(&packet.header, &packet.message);
+        let frame = self.encoder.encode(&packet.header, &packet.message);
         let ready = matches!(connection.phase, Phase::Ready);
         let queue = if ready { &mut connection.queue } else { &mut connection.waiting };
         queue.push(frame.head);

@@ -296,7 +296,7 @@ impl DataThread {
     }
 
     fn wants(&mut self, now: Time) {
-        for want in self.clients.wants() {
+        while let Some(want) = self.clients.next_want() {
             match want {
                 super::clients::Want::List(token) => {
                     let names = match &self.view {

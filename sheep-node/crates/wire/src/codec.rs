@@ -1,6 +1,8 @@
 //! Layout constants of the wire format, and cursors over bytes.
 #![deny(clippy::indexing_slicing)]
 
+use bytes::BytesMut;
+use smallvec::{Array, SmallVec};
 use thiserror::Error;
 
 /// Bytes of the fixed header.
@@ -14,6 +16,10 @@ pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"SHDP");
 pub(crate) const VERSION: u16 = 1;
 /// The header's checksum covers everything before it.
 pub(crate) const HEADER_CRC_AT: usize = HEADER_LEN - 4;
+/// Lengths of the variable part and of the payload.
+pub(crate) const LENGTHS_AT: usize = HEADER_CRC_AT - 8;
+/// After magic and version.
+pub(crate) const KIND_AT: usize = 6;
 
 /// Kinds of messages; requests below 128, replies from there on.
 pub(crate) mod kind {
@@ -69,12 +75,11 @@ pub enum DecodeError {
 }
 
 /// Appends fixed-width little-endian values.
-#[derive(Default)]
-pub(crate) struct Writer(pub(crate) Vec<u8>);
+pub(crate) struct Writer<'a>(pub(crate) &'a mut BytesMut);
 
-impl Writer {
+impl Writer<'_> {
     pub(crate) fn u8(&mut self, value: u8) {
-        self.0.push(value);
+        self.0.extend_from_slice(&[value]);
     }
     pub(crate) fn u16(&mut self, value: u16) {
         self.0.extend_from_slice(&value.to_le_bytes());
@@ -139,17 +144,32 @@ impl<'a> Reader<'a> {
             _ => Err(self.malformed()),
         }
     }
-    /// A list of items of at least `min_len` bytes each: the count can't make us reserve more than came.
+    /// The number of items of a list, of at least `min_len` bytes each: it can't make us reserve more than came.
+    fn counted(&mut self, min_len: usize) -> Result<usize, DecodeError> {
+        let count = self.u32()? as usize;
+        if count > self.bytes.len() / min_len.max(1) { Err(self.malformed()) } else { Ok(count) }
+    }
+    /// A list of items of at least `min_len` bytes each.
     pub(crate) fn list<T>(
         &mut self,
         min_len: usize,
         mut each: impl FnMut(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Vec<T>, DecodeError> {
-        let count = self.u32()? as usize;
-        if count > self.bytes.len() / min_len.max(1) {
-            return Err(self.malformed());
-        }
+        let count = self.counted(min_len)?;
         let mut items = Vec::with_capacity(count);
+        for _ in 0..count {
+            items.push(each(self)?);
+        }
+        Ok(items)
+    }
+    /// The same, for lists that are short as a rule.
+    pub(crate) fn short<A: Array>(
+        &mut self,
+        min_len: usize,
+        mut each: impl FnMut(&mut Self) -> Result<A::Item, DecodeError>,
+    ) -> Result<SmallVec<A>, DecodeError> {
+        let count = self.counted(min_len)?;
+        let mut items = SmallVec::with_capacity(count);
         for _ in 0..count {
             items.push(each(self)?);
         }

@@ -5,7 +5,7 @@ use crate::codec::{
     DecodeError, HEADER_CRC_AT, HEADER_LEN, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, Reader, VERSION, kind,
 };
 use crate::{
-    Body, Confirmed, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectDigest, ReadData,
+    Body, Confirmed, Crcs, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectDigest, ReadData,
     Refusal, Reply, Request, Standing, StandingKind, WriteRequest,
 };
 use bytes::Bytes;
@@ -156,7 +156,7 @@ fn get_write(input: &mut Reader<'_>, payload: &mut Payload) -> Result<WriteReque
     let offset = input.u32()?;
     let body = match input.u8()? {
         0 => {
-            let crcs = input.list(4, Reader::u32)?;
+            let crcs: Crcs = input.short(4, Reader::u32)?;
             let data = payload.take(crcs.len().saturating_mul(BLOCK_SIZE as usize))?;
             Body::Data { payload: data, crcs }
         }
@@ -280,7 +280,7 @@ fn get_read_data(input: &mut Reader<'_>, payload: &mut Payload) -> Result<ReadDa
 }
 
 fn get_confirmed(input: &mut Reader<'_>) -> Result<Confirmed, DecodeError> {
-    Ok(Confirmed { upto: input.u64()?, except: input.list(8, Reader::u64)? })
+    Ok(Confirmed { upto: input.u64()?, except: input.short(8, Reader::u64)? })
 }
 
 fn get_objects(input: &mut Reader<'_>) -> Result<Vec<ObjectId>, DecodeError> {

@@ -1,48 +1,73 @@
 //! From messages to bytes.
 
-use crate::codec::{HEADER_CRC_AT, HEADER_LEN, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, VERSION, Writer, kind};
+use crate::codec::{
+    HEADER_CRC_AT, HEADER_LEN, KIND_AT, LENGTHS_AT, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, VERSION, Writer,
+    kind,
+};
 use crate::{
     Body, Confirmed, Extent, ExtentState, Header, Message, ObjectDigest, ReadData, Refusal, Reply, Request,
     StandingKind, WriteRequest,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sheep_types::{Member, ObjectId, Version};
+use smallvec::SmallVec;
+
+/// Payload buffers of a message.
+pub type Payload = SmallVec<[Bytes; 1]>;
+
+/// Bytes that are reserved for heads at once: many small ones share one allocation.
+const HEADS: usize = 16 << 10;
 
 /// An encoded message: one piece to write first, then the payload buffers, untouched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Header and variable part.
-    pub head: Vec<u8>,
+    pub head: Bytes,
     /// The payload, in order.
-    pub payload: Vec<Bytes>,
+    pub payload: Payload,
 }
 
-/// Encodes a message. Asserts that it keeps the limits: only a bug makes one that does not.
+/// Encodes messages, one after the other.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    /// Room for heads; empty between two messages.
+    heads: BytesMut,
+}
+
+impl Encoder {
+    /// Encodes a message. Asserts that it keeps the limits: only a bug makes one that does not.
+    pub fn encode(&mut self, header: &Header, message: &Message) -> Frame {
+        if self.heads.capacity() < 2 * HEADER_LEN {
+            self.heads.reserve(HEADS);
+        }
+        let mut out = Writer(&mut self.heads);
+        put_header(&mut out, header);
+        let mut payload = Payload::new();
+        let kind = match message {
+            Message::Request(request) => put_request(&mut out, &mut payload, request),
+            Message::Reply(reply) => put_reply(&mut out, &mut payload, reply),
+        };
+        let crc = crc32c::crc32c(out.0.get(HEADER_LEN..).unwrap_or_default());
+        out.u32(crc);
+        let body_len = out.0.len() - HEADER_LEN;
+        let payload_len: usize = payload.iter().map(Bytes::len).sum();
+        assert!(body_len <= MAX_BODY_LEN && payload_len <= MAX_PAYLOAD_LEN, "message over its limits");
+        let mut head = self.heads.split();
+        complete_header(&mut head, kind, body_len as u32, payload_len as u32);
+        Frame { head: head.freeze(), payload }
+    }
+}
+
+/// Encodes one message alone.
 pub fn encode(header: &Header, message: &Message) -> Frame {
-    let mut body = Writer(Vec::with_capacity(256));
-    body.0.resize(HEADER_LEN, 0);
-    let mut payload = Vec::new();
-    let kind = match message {
-        Message::Request(request) => put_request(&mut body, &mut payload, request),
-        Message::Reply(reply) => put_reply(&mut body, &mut payload, reply),
-    };
-    let crc = crc32c::crc32c(body.0.get(HEADER_LEN..).unwrap_or_default());
-    body.u32(crc);
-    let body_len = body.0.len() - HEADER_LEN;
-    let payload_len: usize = payload.iter().map(Bytes::len).sum();
-    assert!(body_len <= MAX_BODY_LEN && payload_len <= MAX_PAYLOAD_LEN, "message over its limits");
-    let fixed = fixed_header(header, kind, body_len as u32, payload_len as u32);
-    let mut head = body.0;
-    head.splice(..HEADER_LEN, fixed);
-    Frame { head, payload }
+    Encoder::default().encode(header, message)
 }
 
-fn fixed_header(header: &Header, kind: u8, body_len: u32, payload_len: u32) -> Vec<u8> {
-    let mut out = Writer(Vec::with_capacity(HEADER_LEN));
+/// The fixed header, with zeros for what is not known yet.
+fn put_header(out: &mut Writer<'_>, header: &Header) {
     out.u32(MAGIC);
     out.u16(VERSION);
-    out.u8(kind);
-    out.u8(0);
+    out.u16(0);
     out.u64(header.request);
     out.u128(header.cluster.0);
     out.u64(header.from.node.0);
@@ -53,14 +78,21 @@ fn fixed_header(header: &Header, kind: u8, body_len: u32, payload_len: u32) -> V
     out.u64(header.generation.0);
     out.u16(header.shard);
     out.u16(0);
-    out.u32(body_len);
-    out.u32(payload_len);
-    assert_eq!(out.0.len(), HEADER_CRC_AT, "header layout");
-    out.u32(crc32c::crc32c(&out.0));
-    out.0
+    assert_eq!(out.0.len(), LENGTHS_AT, "header layout");
+    out.u64(0);
+    out.u32(0);
 }
 
-fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) -> u8 {
+/// Kind, lengths and checksum.
+fn complete_header(head: &mut [u8], kind: u8, body_len: u32, payload_len: u32) {
+    head[KIND_AT] = kind;
+    head[LENGTHS_AT..][..4].copy_from_slice(&body_len.to_le_bytes());
+    head[LENGTHS_AT + 4..][..4].copy_from_slice(&payload_len.to_le_bytes());
+    let crc = crc32c::crc32c(&head[..HEADER_CRC_AT]);
+    head[HEADER_CRC_AT..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn put_request(out: &mut Writer<'_>, payload: &mut Payload, request: &Request) -> u8 {
     match request {
         Request::Write(write) => put_write(out, payload, write),
         Request::Read { object, birth, offset, len } => {
@@ -146,7 +178,7 @@ fn put_request(out: &mut Writer, payload: &mut Vec<Bytes>, request: &Request) ->
     }
 }
 
-fn put_write(out: &mut Writer, payload: &mut Vec<Bytes>, write: &WriteRequest) -> u8 {
+fn put_write(out: &mut Writer<'_>, payload: &mut Payload, write: &WriteRequest) -> u8 {
     out.u64(write.object.0);
     out.u64(write.birth.0);
     put_option(out, write.previous.as_ref(), put_version);
@@ -169,7 +201,7 @@ fn put_write(out: &mut Writer, payload: &mut Vec<Bytes>, write: &WriteRequest) -
     kind::WRITE
 }
 
-fn put_reply(out: &mut Writer, payload: &mut Vec<Bytes>, reply: &Reply) -> u8 {
+fn put_reply(out: &mut Writer<'_>, payload: &mut Payload, reply: &Reply) -> u8 {
     match reply {
         Reply::Done => kind::DONE,
         Reply::Behind(version) => {
@@ -226,7 +258,7 @@ fn put_reply(out: &mut Writer, payload: &mut Vec<Bytes>, reply: &Reply) -> u8 {
     }
 }
 
-fn put_digest(out: &mut Writer, digest: &ObjectDigest) -> u8 {
+fn put_digest(out: &mut Writer<'_>, digest: &ObjectDigest) -> u8 {
     out.u64(digest.birth.0);
     out.u8(u8::from(digest.pending));
     out.u8(u8::from(digest.hot));
@@ -236,7 +268,7 @@ fn put_digest(out: &mut Writer, digest: &ObjectDigest) -> u8 {
     kind::DIGEST
 }
 
-fn put_refusal(out: &mut Writer, refusal: Refusal) -> u8 {
+fn put_refusal(out: &mut Writer<'_>, refusal: Refusal) -> u8 {
     let (code, epoch) = match refusal {
         Refusal::StaleEpoch(epoch) => (0, epoch.0),
         Refusal::WrongIncarnation => (1, 0),
@@ -257,14 +289,14 @@ fn put_refusal(out: &mut Writer, refusal: Refusal) -> u8 {
     kind::REFUSED
 }
 
-fn put_read_data(out: &mut Writer, payload: &mut Vec<Bytes>, data: &ReadData) {
+fn put_read_data(out: &mut Writer<'_>, payload: &mut Payload, data: &ReadData) {
     put_version(out, &data.version);
     put_extents(out, &data.extents);
     out.list(&data.crcs, |out, crc| out.u32(*crc));
     payload.extend(data.data.iter().cloned());
 }
 
-fn put_extents(out: &mut Writer, extents: &[Extent]) {
+fn put_extents(out: &mut Writer<'_>, extents: &[Extent]) {
     out.list(extents, |out, extent| {
         out.u32(extent.offset);
         out.u32(extent.len);
@@ -276,33 +308,33 @@ fn put_extents(out: &mut Writer, extents: &[Extent]) {
     });
 }
 
-fn put_confirmed(out: &mut Writer, confirmed: &Confirmed) {
+fn put_confirmed(out: &mut Writer<'_>, confirmed: &Confirmed) {
     out.u64(confirmed.upto);
     out.list(&confirmed.except, |out, sequence| out.u64(*sequence));
 }
 
-fn put_objects(out: &mut Writer, objects: &[ObjectId]) {
+fn put_objects(out: &mut Writer<'_>, objects: &[ObjectId]) {
     out.list(objects, |out, object| out.u64(object.0));
 }
 
-fn put_versions(out: &mut Writer, objects: &[(ObjectId, Version)]) {
+fn put_versions(out: &mut Writer<'_>, objects: &[(ObjectId, Version)]) {
     out.list(objects, |out, (object, version)| {
         out.u64(object.0);
         put_version(out, version);
     });
 }
 
-fn put_version(out: &mut Writer, version: &Version) {
+fn put_version(out: &mut Writer<'_>, version: &Version) {
     out.u64(version.generation.0);
     out.u64(version.sequence);
 }
 
-fn put_member(out: &mut Writer, member: &Member) {
+fn put_member(out: &mut Writer<'_>, member: &Member) {
     out.u64(member.node.0);
     out.u64(member.incarnation.0);
 }
 
-fn put_option<T>(out: &mut Writer, value: Option<&T>, put: impl FnOnce(&mut Writer, &T)) {
+fn put_option<T>(out: &mut Writer<'_>, value: Option<&T>, put: impl FnOnce(&mut Writer, &T)) {
     out.u8(u8::from(value.is_some()));
     if let Some(value) = value {
         put(out, value);

@@ -13,9 +13,9 @@ mod request;
 
 pub use codec::{DecodeError, HEADER_LEN, MAX_BODY_LEN, MAX_PAYLOAD_LEN};
 pub use decode::{RawHeader, decode_header, decode_message};
-pub use encode::{Frame, encode};
+pub use encode::{Encoder, Frame, Payload, encode};
 pub use message::{Header, Message, Packet};
 pub use reply::{
     Extent, ExtentState, HotObject, Listed, ObjectDigest, ReadData, Refusal, Reply, Standing, StandingKind,
 };
-pub use request::{Body, Confirmed, Request, WriteRequest};
+pub use request::{Body, Confirmed, Crcs, Request, WriteRequest};

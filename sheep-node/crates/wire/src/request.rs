@@ -2,6 +2,10 @@
 
 use bytes::Bytes;
 use sheep_types::{Birth, Epoch, Member, NodeId, ObjectId, Version, Vid};
+use smallvec::SmallVec;
+
+/// Checksums of a write's blocks. Those of a small write are kept in place: it is cloned for each member.
+pub type Crcs = SmallVec<[u32; 4]>;
 
 /// The new contents of a range of blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +15,7 @@ pub enum Body {
         /// The bytes.
         payload: Bytes,
         /// One checksum per block of the payload, in order.
-        crcs: Vec<u32>,
+        crcs: Crcs,
     },
     /// This many bytes become zeros, a multiple of the block size; no data is stored.
     Zero {
@@ -36,7 +40,7 @@ impl Body {
 }
 
 /// Which writes of a VDI its holder knows to be on all up members: every sequence of the header's
-/// generation up to `upto`, except the listed ones (at most the writes in flight). A copy whose version is
+/// generation up to `upto`, except the listed ones (writes in flight). A copy whose version is
 /// not covered is *hot*: a take-over must look at it. Versions of older generations are covered, for a
 /// generation writes only after it has settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +48,7 @@ pub struct Confirmed {
     /// Highest sequence.
     pub upto: u64,
     /// Sequences at or below `upto` that are not confirmed yet, ascending.
-    pub except: Vec<u64>,
+    pub except: SmallVec<[u64; 4]>,
 }
 
 impl Confirmed {

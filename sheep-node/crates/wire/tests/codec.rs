@@ -11,7 +11,8 @@ fn version() -> impl Strategy<Value = Version> {
 }
 
 fn confirmed() -> impl Strategy<Value = Confirmed> {
-    (any::<u64>(), vec(any::<u64>(), 0..5)).prop_map(|(upto, except)| Confirmed { upto, except })
+    (any::<u64>(), vec(any::<u64>(), 0..9))
+        .prop_map(|(upto, except)| Confirmed { upto, except: except.into() })
 }
 
 fn object() -> impl Strategy<Value = ObjectId> {
@@ -206,7 +207,7 @@ fn decode(bytes: &[u8]) -> Result<(Header, Message), DecodeError> {
 }
 
 fn flat(frame: &Frame) -> Vec<u8> {
-    frame.payload.iter().fold(frame.head.clone(), |mut all, part| {
+    frame.payload.iter().fold(frame.head.to_vec(), |mut all, part| {
         all.extend_from_slice(part);
         all
     })
@@ -217,6 +218,22 @@ proptest! {
     fn what_is_encoded_is_decoded(header in header(), message in message()) {
         let bytes = flat(&encode(&header, &message));
         prop_assert_eq!(decode(&bytes), Ok((header, message)));
+    }
+
+    #[test]
+    fn messages_of_one_encoder_do_not_touch_each_other(all in vec((header(), message()), 1..200), kept in 0usize..20) {
+        let mut encoder = Encoder::default();
+        let mut frames = std::collections::VecDeque::new();
+        for (header, message) in &all {
+            frames.push_back((encoder.encode(header, message), header, message));
+            if frames.len() > kept {
+                let (frame, header, message) = frames.pop_front().unwrap();
+                prop_assert_eq!(decode(&flat(&frame)), Ok((*header, message.clone())));
+            }
+        }
+        for (frame, header, message) in frames {
+            prop_assert_eq!(decode(&flat(&frame)), Ok((*header, message.clone())));
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Writes to one object that are kept until they are durable, and who holds them.
 
 use super::api::VolumeError;
+use core::ops::Range;
 use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Version};
 use sheep_wire::{Body, Confirmed, WriteRequest};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -32,7 +34,7 @@ pub(super) struct RetainedWrite {
     pub(super) durable: bool,
     pub(super) owner: Owner,
     /// Requests under way.
-    pub(super) calls: Vec<(Member, u64)>,
+    pub(super) calls: SmallVec<[(Member, u64); 4]>,
     /// Every up member of the present set holds it, and there are enough of them. Complete writes come before all others.
     pub(super) complete: bool,
     /// Its owner was answered once; stays when the write becomes incomplete again. Answered writes come before all
@@ -202,8 +204,8 @@ impl ObjectWrites {
 
     /// Takes note that a member holds a write, and thus, a copy being a prefix, all before it. That says nothing of
     /// their being durable, unless this one is: a flush makes all durable that there is. Durable writes that an
-    /// answer to a later one stands for need a flush then. Returns the requests that need no answer any more.
-    pub(super) fn hold(&mut self, member: Member, sequence: u64) -> Vec<u64> {
+    /// answer to a later one stands for need a flush then. `settled` is told the requests that need no answer any more.
+    pub(super) fn hold(&mut self, member: Member, sequence: u64, mut settled: impl FnMut(u64)) {
         let durable = self.get(sequence).is_some_and(|write| write.durable);
         let held = self.held_upto(member);
         match self.held.iter_mut().find(|(holder, _)| *holder == member) {
@@ -212,30 +214,25 @@ impl ObjectWrites {
         }
         // What it was known to have is not asked for any more, but for this write perhaps.
         let first = self.writes.partition_point(|write| write.sequence <= held.min(sequence - 1));
-        let mut settled = Vec::new();
         for write in self.writes.range_mut(first..).take_while(|write| write.sequence <= sequence) {
             write.durable &= durable || write.sequence <= held;
             if let Some(place) = write.calls.iter().position(|(to, _)| *to == member) {
-                settled.push(write.calls.swap_remove(place).1);
+                settled(write.calls.swap_remove(place).1);
             }
         }
-        settled
     }
 
-    /// Recomputes which writes are complete; returns the sequences that became so, and those that no longer
-    /// are.
-    pub(super) fn review(&mut self) -> (Vec<u64>, Vec<u64>) {
+    /// Recomputes which writes are complete; returns the places of those that became so, or no longer are, and which
+    /// of the two.
+    pub(super) fn review(&mut self) -> (Range<usize>, bool) {
         let members = &self.placed.members;
         let on_all = members.iter().map(|member| self.held_upto(*member)).min();
         let on_all = on_all.filter(|_| self.placed.is_enough()).unwrap_or(0);
         let was = self.writes.partition_point(|write| write.complete);
         let is = self.writes.partition_point(|write| write.sequence <= on_all);
-        let mut changed = Vec::new();
-        for write in self.writes.range_mut(was.min(is)..was.max(is)) {
-            write.complete = is > was;
-            changed.push(write.sequence);
-        }
-        if is > was { (changed, Vec::new()) } else { (Vec::new(), changed) }
+        let changed = was.min(is)..was.max(is);
+        self.writes.range_mut(changed.clone()).for_each(|write| write.complete = is > was);
+        (changed, is > was)
     }
 }
 
@@ -260,7 +257,7 @@ mod tests {
             body: Body::Zero { len: BLOCK_SIZE },
             durable,
             owner: Owner::Nobody,
-            calls: Vec::new(),
+            calls: SmallVec::new(),
             complete: false,
             answered: false,
             failed: None,
@@ -276,14 +273,14 @@ mod tests {
         let writes = [(1, true), (2, false), (3, true), (4, true), (5, false)];
         object.writes.extend(writes.map(|(sequence, durable)| write(sequence, durable)));
         let durable = |object: &ObjectWrites| object.writes.iter().map(|w| w.durable).collect::<Vec<_>>();
-        object.hold(member(1), 1);
-        object.hold(member(1), 2);
+        object.hold(member(1), 1, |_| ());
+        object.hold(member(1), 2, |_| ());
         assert!(durable(&object)[0], "it was answered itself");
         // A flush makes all durable that there is.
-        object.hold(member(1), 4);
+        object.hold(member(1), 4, |_| ());
         assert_eq!(durable(&object), [true, false, true, true, false]);
-        object.hold(member(2), 3);
-        object.hold(member(2), 5);
+        object.hold(member(2), 3, |_| ());
+        object.hold(member(2), 5, |_| ());
         assert_eq!(durable(&object), [true, false, true, false, false]);
     }
 }

@@ -12,6 +12,7 @@ use super::shared::{Basis, Core, Tag, passes_soon};
 use sheep_state::{CacheMode, VdiRecord};
 use sheep_types::{Birth, Epoch, Generation, Geometry, LogIndex, Member, ObjectId, Time, VdiId, Vid};
 use sheep_wire::{Confirmed, Refusal, Reply};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -155,17 +156,9 @@ impl Volume {
         core.call(self.handle, tag, to, self.basis(), request)
     }
 
-    /// The mark of confirmed writes that goes with each write. Its exceptions are bounded: it is lowered
-    /// rather than made long.
+    /// The mark of confirmed writes that goes with each write.
     pub(super) fn confirmed(&self) -> Confirmed {
-        let mut except: Vec<u64> = self.unconfirmed.iter().take(MARK_EXCEPTIONS + 1).copied().collect();
-        match except.get(MARK_EXCEPTIONS).copied() {
-            Some(beyond) => {
-                except.truncate(MARK_EXCEPTIONS);
-                Confirmed { upto: beyond - 1, except }
-            }
-            None => Confirmed { upto: self.sequence, except },
-        }
+        mark(&self.unconfirmed, self.sequence)
     }
 
     /// Whether client operations, or those of opening, are carried out.
@@ -408,5 +401,47 @@ impl Volume {
         let flush = running.then(|| self.flush_deadline(core)).flatten();
         let expiry = running.then(|| self.expiry(core)).flatten();
         [phase, reads, flush, expiry].into_iter().flatten().min()
+    }
+}
+
+/// The mark of all writes up to the newest one but for these. Its exceptions are bounded: it is lowered rather than made
+/// long.
+fn mark(unconfirmed: &BTreeSet<u64>, newest: u64) -> Confirmed {
+    let mut open = unconfirmed.iter().copied();
+    let mut except: SmallVec<[u64; MARK_EXCEPTIONS]> = open.by_ref().take(MARK_EXCEPTIONS).collect();
+    let mut upto = open.next().map_or(newest, |beyond| beyond - 1);
+    // Most writes that are not confirmed are the newest ones: the mark ends before them.
+    while except.last() == Some(&upto) {
+        except.pop();
+        upto -= 1;
+    }
+    Confirmed { upto, except: except.iter().copied().collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_mark_covers_what_is_confirmed_and_nothing_else(
+            open in proptest::collection::btree_set(1u64..200, 0..150), newest in 200u64..210,
+        ) {
+            let mark = mark(&open, newest);
+            let bounded = open.iter().nth(MARK_EXCEPTIONS).copied().unwrap_or(u64::MAX);
+            for sequence in 1..newest + 10 {
+                let confirmed = sequence <= newest && !open.contains(&sequence);
+                prop_assert_eq!(mark.covers(sequence), confirmed && sequence < bounded, "{}", sequence);
+            }
+            prop_assert!(mark.except.len() <= MARK_EXCEPTIONS);
+            prop_assert!(mark.except.last() != Some(&mark.upto));
+        }
+    }
+
+    #[test]
+    fn the_newest_writes_need_no_exceptions() {
+        let mark = mark(&(70..=100).collect(), 100);
+        assert_eq!((mark.upto, mark.except.len()), (69, 0));
     }
 }

@@ -12,6 +12,7 @@ use crate::Mutant;
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, Epoch, Member, ObjectId, Version};
 use sheep_wire::{Body, Refusal, Reply, Request};
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,7 +49,8 @@ impl Volume {
     pub(super) fn start_pieces(&mut self, core: &mut Core) {
         let mut blocked: Vec<(u32, u32, u32)> = Vec::new();
         let mut full = false;
-        for mut piece in std::mem::take(&mut self.queue) {
+        for _ in 0..self.queue.len() {
+            let Some(mut piece) = self.queue.pop_front() else { break };
             let (start, end) = piece.blocks();
             let behind =
                 blocked.iter().any(|(index, from, to)| *index == piece.index && *from < end && start < *to);
@@ -221,7 +223,7 @@ impl Volume {
             body: new.body,
             durable: new.durable,
             owner: new.owner,
-            calls: Vec::with_capacity(members.len()),
+            calls: SmallVec::new(),
             complete: false,
             answered: false,
             failed: None,
@@ -284,25 +286,27 @@ impl Volume {
 
     fn held_by(&mut self, core: &mut Core, object: ObjectId, sequence: u64, member: Member) {
         let Some(writes) = self.objects.get_mut(&object) else { return };
-        for number in writes.hold(member, sequence) {
-            core.cancel(number);
-        }
+        writes.hold(member, sequence, |number| drop(core.cancel(number)));
         self.review(core, object);
     }
 
     /// Tells the owners of writes that all members have now; takes back what only some have.
     fn review(&mut self, core: &mut Core, object: ObjectId) {
         let Some(writes) = self.objects.get_mut(&object) else { return };
-        let (gained, lost) = writes.review();
-        self.unconfirmed.extend(lost);
-        for sequence in gained {
+        let (changed, gained) = writes.review();
+        if !gained {
+            self.unconfirmed.extend(writes.writes.range(changed).map(|write| write.sequence));
+            return;
+        }
+        for place in changed {
+            let Some(writes) = self.objects.get_mut(&object) else { return };
+            let Some(sequence) = writes.writes.get(place).map(|write| write.sequence) else { return };
             self.unconfirmed.remove(&sequence);
             self.stuck.remove(&sequence);
             self.again = true;
-            let Some(writes) = self.objects.get_mut(&object) else { continue };
             let old_set = core.config.mutants.is(Mutant::FlushOldSet);
             let holders = if old_set { writes.holders(sequence) } else { Vec::new() };
-            let Some(write) = writes.find(sequence) else { continue };
+            let Some(write) = writes.find(sequence) else { return };
             if !write.answered {
                 write.acknowledged = holders;
             }

@@ -6,7 +6,7 @@ use sheep_wire::{Body, Extent, ExtentState, ReadData, Refusal};
 /// A write's contents.
 pub(super) fn body(body: Body) -> StoreBody {
     match body {
-        Body::Data { payload, crcs } => StoreBody::Data { payload, crcs },
+        Body::Data { payload, crcs } => StoreBody::Data { payload, crcs: crcs.into_vec() },
         Body::Zero { len } => StoreBody::Zero { len },
     }
 }

@@ -2,7 +2,7 @@
 //! them. Kept in memory only: a copy whose node has restarted is made equal to a current one before it counts,
 //! and takes the mark over from there.
 
-use sheep_types::{Epoch, Generation, ObjectId, Version, Vid};
+use sheep_types::{Generation, ObjectId, Version, Vid};
 use sheep_wire::Confirmed;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 struct VidMarks {
     generation: Generation,
-    /// Epoch in which the newest mark was sent. A mark may go back from one epoch to the next: a write is no
-    /// longer on all members when one of them has restarted.
-    epoch: Epoch,
-    confirmed: Confirmed,
     /// Objects written in `generation` that the mark does not cover: last sequence.
     written: BTreeMap<ObjectId, u64>,
     /// The same by sequence; a sequence names one write of the whole VDI.
@@ -28,24 +24,11 @@ impl VidMarks {
         *self = Self { generation, ..Self::default() };
     }
 
-    fn take_mark(&mut self, epoch: Epoch, confirmed: &Confirmed) {
-        let newer = epoch > self.epoch || (epoch == self.epoch && confirmed.upto >= self.confirmed.upto);
-        if newer {
-            self.epoch = epoch;
-            self.confirmed = confirmed.clone();
-        }
-        // Whatever the order in which marks arrive, what one of them covers was on all members then. A member
-        // that restarted since gets the write again, and is hot itself.
-        let covered: Vec<u64> = self
-            .by_sequence
-            .range(..=confirmed.upto)
-            .map(|(s, _)| *s)
-            .filter(|s| confirmed.covers(*s))
-            .collect();
-        for sequence in covered {
-            if let Some(object) = self.by_sequence.remove(&sequence) {
-                self.written.remove(&object);
-            }
+    /// Whatever the order in which marks arrive, what one of them covers was on all members then. A member that
+    /// restarted since gets the write again, and is hot itself.
+    fn take_mark(&mut self, confirmed: &Confirmed) {
+        for (_, object) in self.by_sequence.extract_if(..=confirmed.upto, |s, _| confirmed.covers(*s)) {
+            self.written.remove(&object);
         }
     }
 
@@ -71,14 +54,8 @@ pub(crate) struct HotMarks {
 }
 
 impl HotMarks {
-    /// A write was applied, sent in `epoch` with this mark.
-    pub(crate) fn written(
-        &mut self,
-        object: ObjectId,
-        version: Version,
-        epoch: Epoch,
-        confirmed: &Confirmed,
-    ) {
+    /// A write was applied, sent with this mark.
+    pub(crate) fn written(&mut self, object: ObjectId, version: Version, confirmed: &Confirmed) {
         let marks = self.vids.entry(object.vid()).or_default();
         if version.generation > marks.generation {
             marks.begin(version.generation);
@@ -86,7 +63,7 @@ impl HotMarks {
         if version.generation < marks.generation {
             return;
         }
-        marks.take_mark(epoch, confirmed);
+        marks.take_mark(confirmed);
         // Only the mark in the write's own message says whether the write itself is on all members: a resend
         // to a member that restarted may carry a sequence that an earlier mark covered.
         marks.forget(object);
@@ -96,15 +73,9 @@ impl HotMarks {
     }
 
     /// Only the mark of a message that changed nothing here.
-    pub(crate) fn confirmed(
-        &mut self,
-        vid: Vid,
-        generation: Generation,
-        epoch: Epoch,
-        confirmed: &Confirmed,
-    ) {
+    pub(crate) fn confirmed(&mut self, vid: Vid, generation: Generation, confirmed: &Confirmed) {
         if let Some(marks) = self.vids.get_mut(&vid).filter(|marks| marks.generation == generation) {
-            marks.take_mark(epoch, confirmed);
+            marks.take_mark(confirmed);
         }
     }
 
@@ -123,14 +94,14 @@ impl HotMarks {
     }
 
     /// The holder of `generation` has settled everything older.
-    pub(crate) fn settled(&mut self, vid: Vid, generation: Generation, epoch: Epoch, confirmed: &Confirmed) {
+    pub(crate) fn settled(&mut self, vid: Vid, generation: Generation, confirmed: &Confirmed) {
         let marks = self.vids.entry(vid).or_default();
         if generation > marks.generation {
             marks.begin(generation);
         }
         if generation == marks.generation {
             marks.older.clear();
-            marks.take_mark(epoch, confirmed);
+            marks.take_mark(confirmed);
         }
     }
 
@@ -175,7 +146,7 @@ mod tests {
     }
 
     fn mark(upto: u64, except: &[u64]) -> Confirmed {
-        Confirmed { upto, except: except.to_vec() }
+        Confirmed { upto, except: except.into() }
     }
 
     fn hot(marks: &HotMarks) -> Vec<u32> {
@@ -185,25 +156,25 @@ mod tests {
     #[test]
     fn a_mark_cools_what_it_covers() {
         let mut marks = HotMarks::default();
-        marks.written(object(0), version(5, 1), Epoch(1), &mark(0, &[]));
-        marks.written(object(1), version(5, 2), Epoch(1), &mark(0, &[]));
+        marks.written(object(0), version(5, 1), &mark(0, &[]));
+        marks.written(object(1), version(5, 2), &mark(0, &[]));
         assert_eq!(hot(&marks), [0, 1]);
-        marks.written(object(2), version(5, 3), Epoch(1), &mark(2, &[1]));
+        marks.written(object(2), version(5, 3), &mark(2, &[1]));
         assert_eq!(hot(&marks), [0, 2]);
-        marks.written(object(2), version(5, 4), Epoch(1), &mark(2, &[]));
+        marks.written(object(2), version(5, 4), &mark(2, &[]));
         assert_eq!(hot(&marks), [2]);
-        marks.confirmed(VID, Generation(5), Epoch(1), &mark(4, &[]));
+        marks.confirmed(VID, Generation(5), &mark(4, &[]));
         assert!(hot(&marks).is_empty());
     }
 
     #[test]
     fn a_write_sent_again_is_hot_although_it_was_confirmed_before() {
         let mut marks = HotMarks::default();
-        marks.written(object(0), version(5, 9), Epoch(1), &mark(8, &[]));
-        marks.confirmed(VID, Generation(5), Epoch(1), &mark(9, &[]));
+        marks.written(object(0), version(5, 9), &mark(8, &[]));
+        marks.confirmed(VID, Generation(5), &mark(9, &[]));
         assert!(hot(&marks).is_empty());
         // A member restarted; the holder takes back what it said and sends again.
-        marks.written(object(1), version(5, 3), Epoch(2), &mark(2, &[]));
+        marks.written(object(1), version(5, 3), &mark(2, &[]));
         assert_eq!(hot(&marks), [1]);
     }
 
@@ -213,22 +184,22 @@ mod tests {
         marks.inherit(object(0), version(4, 7), true);
         marks.inherit(object(1), version(4, 8), false);
         assert_eq!(hot(&marks), [0]);
-        marks.settled(VID, Generation(6), Epoch(1), &mark(0, &[]));
+        marks.settled(VID, Generation(6), &mark(0, &[]));
         assert!(hot(&marks).is_empty());
         marks.inherit(object(0), version(6, 1), true);
         assert_eq!(hot(&marks), [0]);
-        marks.confirmed(VID, Generation(6), Epoch(1), &mark(1, &[]));
+        marks.confirmed(VID, Generation(6), &mark(1, &[]));
         assert!(hot(&marks).is_empty());
     }
 
     #[test]
     fn the_first_write_of_a_generation_cools_older_ones() {
         let mut marks = HotMarks::default();
-        marks.written(object(0), version(5, 1), Epoch(1), &mark(0, &[]));
-        marks.written(object(1), version(6, 1), Epoch(1), &mark(0, &[]));
+        marks.written(object(0), version(5, 1), &mark(0, &[]));
+        marks.written(object(1), version(6, 1), &mark(0, &[]));
         assert_eq!(hot(&marks), [1]);
         // A late write of the old generation (it was refused by admission already) changes nothing.
-        marks.written(object(2), version(5, 2), Epoch(1), &mark(1, &[]));
+        marks.written(object(2), version(5, 2), &mark(1, &[]));
         assert_eq!(hot(&marks), [1]);
     }
 }

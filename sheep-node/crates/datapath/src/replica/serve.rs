@@ -93,7 +93,7 @@ impl Replica {
         if header.generation.0 == 0 || view.generation(vid) != Some(header.generation) {
             return Err(Refusal::StaleGeneration);
         }
-        self.hot.settled(vid, header.generation, header.epoch, confirmed);
+        self.hot.settled(vid, header.generation, confirmed);
         Ok(Some(Reply::Done))
     }
 

@@ -103,7 +103,7 @@ impl Replica {
                 return Ok(Some(Reply::Behind(copy.map(|copy| copy.version))));
             }
             Some(Place::Already) => {
-                self.hot.confirmed(object.vid(), header.generation, header.epoch, &write.confirmed);
+                self.hot.confirmed(object.vid(), header.generation, &write.confirmed);
                 if !write.durable {
                     return Ok(Some(Reply::Done));
                 }
@@ -129,7 +129,7 @@ impl Replica {
             self.recovery.forget(object);
             self.damaged.remove(&object);
         }
-        self.hot.written(object, write.version, header.epoch, &write.confirmed);
+        self.hot.written(object, write.version, &write.confirmed);
         let new = CopyHeader {
             id: object,
             birth: write.birth,

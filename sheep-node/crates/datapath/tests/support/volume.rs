@@ -66,9 +66,9 @@ impl Held {
             version: self.version(self.sequence),
             create,
             offset: 0,
-            body: Body::Data { payload, crcs },
+            body: Body::Data { payload, crcs: crcs.into() },
             durable: false,
-            confirmed: Confirmed { upto: self.confirmed, except: Vec::new() },
+            confirmed: Confirmed { upto: self.confirmed, except: Default::default() },
         }
     }
 
@@ -88,7 +88,7 @@ impl Held {
             payload.extend_from_slice(&bytes);
             crcs.extend(crc);
         }
-        write.body = Body::Data { payload: payload.into(), crcs };
+        write.body = Body::Data { payload: payload.into(), crcs: crcs.into() };
         write
     }
 

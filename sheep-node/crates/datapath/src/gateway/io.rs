@@ -118,7 +118,11 @@ impl Volume {
         assert!(!self.ios.contains_key(&io), "number of an operation is in use");
         let since = core.now;
         let change = |fua| Io { kind: IoKind::Change, left: 1, error: None, fua, needs_flush: false, since };
-        let through = self.write_through;
+        let changes =
+            matches!(op, VolumeOp::Write { .. } | VolumeOp::Discard { .. } | VolumeOp::WriteZeroes { .. });
+        // While something else is under way a flush for all of it is cheaper than one for each.
+        let flushes_next = changes && self.habit.changed() && self.ios.is_empty();
+        let through = self.write_through || flushes_next;
         match op {
             VolumeOp::Read { offset, len } => self.submit_read(core, io, offset, len),
             VolumeOp::Write { offset, data, fua } => {
@@ -126,6 +130,7 @@ impl Volume {
                 self.queue_data(io, offset, &data, false);
             }
             VolumeOp::Flush => {
+                self.habit.flushed();
                 self.ios.insert(io, Io { kind: IoKind::Flush, ..change(false) });
                 self.flusher.wait(io);
                 return self.again = true;

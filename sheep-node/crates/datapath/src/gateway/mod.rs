@@ -8,7 +8,7 @@
 //! |--------|--------------|
 //! | `open` | lock, lease of the former holder, giving the lock back |
 //! | `settle`, `coverage` | after a holder that did not end cleanly: copies made equal |
-//! | `io` | operations cut into parts, and put together again |
+//! | `io`, `habit` | operations cut into parts, and put together again; whether a flush will follow a write |
 //! | `write`, `object` | versions, members that hold a write, sending again |
 //! | `read` | choosing a member, checking what it sends |
 //! | `flush`, `map` | durability, map entries, discards |
@@ -23,6 +23,7 @@ mod api;
 mod check;
 mod coverage;
 mod flush;
+mod habit;
 mod io;
 mod map;
 mod object;

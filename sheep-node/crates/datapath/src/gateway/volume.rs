@@ -3,6 +3,7 @@
 use super::api::{GatewayOutput, LostReason, OpenError, OpenMode, VolumeError, VolumeReply};
 use super::check::Query;
 use super::flush::Flusher;
+use super::habit::Habit;
 use super::io::{Io, Piece};
 use super::map::{MapBlock, MapCache};
 use super::object::{ObjectWrites, Placed};
@@ -85,6 +86,7 @@ pub(super) struct Volume {
 
     /// Operations that are not answered.
     pub(super) ios: BTreeMap<u64, Io>,
+    pub(super) habit: Habit,
     /// Parts of writing operations that have no version yet, in order of arrival.
     pub(super) queue: VecDeque<Piece>,
     pub(super) next_piece: u64,
@@ -131,6 +133,7 @@ impl Volume {
             resend: false,
             places: BTreeMap::new(),
             ios: BTreeMap::new(),
+            habit: Habit::default(),
             queue: VecDeque::new(),
             next_piece: 0,
             reads: BTreeMap::new(),

@@ -206,7 +206,7 @@ impl Replica {
         let refuse = |refusal| Handled::Reply(Reply::Refused(refusal));
         if let Body::Data { payload, crcs } = &write.body {
             let sums: Vec<u32> = payload.chunks(BLOCK).map(crc32c::crc32c).collect();
-            assert_eq!(&sums, crcs, "checksums fit the payload");
+            assert_eq!(sums[..], crcs[..], "checksums fit the payload");
         }
         let generation = header.generation;
         let mark = (header.epoch, write.confirmed.clone());

@@ -118,6 +118,53 @@ fn fua_is_durable_when_answered() {
 }
 
 #[test]
+fn who_flushes_after_every_write_needs_no_flush() {
+    let (mut world, handle, vdi) = open();
+    let object = ObjectId::data(world.vid(vdi), 0);
+    let flushes = |world: &World| -> u64 {
+        world.replicas.values().map(|replica| replica.requests.get("flush").copied().unwrap_or(0)).sum()
+    };
+    let is_durable = |world: &World, tag: u8| {
+        let has = |copy: &crate::replica::Copy| copy.blocks[&0][0] == tag;
+        world.replicas.values().all(|replica| replica.disk.get(&object).is_some_and(has))
+    };
+    for tag in 1..=20 {
+        let before = flushes(&world);
+        world.act(100, handle, write(0, 4096, tag)).unwrap();
+        assert_eq!(is_durable(&world, tag), tag > 8, "write {tag}");
+        world.act(100, handle, VolumeOp::Flush).unwrap();
+        assert!(is_durable(&world, tag));
+        assert_eq!(flushes(&world) == before, tag > 8, "write {tag}");
+    }
+    // One is more than is needed; after it the habit is forgotten.
+    world.act(100, handle, write(0, 4096, 21)).unwrap();
+    world.act(100, handle, write(0, 4096, 22)).unwrap();
+    assert!(!is_durable(&world, 22));
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    assert!(is_durable(&world, 22));
+}
+
+#[test]
+fn a_write_beside_another_one_waits_for_its_flush() {
+    let (mut world, handle, vdi) = open();
+    let object = ObjectId::data(world.vid(vdi), 0);
+    for _ in 0..20 {
+        world.act(100, handle, write(0, 2 * BLOCK, 1)).unwrap();
+        world.act(100, handle, VolumeOp::Flush).unwrap();
+    }
+    let first = world.submit(100, handle, write(0, BLOCK, 2));
+    let second = world.submit(100, handle, write(BLOCK as u64, BLOCK, 3));
+    world.run(ms(100));
+    for io in [first, second] {
+        assert_eq!(world.answer(io), Some(Ok(VolumeReply::Done)));
+    }
+    for replica in world.replicas.values() {
+        let copy = &replica.disk[&object];
+        assert_eq!((copy.blocks[&0][0], copy.blocks[&1][0]), (2, 1));
+    }
+}
+
+#[test]
 fn the_gateway_flushes_by_itself() {
     let (mut world, handle, vdi) = open();
     world.act(100, handle, write(0, 4096, 1)).unwrap();

@@ -6,8 +6,9 @@ mod support;
 
 use core::time::Duration;
 use sheep_state::{Command, Settings};
-use sheep_types::Generation;
-use sheep_wire::{Reply, Request};
+use sheep_types::{Generation, NodeId};
+use sheep_wire::{Message, Packet, Reply, Request};
+use std::sync::atomic::{AtomicU32, Ordering};
 use support::Net;
 use support::volume::Held;
 
@@ -95,4 +96,75 @@ fn a_complaint_slows_source_and_receiver() {
     net.settle();
     assert_eq!(fetched(&net), u64::from(OBJECTS) * OBJECT);
     assert_eq!(held.tag(&mut net, 63, 3), Ok(6300));
+}
+
+/// Bytes of the largest request for blocks.
+static LARGEST: AtomicU32 = AtomicU32::new(0);
+
+fn look(packet: &Packet) -> bool {
+    if let Message::Request(Request::Blocks { ranges, .. }) = &packet.message {
+        LARGEST.fetch_max(ranges.iter().map(|(_, len)| len).sum(), Ordering::Relaxed);
+    }
+    false
+}
+
+/// A client of a node, as far as that can tell.
+fn read(net: &mut Net, held: &Held, node: u64) {
+    let object = held.object(0);
+    let read = Request::Read { object, birth: held.birth, offset: 0, len: support::BLOCK as u32 };
+    net.ask(node, held.generation, read);
+}
+
+#[test]
+fn pieces_are_small_where_clients_are_served() {
+    for (clients, largest) in [(false, OBJECT as u32), (true, 16 << 10)] {
+        let (mut net, held) = emptied(|_| {});
+        LARGEST.store(0, Ordering::Relaxed);
+        net.hold = Some(look);
+        for _ in 0..5000 {
+            if clients {
+                read(&mut net, &held, 3);
+            }
+            net.run_for(Duration::from_millis(5));
+            if fetched(&net) == u64::from(OBJECTS) * OBJECT {
+                break;
+            }
+        }
+        assert_eq!(fetched(&net), u64::from(OBJECTS) * OBJECT);
+        assert_eq!(LARGEST.load(Ordering::Relaxed), largest, "clients: {clients}");
+    }
+}
+
+#[test]
+fn few_blocks_are_read_at_once_where_clients_are_served() {
+    for (clients, urgent) in [(false, false), (true, false), (true, true)] {
+        let mut net = Net::new(1, 3, 0, 3, 1);
+        let mut held = Held::with_objects(&mut net, "a", 1);
+        let create = held.write(0, None, true, 1);
+        held.send(&mut net, &create, &[1, 2, 3]);
+        held.flush(&mut net, &[1, 2, 3]);
+        let (object, birth, version) = (held.object(0), held.birth, create.version);
+        let ranges = vec![(0, support::BLOCK as u32)];
+        let blocks = || Request::Blocks { object, birth, version, ranges: ranges.clone(), urgent };
+        // The writes are long ago, and something is being moved: it goes at any pace.
+        net.run_for(Duration::from_secs(2));
+        assert!(matches!(net.call(1, Generation(0), blocks()), Reply::Read(_)));
+        if clients {
+            read(&mut net, &held, 1);
+            net.run_for(Duration::from_millis(5));
+        }
+        net.hold = Some(|packet| matches!(packet.message, Message::Request(Request::Blocks { .. })));
+        let asked: Vec<u64> = (0..32).map(|_| net.ask(1, Generation(0), blocks())).collect();
+        // All of them come at the same instant.
+        let (now, packets) = (net.now, core::mem::take(&mut net.held));
+        let shard = net.nodes.get_mut(&NodeId(1)).and_then(|node| node.shard.as_mut()).unwrap();
+        packets.into_iter().for_each(|packet| shard.handle_packet(now, packet.header, packet.message));
+        let most = net.replica(1).status().jobs;
+        while !asked.iter().all(|number| net.replies.contains_key(number)) {
+            net.step();
+        }
+        let expected = if clients && !urgent { 4 } else { 32 };
+        assert_eq!(most, expected, "clients: {clients}, urgent: {urgent}");
+        assert!(asked.iter().all(|number| matches!(net.replies[number].1, Reply::Read(_))));
+    }
 }

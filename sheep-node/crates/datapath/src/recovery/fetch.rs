@@ -255,7 +255,7 @@ impl Replica {
 
     /// Asks for the next blocks of one of the objects being fetched, or ends it.
     pub(super) fn move_fetch(&mut self, now: Time, view: &View) -> bool {
-        let (pipeline, most) = (self.config.fetch_pipeline, self.config.fetch_bytes / BLOCK_SIZE);
+        let (pipeline, bytes) = self.pieces(now);
         let free = self.may_move(now);
         let walks = &self.recovery.walks;
         let urgent = |fetch: &Fetch| match fetch.purpose {
@@ -288,7 +288,7 @@ impl Replica {
             Some((digest, _)) => {
                 let version = digest.version;
                 fetch.asked += 1;
-                let ranges = next_ranges(&mut fetch.missing, most);
+                let ranges = next_ranges(&mut fetch.missing, bytes / BLOCK_SIZE);
                 let request = Request::Blocks { object, birth, version, ranges: ranges.clone(), urgent };
                 self.moves(now, view, ranges.iter().map(|(_, len)| u64::from(*len)).sum());
                 self.ask_for(now, view, source, request, AskKind::Blocks { fetch: number, ranges });

@@ -35,6 +35,12 @@ pub struct ReplicaConfig {
     pub fetch_bytes: u32,
     /// Requests for blocks of one object under way at once.
     pub fetch_pipeline: usize,
+    /// The same two where clients are served: what is moved must not be long in their way.
+    pub shared_fetch_bytes: u32,
+    /// See there.
+    pub shared_fetch_pipeline: usize,
+    /// Requests of others for blocks that are carried out at once where clients are served.
+    pub shared_sources: usize,
     /// Time since the Unix epoch when the replica is made; zero: not known, and scrubbing never
     /// begins by itself.
     pub wall: Duration,
@@ -58,6 +64,9 @@ impl Default for ReplicaConfig {
             fetches: 8,
             fetch_bytes: 256 << 10,
             fetch_pipeline: 4,
+            shared_fetch_bytes: 64 << 10,
+            shared_fetch_pipeline: 2,
+            shared_sources: 4,
             wall: Duration::ZERO,
             mutants: Mutants::default(),
         }

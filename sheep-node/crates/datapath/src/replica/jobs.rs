@@ -96,7 +96,7 @@ impl Replica {
                 Ok(_) => self.refuse(&asker, Refusal::StoreFailed),
                 Err(error) => self.read_failed(&asker, object, &error),
             },
-            Job::Part { gather, index } => self.finish_part(gather, index, result),
+            Job::Part { gather, index } => self.finish_part(now, gather, index, result),
             Job::Scrub { serial } => self.take_scrub(now, serial, result),
             Job::Own { fetch } => self.take_own(fetch, result),
             // A flush fails with any disk. What the others have is made durable all the same: headers must not say in

@@ -66,11 +66,16 @@ impl Pace {
         self.free_at <= now
     }
 
+    /// Whether clients are served here.
+    fn is_shared(&self, now: Time) -> bool {
+        self.client.is_some_and(|at| now.since(at) < LATELY)
+    }
+
     /// So many bytes are being moved. `cap`: bytes per second that the settings allow; zero: any.
     fn spend(&mut self, now: Time, cap: u64, bytes: u64) {
         self.step(now);
-        let lately = |at: Option<Time>| at.is_some_and(|at| now.since(at) < LATELY);
-        if self.rate.is_none() && !lately(self.last) && lately(self.client) {
+        let goes_on = self.last.is_some_and(|at| now.since(at) < LATELY);
+        if self.rate.is_none() && !goes_on && self.is_shared(now) {
             self.rate = Some(START);
         }
         self.last = Some(now);
@@ -126,6 +131,21 @@ impl Replica {
         allows
     }
 
+    /// Requests for blocks of one object at once, and the bytes of each.
+    pub(crate) fn pieces(&self, now: Time) -> (usize, u32) {
+        match self.pace.is_shared(now) {
+            true => (self.config.shared_fetch_pipeline, self.config.shared_fetch_bytes),
+            false => (self.config.fetch_pipeline, self.config.fetch_bytes),
+        }
+    }
+
+    /// Whether blocks that nobody waits for may be read for another node now. If not, it is tried again when they may, or
+    /// when something that is being read is done.
+    pub(super) fn may_serve(&mut self, now: Time) -> bool {
+        let room = !self.pace.is_shared(now) || self.gathers.len() < self.config.shared_sources;
+        room && self.may_move(now)
+    }
+
     /// Counts blocks that are being moved.
     pub(crate) fn moves(&mut self, now: Time, view: &View, bytes: u64) {
         self.pace.spend(now, view.state.settings().recovery_bytes_per_second, bytes);
@@ -152,7 +172,7 @@ impl Replica {
 
     /// The time has come for more.
     pub(super) fn move_on(&mut self, now: Time) {
-        while !self.pace.delayed.is_empty() && self.may_move(now) {
+        while !self.pace.delayed.is_empty() && self.may_serve(now) {
             if let Some((header, request)) = self.pace.delayed.pop_front() {
                 self.serve(now, header, request, None);
             }

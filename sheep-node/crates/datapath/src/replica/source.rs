@@ -22,6 +22,13 @@ struct Gather {
     parts: Vec<Option<ReadResult>>,
 }
 
+impl Gathers {
+    /// Requests that are being carried out.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+}
+
 impl Replica {
     /// What a copy holds: one that is current here, or one that is exactly the version asked for.
     pub(super) fn serve_digest(
@@ -77,7 +84,7 @@ impl Replica {
         if ranges.is_empty() || !are_in_order(&ranges, size) {
             return Err(Refusal::Malformed);
         }
-        if !urgent && !self.may_move(now) {
+        if !urgent && !self.may_serve(now) {
             let request = Request::Blocks { object, birth, version, ranges, urgent };
             return if self.delay(header, request) { Ok(None) } else { Err(Refusal::Busy) };
         }
@@ -102,7 +109,18 @@ impl Replica {
         Ok(None)
     }
 
-    pub(super) fn finish_part(&mut self, gather: u64, index: usize, result: Result<Outcome, StoreError>) {
+    pub(super) fn finish_part(
+        &mut self,
+        now: Time,
+        gather: u64,
+        index: usize,
+        result: Result<Outcome, StoreError>,
+    ) {
+        self.take_part(gather, index, result);
+        self.move_on(now);
+    }
+
+    fn take_part(&mut self, gather: u64, index: usize, result: Result<Outcome, StoreError>) {
         let Some(state) = self.gathers.all.get_mut(&gather) else { return };
         let (asker, object) = (state.asker, state.object);
         match result {

@@ -166,6 +166,7 @@ impl Net {
                 mutants,
                 ask_timeout: Duration::from_millis(200),
                 move_timeout: Duration::from_millis(500),
+                shared_fetch_bytes: 16 << 10, // Objects are a 64th of real ones.
                 ..ReplicaConfig::default()
             };
             Replica::new(config, me, CLUSTER, store, now)

@@ -23,7 +23,7 @@ impl World {
         }
         let frame = encode(&packet.header, &packet.message);
         let head = frame.head.len();
-        let mut bytes = frame.head;
+        let mut bytes = frame.head.to_vec();
         frame.payload.iter().for_each(|part| bytes.extend_from_slice(part));
         let bit = self.rng.index(8 * bytes.len());
         bytes[bit / 8] ^= 1 << (bit % 8);

@@ -43,6 +43,8 @@ scenarios! {
     a_take_over_is_durable: "a-take-over-is-durable",
     marks_are_inherited: "marks-are-inherited",
     lost_answers_do_no_harm: "lost-answers-do-no-harm",
+    a_lost_disk_proves_nothing: "a-lost-disk-proves-nothing",
+    a_disk_that_is_back_has_forgotten: "a-disk-that-is-back-has-forgotten",
 }
 
 #[test]

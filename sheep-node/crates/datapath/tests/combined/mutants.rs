@@ -4,7 +4,7 @@ use super::run;
 use sheep_datapath::{Mutant, Mutants};
 
 fn caught(mutant: Mutant) {
-    let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(700);
+    let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(3000);
     std::panic::set_hook(Box::new(|_| {}));
     let by =
         (0..seeds).find(|seed| std::panic::catch_unwind(|| run(*seed, 1000, Mutants::only(mutant))).is_err());

@@ -4,6 +4,7 @@
 //! one crate (a record on one disk and not on another) is scripted in that crate's tests.
 
 mod data;
+mod disk;
 mod hooks;
 mod lease;
 mod order;
@@ -26,7 +27,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const ALL: &[&[Scenario]] = &[order::SCENARIOS, lease::SCENARIOS, data::SCENARIOS];
+pub const ALL: &[&[Scenario]] = &[order::SCENARIOS, lease::SCENARIOS, data::SCENARIOS, disk::SCENARIOS];
 
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<&'static Scenario> {

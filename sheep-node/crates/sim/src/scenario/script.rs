@@ -33,6 +33,8 @@ pub struct Setup {
     pub copies: u8,
     /// Copies below which writes wait.
     pub min_copies: u8,
+    /// Disks of each node.
+    pub disks: usize,
     /// Time after which a node that is down gives up its place.
     pub out_ms: u64,
     /// Seed of all delays.
@@ -42,7 +44,8 @@ pub struct Setup {
 impl Setup {
     /// Three copies, two needed, on so many nodes; nobody is ever out.
     pub fn nodes(nodes: usize) -> Self {
-        Self { nodes, copies: 3.min(nodes as u8), min_copies: 2.min(nodes as u8), out_ms: 3_600_000, seed: 7 }
+        let (copies, min_copies) = (3.min(nodes as u8), 2.min(nodes as u8));
+        Self { nodes, copies, min_copies, disks: 1, out_ms: 3_600_000, seed: 7 }
     }
 
     /// The same with so many copies, so many needed.
@@ -59,6 +62,7 @@ impl Setup {
     pub fn options(&self, mutant: Option<&str>) -> Options {
         let mut options = Options::from_seed(self.seed).single_disk();
         options.nodes = self.nodes;
+        options.disks = self.disks;
         options.clients = 0;
         options.copies = self.copies;
         options.min_copies = self.min_copies;

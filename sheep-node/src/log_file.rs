@@ -67,15 +67,18 @@ pub(crate) fn start(
     done: Sender<ControlMessage>,
 ) -> Result<(mpsc::Sender<LogWrite>, JoinHandle<()>)> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    file.set_len(len)?;
+    // Even to the same length it would give up what is reserved behind the end.
+    if file.metadata()?.len() != len {
+        file.set_len(len)?;
+    }
+    let reserved = reserve(&file);
     file.sync_all()?;
     if let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;
     }
-    reserve(&file);
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().name("log-disk".into()).spawn(move || {
-        Writer { path, file, spare: None, next_spare: Instant::now() }.run(&receiver, &done);
+        Writer { path, file, reserved, spare: None, next_try: Instant::now() }.run(&receiver, &done);
     })?;
     Ok((sender, thread))
 }
@@ -108,10 +111,12 @@ fn reserve(file: &File) -> bool {
 struct Writer {
     path: PathBuf,
     file: File,
+    /// Space is reserved for it.
+    reserved: bool,
     /// What the log is replaced with: an empty file that has space, if there was any.
     spare: Option<File>,
-    /// When to try again to get one.
-    next_spare: Instant,
+    /// When to try again to reserve what is not.
+    next_try: Instant,
 }
 
 impl Writer {
@@ -127,19 +132,25 @@ impl Writer {
             if done.send(ControlMessage::Written(message)).is_err() || failed {
                 break;
             }
-            self.keep_spare();
+            self.keep_space();
         }
     }
 
-    fn keep_spare(&mut self) {
-        if self.spare.is_some() || Instant::now() < self.next_spare {
+    fn keep_space(&mut self) {
+        if (self.reserved && self.spare.is_some()) || Instant::now() < self.next_try {
             return;
         }
-        self.next_spare = Instant::now() + RESERVE_RETRY;
+        self.next_try = Instant::now() + RESERVE_RETRY;
+        self.reserved = self.reserved || reserve(&self.file);
         let path = spare_of(&self.path);
-        // What an earlier run has left may hold anything.
-        let spare = OpenOptions::new().create(true).truncate(true).write(true).open(&path);
-        self.spare = spare.ok().filter(reserve);
+        // One that an earlier run has left is as good, if nothing is in it.
+        if self.spare.is_none() && fs::metadata(&path).is_ok_and(|meta| meta.len() > 0) {
+            let _ = fs::remove_file(&path);
+        }
+        if self.spare.is_none() {
+            let spare = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+            self.spare = spare.ok().filter(reserve);
+        }
         if self.spare.is_none() {
             let _ = fs::remove_file(&path);
         }
@@ -149,7 +160,7 @@ impl Writer {
         let mut full = false;
         loop {
             match self.write(batch) {
-                Err(error) if error.kind() == ErrorKind::StorageFull => {}
+                Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
                 result => {
                     if full {
                         info!(path = %self.path.display(), "the log goes on");
@@ -159,7 +170,7 @@ impl Writer {
             }
             if self.spare.take().is_some() {
                 give_up_spare(&self.path);
-                self.next_spare = Instant::now() + RESERVE_RETRY;
+                self.next_try = Instant::now() + RESERVE_RETRY;
                 continue;
             }
             if !std::mem::replace(&mut full, true) {
@@ -183,7 +194,8 @@ impl Writer {
         }
         let end = self.file.seek(SeekFrom::End(0))?;
         if let Err(error) = self.file.write_all(&records) {
-            self.file.set_len(end)?;
+            self.file.set_len(end).map_err(|error| io::Error::other(error.to_string()))?;
+            self.reserved = false;
             return Err(error);
         }
         // A sync that fails has lost what it should have written, whatever the reason.
@@ -192,9 +204,9 @@ impl Writer {
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         let path = spare_of(&self.path);
-        let mut file = match self.spare.take() {
-            Some(file) => file,
-            None => OpenOptions::new().create(true).truncate(true).write(true).open(&path)?,
+        let (mut file, reserved) = match self.spare.take() {
+            Some(file) => (file, true),
+            None => (OpenOptions::new().create(true).truncate(true).write(true).open(&path)?, false),
         };
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
         if let Err(error) = written {
@@ -207,8 +219,8 @@ impl Writer {
             None => Ok(()),
         });
         renamed.map_err(|error| io::Error::other(error.to_string()))?;
-        self.file = file;
-        self.next_spare = Instant::now();
+        (self.file, self.reserved) = (file, reserved);
+        self.next_try = Instant::now();
         Ok(())
     }
 }
@@ -224,8 +236,9 @@ mod tests {
         let path = dir.join("log");
         write_first(&path, b"first").unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
-        let mut writer = Writer { path: path.clone(), file, spare: None, next_spare: Instant::now() };
-        writer.keep_spare();
+        let next_try = Instant::now();
+        let mut writer = Writer { path: path.clone(), file, reserved: false, spare: None, next_try };
+        writer.keep_space();
         let id = FileId::default();
         let append = |bytes: &'static [u8]| LogWrite::Append(id, Bytes::from_static(bytes));
         let replace = |bytes: &'static [u8]| LogWrite::Replace(id, Bytes::from_static(bytes));
@@ -238,7 +251,7 @@ mod tests {
         fs::write(spare_of(&path), b"half of a snapshot").unwrap();
         writer.write(&[replace(b"again"), append(b" e")]).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"again e");
-        writer.keep_spare();
+        writer.keep_space();
         assert_eq!(fs::metadata(spare_of(&path)).unwrap().len(), 0);
         fs::remove_dir_all(&dir).unwrap();
     }

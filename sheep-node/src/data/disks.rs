@@ -1,6 +1,7 @@
 //! The disks under the data thread: opened, failed, plugged in, emptied and taken away.
 
 use super::DataThread;
+use super::disk::DiskDriver;
 use crate::disks::DiskSpec;
 use crate::handle::{DataStatus, DiskRequest, DiskStatus};
 use sheep_datapath::Shard;
@@ -13,9 +14,10 @@ impl DataThread {
     pub(super) fn store_of(&self, cluster: ClusterId, disk: &DiskSpec) -> (StoreConfig, StoreIdentity) {
         let geometry = self.view.as_ref().map(|view| view.state.geometry()).unwrap_or_default();
         let identity = StoreIdentity { cluster, node: self.me.node, store: disk.id };
-        // On a device there is no filesystem that would note what has been written.
-        let config =
-            StoreConfig { prewrite: disk.path.is_dir(), ..StoreConfig::new(geometry, disk.capacity) };
+        // On a device there is no filesystem that would note what has been written, and in the page cache zeros would
+        // only be in the way.
+        let prewrite = disk.path.is_dir() && self.disk.as_ref().is_some_and(DiskDriver::is_direct);
+        let config = StoreConfig { prewrite, ..StoreConfig::new(geometry, disk.capacity) };
         (config, identity)
     }
 

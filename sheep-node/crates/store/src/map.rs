@@ -70,7 +70,7 @@ impl MapRun {
             && if self.is_zero() {
                 next.is_zero()
             } else {
-                !next.is_zero() && self.place + self.count() == next.place
+                !next.is_zero() && self.place.checked_add(self.count()) == Some(next.place)
             }
     }
 }

@@ -74,13 +74,15 @@ pub(crate) struct Shares {
 impl Shares {
     /// One more user of each block of `run`, which has at least one already.
     pub(crate) fn add(&mut self, run: Run) {
-        self.change(run, |above, block, extra| {
-            if *extra == FULL {
-                *above.entry(block).or_default() += 1;
-            } else {
-                *extra += 1;
-            }
-        });
+        for part in in_chunks(run) {
+            self.change(part, |above, block, extra| {
+                if *extra == FULL {
+                    *above.entry(block).or_default() += 1;
+                } else {
+                    *extra += 1;
+                }
+            });
+        }
     }
 
     /// One user less of each block of `run`; returns the parts that nobody uses any more.
@@ -91,15 +93,22 @@ impl Shares {
             free.push(run);
             return free;
         }
-        self.change(run, |above, block, extra| match above.get_mut(&block) {
-            _ if *extra == 0 => match free.last_mut() {
-                Some(last) if last.end() == block => last.len += 1,
-                _ => free.push(Run { place: block, len: 1 }),
-            },
-            Some(more @ 2..) => *more -= 1,
-            Some(_) => drop(above.remove(&block)),
-            None => *extra -= 1,
-        });
+        let mut push = |run: Run| match free.last_mut() {
+            Some(last) if last.end() == run.place => last.len += run.len,
+            _ => free.push(run),
+        };
+        for part in in_chunks(run) {
+            if !self.chunks.contains_key(&(part.place / CHUNK)) {
+                push(part);
+                continue;
+            }
+            self.change(part, |above, block, extra| match above.get_mut(&block) {
+                _ if *extra == 0 => push(Run { place: block, len: 1 }),
+                Some(more @ 2..) => *more -= 1,
+                Some(_) => drop(above.remove(&block)),
+                None => *extra -= 1,
+            });
+        }
         free
     }
 
@@ -110,36 +119,41 @@ impl Shares {
         chunks + self.above.len() * size_of::<(u32, u32)>()
     }
 
-    /// Applies `f` to the extra users of each block of `run`, in order.
-    fn change(&mut self, run: Run, mut f: impl FnMut(&mut BTreeMap<u32, u32>, u32, &mut u8)) {
-        let mut at = run.place;
-        while at < run.end() {
-            let (chunk, first) = (at / CHUNK, at - at % CHUNK);
-            let end = run.end().min(first + CHUNK);
-            let range = (at - first) as usize..(end - first) as usize;
-            // Where each block has its own byte, the others need not be looked at; unless few are left.
-            let mut repack = true;
-            if let Some(Counts::Each(each, shared)) = self.chunks.get_mut(&chunk) {
-                for (block, extra) in (at..).zip(&mut each[range]) {
-                    *shared -= u16::from(*extra > 0);
-                    f(&mut self.above, block, extra);
-                    *shared += u16::from(*extra > 0);
-                }
-                repack = usize::from(*shared) <= RUNS_MAX;
-            } else {
-                let counts = self.chunks.remove(&chunk).unwrap_or(Counts::Runs(Vec::new()));
-                let mut each = counts.expand();
-                for (block, extra) in (at..).zip(&mut each[range]) {
-                    f(&mut self.above, block, extra);
-                }
-                self.chunks.insert(chunk, Counts::Each(each, 0));
+    /// Applies `f` to the extra users of each block of `part`, which lies in one chunk, in order.
+    fn change(&mut self, part: Run, mut f: impl FnMut(&mut BTreeMap<u32, u32>, u32, &mut u8)) {
+        let (chunk, first) = (part.place / CHUNK, part.place % CHUNK);
+        let range = first as usize..(first + part.len) as usize;
+        // Where each block has its own byte, the others need not be looked at; unless few are left.
+        let mut repack = true;
+        if let Some(Counts::Each(each, shared)) = self.chunks.get_mut(&chunk) {
+            for (block, extra) in (part.place..).zip(&mut each[range]) {
+                *shared -= u16::from(*extra > 0);
+                f(&mut self.above, block, extra);
+                *shared += u16::from(*extra > 0);
             }
-            if repack && let Some(counts) = self.chunks.remove(&chunk) {
-                self.chunks.extend(Counts::packed(counts.expand()).map(|counts| (chunk, counts)));
+            repack = usize::from(*shared) <= RUNS_MAX;
+        } else {
+            let counts = self.chunks.remove(&chunk).unwrap_or(Counts::Runs(Vec::new()));
+            let mut each = counts.expand();
+            for (block, extra) in (part.place..).zip(&mut each[range]) {
+                f(&mut self.above, block, extra);
             }
-            at = end;
+            self.chunks.insert(chunk, Counts::Each(each, 0));
+        }
+        if repack && let Some(counts) = self.chunks.remove(&chunk) {
+            self.chunks.extend(Counts::packed(counts.expand()).map(|counts| (chunk, counts)));
         }
     }
+}
+
+/// The parts of a run that lie in one chunk each.
+fn in_chunks(run: Run) -> impl Iterator<Item = Run> {
+    let mut at = run.place;
+    std::iter::from_fn(move || {
+        let place = at;
+        at = run.end().min((place / CHUNK + 1).saturating_mul(CHUNK));
+        (place < at).then_some(Run { place, len: at - place })
+    })
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! The file of a store.
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use sheep_store::{DiskDone, DiskError, DiskResult, FileId};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use tracing::info;
 
 /// Directory or block device of the store, and the open file.
@@ -19,6 +19,16 @@ pub(super) struct StoreFile {
 impl StoreFile {
     pub(super) fn new(dir: PathBuf, direct: bool) -> Self {
         Self { dir, direct, blocks: None }
+    }
+
+    /// Where the store's blocks are.
+    pub(super) fn path(&self) -> PathBuf {
+        crate::disks::blocks_of(&self.dir)
+    }
+
+    /// What tells how long something is under way in the file.
+    pub(super) fn leave(self) -> Option<(PathBuf, Weak<File>)> {
+        Some((self.path(), Arc::downgrade(self.blocks.as_ref()?)))
     }
 
     /// The open file.
@@ -41,6 +51,9 @@ impl StoreFile {
             opened = open(&path, create, OFlags::empty());
         }
         let opened = opened.map_err(|error| disk_error(&error))?;
+        // Direct writes of a process that was killed may still be under way. Reserving space waits for them; the
+        // superblock has its space already, so nothing changes.
+        let _ = fallocate(&opened, FallocateFlags::KEEP_SIZE, 0, 4096);
         // A process before us may have failed to sync: nothing that is only in the page cache counts.
         opened.sync_all().map_err(|error| disk_error(&error))?;
         self.blocks = Some(Arc::new(opened));

@@ -10,12 +10,14 @@ use crate::inbox::Sender;
 use anyhow::Result;
 use file::StoreFile;
 use sheep_frontend::BufferPool;
-use sheep_store::{DiskOp, DiskOpId, DiskOpKind, DiskResult};
+use sheep_store::{DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId};
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Weak;
 use std::time::Duration;
 use threads::Threads;
-use tracing::info;
+use tracing::{info, warn};
 use uring::Uring;
 
 /// How a disk is to be used.
@@ -31,6 +33,8 @@ pub(crate) struct DiskMode {
 pub(super) struct DiskDriver {
     /// By slot.
     files: Vec<Option<StoreFile>>,
+    /// Files of disks that are not used any more, as long as something is under way in them.
+    leaving: Vec<(PathBuf, Weak<File>)>,
     direct: bool,
     backend: Backend,
 }
@@ -72,7 +76,12 @@ impl DiskDriver {
         };
         // Threads write through the page cache: a direct write would hold the data thread up.
         let direct = mode.direct && matches!(backend, Backend::Uring(_));
-        Ok(Self { files: Vec::new(), direct, backend })
+        Ok(Self { files: Vec::new(), leaving: Vec::new(), direct, backend })
+    }
+
+    /// Whether writes go around the page cache, where the filesystem can.
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// From now on the slot's disk is this directory or block device.
@@ -84,26 +93,41 @@ impl DiskDriver {
         self.files[slot] = Some(StoreFile::new(path, self.direct));
     }
 
-    /// The slot's disk is not used any more; what is under way ends by itself.
+    /// The slot's disk is not used any more; what is under way ends by itself. Until then it can't be opened again.
     pub(super) fn detach(&mut self, slot: u8) {
-        if let Some(file) = self.files.get_mut(usize::from(slot)) {
-            *file = None;
+        if let Backend::Uring(ring) = &mut self.backend {
+            ring.forget(slot);
         }
+        let file = self.files.get_mut(usize::from(slot)).and_then(Option::take);
+        self.leaving.extend(file.and_then(StoreFile::leave));
+    }
+
+    /// Opens a disk, unless something of an earlier opening is still under way there: it would come out of nowhere.
+    fn open(&mut self, slot: usize, file: FileId, create: bool) -> DiskResult {
+        self.leaving.retain(|(_, file)| file.strong_count() > 0);
+        let Some(disk) = self.files.get_mut(slot).and_then(Option::as_mut) else { return Err(DiskError::Io) };
+        if self.leaving.iter().any(|(path, _)| *path == disk.path()) {
+            warn!(path = %disk.path().display(), "operations of its last opening are still under way: try again later");
+            return Err(DiskError::Io);
+        }
+        disk.open(file, create)
     }
 
     /// Starts an operation. With io_uring it begins at the next [`DiskDriver::wait`].
     pub(super) fn start(&mut self, op: DiskOp) -> Started {
         let DiskOp { id, kind } = op;
-        let Some(disk) = self.files.get_mut(usize::from(id.slot())).and_then(Option::as_mut) else {
-            return Started::Done(id, Err(sheep_store::DiskError::Io));
+        let slot = usize::from(id.slot());
+        if let DiskOpKind::Open { file, create } = kind {
+            return Started::Done(id, self.open(slot, file, create));
+        }
+        let Some(disk) = self.files.get_mut(slot).and_then(Option::as_mut) else {
+            return Started::Done(id, Err(DiskError::Io));
         };
-        match kind {
-            DiskOpKind::Open { file, create } => return Started::Done(id, disk.open(file, create)),
-            DiskOpKind::SyncDirectory => return Started::Done(id, disk.sync_directory()),
-            _ => {}
+        if kind == DiskOpKind::SyncDirectory {
+            return Started::Done(id, disk.sync_directory());
         }
         let Some(file) = disk.get() else {
-            return Started::Done(id, Err(sheep_store::DiskError::Io));
+            return Started::Done(id, Err(DiskError::Io));
         };
         match &mut self.backend {
             Backend::Uring(ring) => {

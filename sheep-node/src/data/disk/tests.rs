@@ -177,6 +177,19 @@ fn a_failing_operation_says_so() {
 }
 
 #[test]
+fn a_disk_is_not_opened_again_while_something_of_its_last_opening_is_under_way() {
+    let dir = Scratch::new();
+    let mut rig = Rig::new(&dir.0, DiskMode { direct: true, uring: true });
+    let late = rig.start(write(0, vec![Bytes::from(block(1))]));
+    rig.driver.detach(0);
+    rig.driver.attach(0, dir.0.clone());
+    let open = DiskOpKind::Open { file: FileId::BLOCKS, create: false };
+    assert_eq!(rig.run(open.clone()), Err(DiskError::Io));
+    assert_eq!(rig.wait(late), Ok(DiskDone::Done));
+    assert_eq!(rig.run(open), Ok(DiskDone::Opened));
+}
+
+#[test]
 fn dropping_a_driver_with_operations_under_way_waits_for_them() {
     for mode in modes() {
         let dir = Scratch::new();

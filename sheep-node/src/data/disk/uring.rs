@@ -126,6 +126,11 @@ impl Uring {
         }
     }
 
+    /// What a slot's disk has not been asked yet it never will be; nobody waits for the answers.
+    pub(super) fn forget(&mut self, slot: u8) {
+        self.waiting.retain(|flight| flight.id.slot() != slot);
+    }
+
     fn admit(&mut self, flight: Flight) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.flights.push(None);

@@ -150,9 +150,14 @@ impl Space {
         if let Some(limit) = limit {
             self.limit = limit.max(self.marked_end()).min(self.limit);
             self.unreserved = self.limit.div_ceil(u64::from(GROUP_BLOCKS));
-            let room = self.limit % u64::from(GROUP_BLOCKS);
+            let room = (self.limit % u64::from(GROUP_BLOCKS)) as u32;
             if let Some(last) = self.groups.get_mut((self.limit / u64::from(GROUP_BLOCKS)) as usize) {
-                last.set(room as u32, GROUP_BLOCKS - room as u32, true);
+                // The end of the very largest store is cut off already.
+                for at in room..GROUP_BLOCKS {
+                    if !last.is_used(at) {
+                        last.set(at, 1, true);
+                    }
+                }
             }
         }
         for index in 0..self.groups.len() {

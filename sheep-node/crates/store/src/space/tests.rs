@@ -145,3 +145,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_largest_store_is_counted_too() {
+    let start = 16 + (1 << 18);
+    let most = u64::from(u32::MAX - start - GROUP_BLOCKS);
+    for limit in [None, Some(0), Some(most - 5), Some(u64::MAX)] {
+        let mut space = Space::new(start, most);
+        let last = start + (most as u32 / GROUP_BLOCKS) * GROUP_BLOCKS;
+        assert!(space.mark(Run { place: last, len: 3 }, |_, used| assert!(!used)));
+        assert!(!space.mark(Run { place: start + most as u32, len: 1 }, |_, _| {}));
+        space.marked(limit);
+        assert!(space.limit() <= most && space.limit() >= most - 1023, "{limit:?}");
+        assert_eq!(space.used(), 3);
+    }
+}

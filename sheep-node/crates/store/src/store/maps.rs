@@ -46,6 +46,19 @@ impl Store {
         }
     }
 
+    /// The same for those that wait already, if they came when much was being read, or before the store served.
+    pub(super) fn read_more_maps(&mut self) {
+        if self.map_reads.len() > 1 || self.waiting.len() < 2 {
+            return;
+        }
+        let ids: Vec<ObjectId> = self.waiting.iter().take(READ_AHEAD).flat_map(|(_, op)| needs(op)).collect();
+        for id in ids {
+            if let Some(page) = self.index.missing_map(id) {
+                self.read_map(id, page);
+            }
+        }
+    }
+
     /// Reads a map page, unless that is under way.
     pub(super) fn read_map(&mut self, object: ObjectId, page: PageRef) {
         if self.map_reads.insert(object) {

@@ -213,9 +213,8 @@ impl Store {
                 self.space.punched(run);
                 self.punching = false;
             }
-            // A disk that can't write them will say so when it matters.
-            Pending::PrewriteGroups { groups, next } => self.prewrite_groups(groups, next),
-            Pending::PrewriteLog => self.log_prewritten(),
+            Pending::PrewriteGroups { groups, next } => self.groups_prewritten(groups, next, result),
+            Pending::PrewriteLog => self.log_prewritten(result),
             Pending::Startup => self.startup_io(result),
             Pending::Map { object, page } => self.map_read(object, page, result),
         }
@@ -294,7 +293,7 @@ impl Store {
         while let Some((token, op)) = self.waiting.pop_front() {
             if let Some(op) = self.execute(token, op) {
                 self.waiting.push_front((token, op));
-                return;
+                return self.read_more_maps();
             }
             if matches!(self.phase, Phase::Failed) {
                 return;

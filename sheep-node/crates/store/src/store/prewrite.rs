@@ -5,13 +5,12 @@
 //! So zeros go first: into new groups if they will be filled by small writes (large ones would only be written twice),
 //! and into the log a little ahead of its end, until it has gone round once.
 //!
-//! Nothing depends on these writes: no block that a start-up could need is touched, and if one fails, whatever is
-//! written there next will tell.
+//! Nothing depends on these writes: no block that a start-up could need is touched.
 
 use super::commit::log_place;
 use super::{MERGED_WRITE_MAX, Pending, Store, byte};
 use crate::map::Run;
-use crate::{DiskOpKind, FileId};
+use crate::{DiskError, DiskOpKind, DiskResult, FileId};
 use bytes::Bytes;
 use sheep_types::BLOCK_SIZE;
 
@@ -72,13 +71,22 @@ impl Store {
     }
 
     /// Writes zeros from `at` on, one piece after the other so that clients are not kept from the disk.
-    pub(super) fn prewrite_groups(&mut self, groups: Run, at: u32) {
+    fn prewrite_groups(&mut self, groups: Run, at: u32) {
         let end = groups.place + self.space.within_limit(groups) as u32;
         if at >= end {
             return self.groups_usable(groups);
         }
         let blocks = PIECE_BLOCKS.min(end - at);
         self.write_zeros(Pending::PrewriteGroups { groups, next: at + blocks }, at, blocks);
+    }
+
+    /// A piece is written. If there was no space for it after all, whatever is written there next will tell.
+    pub(super) fn groups_prewritten(&mut self, groups: Run, next: u32, result: DiskResult) {
+        match result {
+            Ok(_) => self.prewrite_groups(groups, next),
+            Err(DiskError::NoSpace) => self.groups_usable(groups),
+            Err(error) => self.fail(error.into()),
+        }
     }
 
     /// At start-up: the log has never been written behind its end.
@@ -110,9 +118,12 @@ impl Store {
         self.write_zeros(Pending::PrewriteLog, place, (end - from) as u32);
     }
 
-    pub(super) fn log_prewritten(&mut self) {
-        if let Some(unwritten) = &mut self.prewrite.log {
-            unwritten.under_way = None;
+    pub(super) fn log_prewritten(&mut self, result: DiskResult) {
+        match (&mut self.prewrite.log, result) {
+            // Not even a failed write may still be on its way when a batch goes there.
+            (_, Err(error)) if error != DiskError::NoSpace => self.fail(error.into()),
+            (Some(unwritten), _) => unwritten.under_way = None,
+            (None, _) => {}
         }
     }
 

@@ -23,8 +23,10 @@ pub struct SimDisk {
     pub disk: VirtualDisk,
     /// Random number of its store.
     pub id: u64,
-    /// Whether a store was made on it.
+    /// Whether a store was made on it: its superblock is durable.
     pub formatted: bool,
+    /// The superblock was written, and the sync that makes it durable, if that has been asked for.
+    making: Option<Option<DiskOpId>>,
     /// Where the running node's store has it.
     pub slot: Option<u8>,
     /// It answers every write with an error.
@@ -47,6 +49,7 @@ impl SimDisk {
             disk,
             id,
             formatted: false,
+            making: None,
             slot: None,
             failing: false,
             pulled: false,
@@ -61,14 +64,23 @@ impl SimDisk {
         1 + (self.id % 3) as u32
     }
 
+    /// At a start: whether a store is still to be made.
+    pub fn is_fresh(&mut self) -> bool {
+        self.making = None;
+        !self.formatted
+    }
+
     fn is_well(&self) -> bool {
         !self.failing && !self.pulled && !self.gone
     }
 
     /// Starts an operation.
     pub fn begin(&mut self, op: DiskOp) {
-        if matches!(op.kind, DiskOpKind::Read { .. }) {
-            self.reads.insert(op.id);
+        match (&op.kind, &mut self.making) {
+            (DiskOpKind::Read { .. }, _) => drop(self.reads.insert(op.id)),
+            (DiskOpKind::Write { offset: 0, .. }, making) if !self.formatted => *making = Some(None),
+            (DiskOpKind::Sync { .. }, Some(making @ None)) => *making = Some(op.id),
+            _ => {}
         }
         self.disk.begin(op);
     }
@@ -79,7 +91,11 @@ impl SimDisk {
         match self.pulled {
             true if reads => None,
             true => Some(Err(DiskError::Io)),
-            false => self.disk.finish(id),
+            false => {
+                let result = self.disk.finish(id);
+                self.formatted |= self.making == Some(Some(id)) && matches!(result, Some(Ok(_)));
+                result
+            }
         }
     }
 
@@ -246,7 +262,7 @@ impl World {
         };
         let (id, weight) = (machine.disks[disk].id, machine.disks[disk].weight());
         let identity = StoreIdentity { cluster, node: machine.id, store: id };
-        let fresh = !core::mem::replace(&mut self.nodes[node].disks[disk].formatted, true);
+        let fresh = self.nodes[node].disks[disk].is_fresh();
         let at = self.nodes[node].clock(self.now);
         let running = self.nodes[node].running.as_mut();
         let replica = running.and_then(|r| r.shard.as_mut()).and_then(|shard| shard.replica_mut());

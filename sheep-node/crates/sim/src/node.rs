@@ -118,8 +118,9 @@ impl Node {
         assert!(self.running.is_none(), "disks are lost with the process");
         let id = NodeId(rng.any().max(1));
         if !crate::mutants::keeps_identity(options) {
+            // Its incarnations would begin anew. Here they go on, so that no run of a machine has the number of an earlier
+            // one: events and holders of writes are told apart by it.
             self.id = id;
-            self.incarnation = 0;
         }
         self.log = LogDisk::default();
         self.new_disks(rng.any(), options);
@@ -187,7 +188,7 @@ impl Node {
             disk.slot = None;
             if !disk.pulled && !disk.gone {
                 let identity = StoreIdentity { cluster, node: self.id, store: disk.id };
-                let fresh = !core::mem::replace(&mut disk.formatted, true);
+                let fresh = disk.is_fresh();
                 disk.slot = store.add(store_config.clone(), identity, fresh, disk.weight());
             }
         }

@@ -2,12 +2,14 @@
 
 use crate::node::Node;
 use crate::world::{Event, World};
+use bytes::Bytes;
 use sheep_datapath::Replica;
 use sheep_state::{DiskRecord, DiskState};
 use sheep_store::{
-    DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, StoreConfig, StoreError, StoreIdentity, VirtualDisk,
+    DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId, StoreConfig, StoreError,
+    StoreIdentity, VirtualDisk,
 };
-use sheep_types::{Incarnation, ObjectId, Time};
+use sheep_types::{BLOCK_SIZE, Incarnation, ObjectId, Time};
 use std::collections::BTreeSet;
 
 /// Capacity of a disk, bytes.
@@ -64,9 +66,19 @@ impl SimDisk {
         1 + (self.id % 3) as u32
     }
 
-    /// At a start: whether a store is still to be made.
+    /// At a start: whether a store is still to be made. One whose superblock was written and never synced may be there.
     pub fn is_fresh(&mut self) -> bool {
         self.making = None;
+        let mut copy = |offset| {
+            let id = DiskOpId(u64::MAX);
+            let kind = DiskOpKind::Read { file: FileId::BLOCKS, offset, len: BLOCK_SIZE };
+            match self.disk.run(DiskOp { id, kind }) {
+                Ok(DiskDone::Read(bytes)) => bytes,
+                _ => Bytes::new(),
+            }
+        };
+        let found = StoreIdentity::of(&copy(0), &copy(StoreIdentity::SECOND));
+        self.formatted |= found.is_ok();
         !self.formatted
     }
 

@@ -99,6 +99,22 @@ impl Dog {
         self.json(&["vdi", "list"]).map(rows)
     }
 
+    /// What each storage node still has to bring up to date.
+    ///
+    /// # Errors
+    /// As [`Dog::json`].
+    pub fn recoveries(&self) -> Result<Vec<Value>> {
+        self.json(&["node", "recovery"]).map(rows)
+    }
+
+    /// Whether every storage node that runs has all that it must hold.
+    ///
+    /// # Errors
+    /// As [`Dog::json`].
+    pub fn has_recovered(&self) -> Result<bool> {
+        Ok(self.recoveries()?.iter().all(|row| row["complete"] == true))
+    }
+
     /// State of the cluster.
     ///
     /// # Errors

@@ -80,8 +80,7 @@ fn a_disk_fails_comes_back_and_is_emptied_while_a_client_writes() {
         cluster.wait_up(3).unwrap();
         // Its objects are made anew on the other disk of the node.
         wait_until("copies made anew", RECOVERED, Duration::from_millis(200), || {
-            let all = rows(cluster.any_dog()?.json(&["node", "recovery"])?);
-            Ok(all.iter().all(|row| row["complete"] == true))
+            cluster.any_dog()?.has_recovered()
         })
         .unwrap();
         let info = cluster.any_dog().unwrap().cluster_info().unwrap();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sheep_e2e::dog::{count, rows, text};
+use sheep_e2e::dog::{count, text};
 use sheep_e2e::objects::{OBJECT, fill, verify};
 use sheep_e2e::oracle::BLOCK;
 use sheep_e2e::{Cluster, LeakCheck, NbdClient, Oracle, serial, wait_until};
@@ -14,7 +14,7 @@ const RECOVERED: Duration = Duration::from_secs(240);
 /// Bytes that each node has fetched from others since it started, by id. A node tells it twice a second.
 fn fetched(cluster: &mut Cluster) -> Vec<(String, u64)> {
     std::thread::sleep(Duration::from_secs(1));
-    let all = rows(cluster.any_dog().unwrap().json(&["node", "recovery"]).unwrap());
+    let all = cluster.any_dog().unwrap().recoveries().unwrap();
     all.iter().map(|row| (text(row, "node").to_owned(), count(row, "bytes_fetched"))).collect()
 }
 
@@ -99,8 +99,7 @@ fn a_node_that_joins_or_is_drained_moves_its_share() {
     wait_until("a node that is drained", RECOVERED, Duration::from_millis(200), || {
         let nodes = dog.nodes()?;
         let leaving = nodes.iter().any(|node| text(node, "state") == "leaving");
-        let all = rows(dog.json(&["node", "recovery"])?);
-        Ok(leaving && all.iter().all(|row| row["complete"] == true))
+        Ok(leaving && dog.has_recovered()?)
     })
     .unwrap();
     cluster.node(5).process().unwrap().terminate(LIMIT).unwrap();

@@ -5,7 +5,7 @@
 //! DIR/identity    node id and incarnation, checksummed; rewritten before each start
 //! DIR/key         the cluster's key, readable by root only
 //! DIR/lock        held while a process uses the directory
-//! DIR/log/log     the global log and the node's promises; log/spare: space for what will replace it
+//! DIR/log/log     the global log and the node's promises; log/log.spare: space for what will replace it
 //! DIR/objects/    the object store
 //! DIR/disks       where the object stores are, and their numbers
 //! ```

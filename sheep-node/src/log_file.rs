@@ -108,6 +108,11 @@ fn reserve(file: &File) -> bool {
     fallocate(file, FallocateFlags::KEEP_SIZE, 0, RESERVED).is_ok()
 }
 
+/// An error after which nobody knows what the file holds, whatever its kind.
+fn for_good(error: io::Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
 struct Writer {
     path: PathBuf,
     file: File,
@@ -142,17 +147,18 @@ impl Writer {
         }
         self.next_try = Instant::now() + RESERVE_RETRY;
         self.reserved = self.reserved || reserve(&self.file);
+        if self.spare.is_some() {
+            return;
+        }
         let path = spare_of(&self.path);
         // One that an earlier run has left is as good, if nothing is in it.
-        if self.spare.is_none() && fs::metadata(&path).is_ok_and(|meta| meta.len() > 0) {
-            let _ = fs::remove_file(&path);
+        if fs::metadata(&path).is_ok_and(|meta| meta.len() > 0) {
+            give_up_spare(&self.path);
         }
+        let spare = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        self.spare = spare.ok().filter(reserve);
         if self.spare.is_none() {
-            let spare = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-            self.spare = spare.ok().filter(reserve);
-        }
-        if self.spare.is_none() {
-            let _ = fs::remove_file(&path);
+            give_up_spare(&self.path);
         }
     }
 
@@ -194,12 +200,12 @@ impl Writer {
         }
         let end = self.file.seek(SeekFrom::End(0))?;
         if let Err(error) = self.file.write_all(&records) {
-            self.file.set_len(end).map_err(|error| io::Error::other(error.to_string()))?;
+            self.file.set_len(end).map_err(for_good)?;
             self.reserved = false;
             return Err(error);
         }
         // A sync that fails has lost what it should have written, whatever the reason.
-        self.file.sync_data().map_err(|error| io::Error::other(error.to_string()))
+        self.file.sync_data().map_err(for_good)
     }
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -218,7 +224,7 @@ impl Writer {
             Some(parent) => File::open(parent)?.sync_all(),
             None => Ok(()),
         });
-        renamed.map_err(|error| io::Error::other(error.to_string()))?;
+        renamed.map_err(for_good)?;
         (self.file, self.reserved) = (file, reserved);
         self.next_try = Instant::now();
         Ok(())

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Figures;
 use super::systems::Scale;
-use crate::dog::{count, rows, text};
+use crate::dog::{count, text};
 use crate::fio::{Fio, Measured, Pattern, Target};
 use crate::nbd::unix_uri;
 use crate::oracle::{BLOCK, Random};
@@ -54,7 +54,7 @@ fn latency(measured: Measured) -> Figures {
 
 /// Bytes fetched by all running nodes since they started.
 fn fetched(cluster: &mut Cluster) -> Result<u64> {
-    let all = rows(cluster.any_dog()?.json(&["node", "recovery"])?);
+    let all = cluster.any_dog()?.recoveries()?;
     Ok(all.iter().map(|row| count(row, "bytes_fetched")).sum())
 }
 

@@ -25,10 +25,8 @@ pub struct SimDisk {
     pub disk: VirtualDisk,
     /// Random number of its store.
     pub id: u64,
-    /// Whether a store was made on it: its superblock is durable.
-    pub formatted: bool,
-    /// The superblock was written, and the sync that makes it durable, if that has been asked for.
-    making: Option<Option<DiskOpId>>,
+    /// Whether a store was found on it once.
+    formatted: bool,
     /// Where the running node's store has it.
     pub slot: Option<u8>,
     /// It answers every write with an error.
@@ -51,7 +49,6 @@ impl SimDisk {
             disk,
             id,
             formatted: false,
-            making: None,
             slot: None,
             failing: false,
             pulled: false,
@@ -68,7 +65,12 @@ impl SimDisk {
 
     /// At a start: whether a store is still to be made. One whose superblock was written and never synced may be there.
     pub fn is_fresh(&mut self) -> bool {
-        self.making = None;
+        self.look();
+        !self.formatted
+    }
+
+    /// Takes note of a store that can be seen to be there, before anything happens to it.
+    pub fn look(&mut self) {
         let mut copy = |offset| {
             let id = DiskOpId(u64::MAX);
             let kind = DiskOpKind::Read { file: FileId::BLOCKS, offset, len: BLOCK_SIZE };
@@ -79,7 +81,6 @@ impl SimDisk {
         };
         let found = StoreIdentity::of(&copy(0), &copy(StoreIdentity::SECOND));
         self.formatted |= found.is_ok();
-        !self.formatted
     }
 
     fn is_well(&self) -> bool {
@@ -88,11 +89,8 @@ impl SimDisk {
 
     /// Starts an operation.
     pub fn begin(&mut self, op: DiskOp) {
-        match (&op.kind, &mut self.making) {
-            (DiskOpKind::Read { .. }, _) => drop(self.reads.insert(op.id)),
-            (DiskOpKind::Write { offset: 0, .. }, making) if !self.formatted => *making = Some(None),
-            (DiskOpKind::Sync { .. }, Some(making @ None)) => *making = Some(op.id),
-            _ => {}
+        if matches!(op.kind, DiskOpKind::Read { .. }) {
+            self.reads.insert(op.id);
         }
         self.disk.begin(op);
     }
@@ -103,11 +101,7 @@ impl SimDisk {
         match self.pulled {
             true if reads => None,
             true => Some(Err(DiskError::Io)),
-            false => {
-                let result = self.disk.finish(id);
-                self.formatted |= self.making == Some(Some(id)) && matches!(result, Some(Ok(_)));
-                result
-            }
+            false => self.disk.finish(id),
         }
     }
 

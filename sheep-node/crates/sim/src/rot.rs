@@ -74,6 +74,7 @@ impl World {
         let kinds = [Kind::Superblock, Kind::Log, Kind::Checkpoint, Kind::Other, Kind::Other];
         let Some(kind) = self.rng.pick(&kinds).copied() else { return };
         let found = &mut self.nodes[number].disks[disk];
+        found.look();
         found.rotten = true;
         let blocks = blocks_of(found, kind);
         for _ in 0..BLOCKS {

@@ -42,6 +42,14 @@ fn run_all(runs: &[(String, Options)]) -> (Counts, Vec<String>) {
     found.into_inner().expect("nothing panics here")
 }
 
+/// Runs all of them, none of which may fail; gives what happened.
+fn all_pass(runs: &[(String, Options)]) -> Counts {
+    let (total, failures) = run_all(runs);
+    let count = runs.len();
+    assert!(failures.is_empty(), "{} of {count} failed, {total:?}:\n{}", failures.len(), failures.join("\n"));
+    total
+}
+
 /// Crashes of gateways in use, loss of power soon after take-overs, hardly a flush, very slow disks.
 #[test]
 fn aimed_seeds_pass() {
@@ -54,8 +62,7 @@ fn aimed_seeds_pass() {
             runs.push((format!("--preset {name} --seed {seed}"), options));
         }
     }
-    let (total, failures) = run_all(&runs);
-    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), runs.len(), failures.join("\n"));
+    let total = all_pass(&runs);
     assert!(total.take_overs > 0 && total.power_cuts > 0, "{total:?}");
 }
 
@@ -70,9 +77,8 @@ fn random_seeds_pass() {
         (format!("--seed {seed}{how}"), options)
     };
     let runs: Vec<(String, Options)> = (first..first + count).map(options).collect();
-    let (total, failures) = run_all(&runs);
+    let total = all_pass(&runs);
     println!("{count} seeds: {total:?}");
-    assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
     let happened = [
         ("take-overs", total.take_overs),
         ("epochs", total.epochs),
@@ -96,8 +102,7 @@ fn flipped_bits_pass() {
     };
     let first = number("SIM_FIRST", 1);
     let runs: Vec<(String, Options)> = (first..first + number("SIM_FLIPS", 12)).map(options).collect();
-    let (total, failures) = run_all(&runs);
-    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), runs.len(), failures.join("\n"));
+    let total = all_pass(&runs);
     assert!(total.frames_flipped > 0 && total.payloads_flipped > 0, "{total:?}");
 }
 
@@ -113,7 +118,6 @@ fn rotten_records_pass() {
     };
     let first = number("SIM_FIRST", 1);
     let runs: Vec<(String, Options)> = (first..first + number("SIM_ROT", 16)).map(options).collect();
-    let (total, failures) = run_all(&runs);
-    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), runs.len(), failures.join("\n"));
+    let total = all_pass(&runs);
     assert!(total.records_rotted > 0 && total.stores_refused > 0 && total.damaged > 0, "{total:?}");
 }

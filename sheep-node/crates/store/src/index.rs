@@ -27,6 +27,11 @@ impl Object {
         Self { header, map, whole: sums.map.is_none(), sums, used: false }
     }
 
+    /// Its map page, if that has what is not in memory.
+    pub(crate) fn missing_map(&self) -> Option<PageRef> {
+        self.sums.map.filter(|_| !self.whole)
+    }
+
     /// What it adds to the totals.
     fn weight(&self) -> Weight {
         let paged = self.sums.map.is_some();
@@ -148,11 +153,11 @@ impl Index {
         self.resident.change(id, before.resident, after.resident);
     }
 
-    /// The map page of an object whose map is needed and not in memory.
-    pub(crate) fn missing_map(&mut self, id: ObjectId) -> Option<PageRef> {
+    /// The map of an object is needed: its page, if it is not in memory.
+    pub(crate) fn use_map(&mut self, id: ObjectId) -> Option<PageRef> {
         let object = self.objects.get_mut(&id)?;
         object.used = true;
-        if object.whole { None } else { object.sums.map }
+        object.missing_map()
     }
 
     /// What the map page of an object holds: with what has changed since the map is whole. `false` if it has another

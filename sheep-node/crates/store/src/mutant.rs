@@ -60,4 +60,5 @@ macro_rules! broken {
 broken!(in_place => InPlace, record_before_data => RecordBeforeData, no_verify => NoVerify,
     early_reuse => EarlyReuse, no_sync => NoSync, early_switch => EarlySwitch,
     no_sync_before_superblock => NoSyncBeforeSuperblock, no_sync_after_superblock => NoSyncAfterSuperblock,
-    checkpoint_before_log => CheckpointBeforeLog, early_page_reuse => EarlyPageReuse, old_map => OldMap, no_opening => NoOpening);
+    checkpoint_before_log => CheckpointBeforeLog, early_page_reuse => EarlyPageReuse, old_map => OldMap,
+    no_opening => NoOpening);

@@ -10,6 +10,7 @@ use support::scenario::{Seen, run_seed};
 
 fn run_seeds(seeds: std::ops::Range<u64>) {
     let mut seen = Seen::default();
+    let few = seeds.end.saturating_sub(seeds.start) < 100;
     for seed in seeds {
         let result = std::panic::catch_unwind(|| {
             let mut seen = Seen::default();
@@ -43,7 +44,8 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
         seen.hangs,
         seen.recovered,
     ];
-    assert!(counts.iter().all(|n| *n > 0), "the faults did not happen: {seen:?}");
+    // A handful of seeds, asked for by hand, need not have everything.
+    assert!(few || counts.iter().all(|n| *n > 0), "the faults did not happen: {seen:?}");
 }
 
 #[test]

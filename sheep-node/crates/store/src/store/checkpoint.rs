@@ -168,9 +168,10 @@ impl Store {
         {
             let long = |o: &&Object| o.sums.delta().len() > self.config.fold_above;
             let Some(object) = self.index.get(id).filter(long) else { continue };
-            let fold = Fold { base: object.sums.base, unmapped: !object.whole, ..Fold::default() };
+            let missing = object.missing_map();
+            let fold = Fold { base: object.sums.base, unmapped: missing.is_some(), ..Fold::default() };
             cp.folds.insert(id, fold);
-            match object.sums.map.filter(|_| !object.whole) {
+            match missing {
                 Some(page) => self.read_map(id, page),
                 None => self.fold_object(cp, id),
             }

@@ -112,7 +112,7 @@ impl Store {
             && let Some(from) = count.next
         {
             let found = self.index.from(from).next();
-            let found = found.map(|object| (object.header.id, object.sums.map.filter(|_| !object.whole)));
+            let found = found.map(|object| (object.header.id, object.missing_map()));
             let Some((id, page)) = found else {
                 count.next = None;
                 break;

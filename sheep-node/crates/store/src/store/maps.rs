@@ -29,14 +29,20 @@ fn needs(op: &Op) -> impl Iterator<Item = ObjectId> + use<> {
 impl Store {
     /// True if all maps are there that an operation needs; if not, they are on their way.
     pub(super) fn maps_are_there(&mut self, op: &Op) -> bool {
+        // All of them, also when one is found missing: they are read at the same time.
         let mut there = true;
         for id in needs(op) {
-            if let Some(page) = self.index.missing_map(id) {
-                there = false;
-                self.read_map(id, page);
-            }
+            there &= self.map_is_there(id);
         }
         there
+    }
+
+    fn map_is_there(&mut self, id: ObjectId) -> bool {
+        let missing = self.index.use_map(id);
+        if let Some(page) = missing {
+            self.read_map(id, page);
+        }
+        missing.is_none()
     }
 
     /// Reads ahead what an operation will need that has to wait.
@@ -53,9 +59,7 @@ impl Store {
         }
         let ids: Vec<ObjectId> = self.waiting.iter().take(READ_AHEAD).flat_map(|(_, op)| needs(op)).collect();
         for id in ids {
-            if let Some(page) = self.index.missing_map(id) {
-                self.read_map(id, page);
-            }
+            self.map_is_there(id);
         }
     }
 

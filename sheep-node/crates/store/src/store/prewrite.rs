@@ -96,10 +96,7 @@ impl Store {
 
     /// Writes zeros ahead of the log's end, so far ahead that it is not held up by them.
     pub(super) fn prewrite_log(&mut self) {
-        let Some(Unwritten { from, under_way: None }) = self.prewrite.log.filter(|_| self.config.prewrite)
-        else {
-            return;
-        };
+        let Some(Unwritten { from, under_way: None }) = self.prewrite.log else { return };
         let sb = &self.superblock;
         let (ring, batch) = (u64::from(sb.log_blocks), u64::from(sb.batch_blocks));
         let piece = u64::from(PIECE_BLOCKS).min(ring / 8);

@@ -189,7 +189,7 @@ impl Store {
         self.log.durable = replay.expected - 1;
         self.log.opening = replay.opening + 1;
         self.batch.sequence = replay.expected;
-        if replay.unwritten {
+        if replay.unwritten && self.config.prewrite {
             self.log_is_unwritten();
         }
         if self.log_used() + 1 > u64::from(self.superblock.log_blocks) {

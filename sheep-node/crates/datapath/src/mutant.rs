@@ -36,6 +36,8 @@ pub enum Mutant {
     ScrubTrustsSelf,
     /// A scrub makes the own copy equal to any other version that it meets.
     ScrubIgnoresVersion,
+    /// A discarded object counts as gone although a node has left that may have a copy.
+    DiscardForgetsLeavers,
     /// A lost object is given up although a node that is away may have it.
     AcceptLossWhileDown,
     /// A listed copy is called current whatever its version.

@@ -119,3 +119,10 @@ fn runs_of_a_machine_are_told_apart() {
         check(Options::from_seed(seed));
     }
 }
+
+/// A member hung before it heard that an object was in the map, still counted as up when the object was discarded, and was
+/// out when it was removed. Then power went, and its copy came back.
+#[test]
+fn a_discarded_object_stays_away() {
+    check(Options::from_seed(4801));
+}

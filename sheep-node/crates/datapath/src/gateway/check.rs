@@ -6,15 +6,13 @@
 //! current, so it is made equal to the new one.
 
 use super::api::{CopyState, ObjectCheck, VolumeError, VolumeReply};
-use super::object::Owner;
 use super::read::Location;
 use super::shared::{Core, Tag};
 use super::volume::Volume;
-use super::write::NewWrite;
 use crate::Mutant;
 use crate::recovery::{Cell, cells};
 use sheep_types::{BLOCK_SIZE, Geometry, Member, NodeId, ObjectId};
-use sheep_wire::{Body, ObjectDigest, Refusal, Reply, Request};
+use sheep_wire::{ObjectDigest, Refusal, Reply, Request};
 use std::collections::BTreeMap;
 
 /// What is asked for.
@@ -194,11 +192,6 @@ impl Volume {
         if !(proven || force || careless) || core.view().up_set(object).is_empty() {
             return self.part_done(core, io, Err(VolumeError::MayComeBack), false);
         }
-        let body = Body::Zero { len: self.geometry.object_size() };
-        let owner = Owner::Client { io };
-        let write = NewWrite { object, create: true, offset: 0, body, durable: false, owner };
-        let sequence = self.write(core, write);
-        self.pending.insert(index, sequence);
-        self.again = true;
+        self.create_zeros(core, io, index);
     }
 }

@@ -4,17 +4,16 @@
 //! later waits for the next one.
 
 use super::api::{LostReason, OpenError, VolumeError};
-use super::coverage::is_gathered;
-use super::io::{Action, Piece};
+use super::discard::Discard;
 use super::map::MapBlock;
 use super::object::{Owner, data_body};
 use super::shared::{Core, Tag};
 use super::volume::{Phase, Volume};
-use super::write::{NewWrite, Step};
+use super::write::NewWrite;
 use crate::Mutant;
 use bytes::Bytes;
 use sheep_state::{Command, Outcome, Refusal};
-use sheep_types::{Member, ObjectId, Time, Version};
+use sheep_types::{Member, ObjectId, Time};
 use sheep_wire::Request;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,7 +23,7 @@ const CLEAR_BATCH: usize = 128;
 
 /// How far the cycle is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     #[default]
     Idle,
     /// Waits until all members have the writes.
@@ -42,16 +41,9 @@ enum Stage {
     Removed,
 }
 
-/// A whole object to be discarded, for an operation.
-#[derive(Clone, Copy, Debug)]
-struct Discard {
-    io: u64,
-    index: u32,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Flusher {
-    stage: Stage,
+    pub(super) stage: Stage,
     /// A cycle is to begin.
     pub(super) wanted: bool,
     /// Time of the first write that no cycle covers yet.
@@ -62,12 +54,12 @@ pub(super) struct Flusher {
     /// Sequence of the last write that the cycle covers.
     upto: u64,
     /// Requests of this stage that are not answered.
-    asked: BTreeSet<u64>,
+    pub(super) asked: BTreeSet<u64>,
     /// Created objects whose map entries the cycle writes.
     entering: Vec<u32>,
     /// Discards for the next cycle, and of this one.
-    discards: Vec<Discard>,
-    clearing: Vec<Discard>,
+    pub(super) discards: Vec<Discard>,
+    pub(super) clearing: Vec<Discard>,
     /// Changes of map blocks that are not written yet.
     changes: BTreeMap<MapBlock, Vec<(usize, u32)>>,
     written: Vec<(MapBlock, Bytes)>,
@@ -94,8 +86,8 @@ impl Flusher {
         self.served.retain(|waiting| *waiting != io);
     }
 
-    pub(super) fn discard(&mut self, io: u64, index: u32) {
-        self.discards.push(Discard { io, index });
+    pub(super) fn discard(&mut self, discard: Discard) {
+        self.discards.push(discard);
         self.wanted = true;
     }
 
@@ -157,7 +149,7 @@ impl Volume {
         flusher.data_done = false;
         flusher.stage = Stage::Drain;
         if core.config.mutants.is(Mutant::MapBeforeData) {
-            self.prepare_map();
+            self.prepare_map(core);
         }
         true
     }
@@ -195,13 +187,14 @@ impl Volume {
             return self.remove_objects(core);
         }
         self.flusher.data_done = true;
-        self.prepare_map();
+        self.prepare_map(core);
         true
     }
 
     /// Collects the map entries that can be written: of objects that are durable on all members now, and of
     /// discarded objects, which have no writes left that an epoch change could bring back.
-    fn prepare_map(&mut self) {
+    fn prepare_map(&mut self, core: &Core) {
+        self.zero_instead(core);
         let vid = self.vid;
         let upto = self.flusher.upto;
         let creating = |index: &u32| {
@@ -336,54 +329,7 @@ impl Volume {
         }
     }
 
-    /// Discards an object once its writes are answered and its map entry is there. If a node that is away may have
-    /// a copy, the object stays and its blocks go.
-    pub(super) fn step_discard(&mut self, core: &mut Core, piece: &mut Piece, object: ObjectId) -> Step {
-        if !is_gathered(&core.view(), object) {
-            piece.action = Action::Zero;
-            return self.step_piece(core, piece);
-        }
-        let unanswered =
-            self.objects.get(&object).is_some_and(|writes| writes.unanswered(0, u32::MAX, u64::MAX));
-        if unanswered {
-            return Step::Wait;
-        }
-        if self.pending.contains_key(&piece.index) {
-            self.flusher.wanted = true;
-            return Step::Wait;
-        }
-        self.flusher.discard(piece.io, piece.index);
-        Step::Done
-    }
-
-    fn remove_objects(&mut self, core: &mut Core) -> bool {
-        self.flusher.stage = Stage::Remove;
-        self.flusher.asked.clear();
-        let version = Version { generation: self.generation, sequence: self.sequence };
-        let birth = self.birth;
-        for discard in self.flusher.clearing.clone() {
-            let object = ObjectId::data(self.vid, discard.index);
-            self.last.remove(&object);
-            for member in &self.placed(core, object).members {
-                let request = Request::Remove { object, birth, version };
-                let number = self.call(core, Tag::Remove, *member, request);
-                self.flusher.asked.insert(number);
-            }
-        }
-        true
-    }
-
-    fn flush_removed(&mut self, core: &mut Core) -> bool {
-        self.flusher.stage = Stage::Removed;
-        let mut members: BTreeSet<Member> = BTreeSet::new();
-        for discard in self.flusher.clearing.clone() {
-            members.extend(&self.placed(core, ObjectId::data(self.vid, discard.index)).members);
-        }
-        self.flush_members(core, members);
-        true
-    }
-
-    fn flush_members(&mut self, core: &mut Core, members: BTreeSet<Member>) {
+    pub(super) fn flush_members(&mut self, core: &mut Core, members: BTreeSet<Member>) {
         for member in members {
             let number = self.call(core, Tag::Flush, member, Request::Flush { vid: self.vid });
             self.flusher.asked.insert(number);
@@ -397,11 +343,10 @@ impl Volume {
         if flusher.dirty_since.is_none() && !self.objects.is_empty() {
             flusher.dirty_since = Some(core.now);
         }
-        let served = std::mem::take(&mut self.flusher.served);
-        let cleared = std::mem::take(&mut self.flusher.clearing);
-        for io in served.into_iter().chain(cleared.into_iter().map(|discard| discard.io)) {
+        for io in std::mem::take(&mut self.flusher.served) {
             self.part_done(core, io, Ok(()), false);
         }
+        self.end_discards(core);
         if matches!(self.phase, Phase::Entering) {
             self.order_settled(core);
         }

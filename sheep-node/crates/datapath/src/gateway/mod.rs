@@ -22,6 +22,7 @@
 mod api;
 mod check;
 mod coverage;
+mod discard;
 mod flush;
 mod habit;
 mod io;

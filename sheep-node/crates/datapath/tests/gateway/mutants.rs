@@ -21,3 +21,8 @@ fn settling_without_the_flush() {
 fn map_before_data() {
     assert!(!rules::the_map_names_only_durable_objects(&without(Mutant::MapBeforeData)));
 }
+
+#[test]
+fn a_discard_forgets_who_has_left() {
+    assert!(!rules::a_discard_holds_though_a_member_leaves(&without(Mutant::DiscardForgetsLeavers)));
+}

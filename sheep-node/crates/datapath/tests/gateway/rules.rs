@@ -1,8 +1,8 @@
 //! Rules that broken variants of the gateway leave out: each is a scenario that says whether the rule held.
 
-use crate::serving::write;
-use crate::world::{BLOCK, World, ms};
-use sheep_datapath::{GatewayConfig, VolumeOp};
+use crate::serving::{read, write};
+use crate::world::{BLOCK, OBJECT, World, ms};
+use sheep_datapath::{GatewayConfig, VolumeOp, VolumeReply};
 use sheep_state::Settings;
 use sheep_types::{Incarnation, Member, NodeId, ObjectId, VdiId};
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub(crate) fn settling_ends_with_a_flush(config: &GatewayConfig) -> bool {
 pub(crate) fn the_map_names_only_durable_objects(config: &GatewayConfig) -> bool {
     let (mut world, vdi, handle) = world(config);
     let vid = world.vid(vdi);
-    world.act(100, handle, write(3 * crate::world::OBJECT, BLOCK, 2)).unwrap();
+    world.act(100, handle, write(3 * OBJECT, BLOCK, 2)).unwrap();
     for node in 1..=3 {
         world.deaf.insert((NodeId(node), "flush"));
     }
@@ -64,10 +64,61 @@ pub(crate) fn the_map_names_only_durable_objects(config: &GatewayConfig) -> bool
     })
 }
 
+/// A member that never heard that the object is in the map leaves while the object is being discarded, and all lose
+/// power after that. Its copy, marked as new, is not entered in the map again.
+pub(crate) fn a_discard_holds_though_a_member_leaves(config: &GatewayConfig) -> bool {
+    let (mut world, vdi, handle) = world(config);
+    world.deaf.extend([(NodeId(3), "clear"), (NodeId(3), "remove")]);
+    world.act(100, handle, write(OBJECT, BLOCK, 3)).unwrap();
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    let discard = world.submit(100, handle, VolumeOp::Discard { offset: OBJECT, len: OBJECT, fua: true });
+    world.run(ms(100));
+    assert_eq!(world.answer(discard), None, "a member has not removed it");
+    world.cut(3);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.answer(discard), Some(Ok(VolumeReply::Done)));
+    assert!(world.replicas[&NodeId(3)].disk[&ObjectId::data(world.vid(vdi), 1)].pending);
+    world.kill_gateway(100);
+    for node in 1..=3 {
+        world.crash(node);
+        world.start(node);
+    }
+    world.deaf.clear();
+    world.recover();
+    let handle = world.open(101, vdi);
+    read(&mut world, 101, handle, OBJECT, BLOCK as u32) == vec![0; BLOCK]
+}
+
+/// A member leaves after a discard was decided and before anything of it was done, with an answered write that it
+/// never flushed. Were the object removed now, and all lost power, that member's copy would lack a flushed write.
+#[test]
+fn nothing_is_removed_when_a_member_has_left() {
+    let (mut world, vdi, handle) = world(&GatewayConfig::default());
+    world.act(100, handle, write(OBJECT, BLOCK, 3)).unwrap();
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    world.act(100, handle, write(OBJECT, BLOCK, 4)).unwrap();
+    world.deaf.insert((NodeId(3), "flush"));
+    let discard = world.submit(100, handle, VolumeOp::Discard { offset: OBJECT, len: OBJECT, fua: false });
+    world.run(ms(100));
+    assert_eq!(world.answer(discard), None, "its flush is under way");
+    world.deaf.extend([(NodeId(1), "remove"), (NodeId(2), "remove")]);
+    world.cut(3);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.answer(discard), Some(Ok(VolumeReply::Done)), "nothing is to be removed");
+    let object = ObjectId::data(world.vid(vdi), 1);
+    for node in 1..=2 {
+        let replica = &world.replicas[&NodeId(node)];
+        assert_ne!(replica.disk[&ObjectId::map(object.vid(), 0)].blocks[&0][4..8], [0; 4]);
+        assert!(replica.memory.contains_key(&object));
+    }
+    assert_eq!(read(&mut world, 100, handle, OBJECT, BLOCK as u32), vec![0; BLOCK]);
+}
+
 #[test]
 fn all_hold() {
     let config = GatewayConfig::default();
     assert!(a_flush_asks_the_present_members(&config));
     assert!(settling_ends_with_a_flush(&config));
     assert!(the_map_names_only_durable_objects(&config));
+    assert!(a_discard_holds_though_a_member_leaves(&config));
 }

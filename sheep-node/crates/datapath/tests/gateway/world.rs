@@ -362,6 +362,7 @@ fn kind(request: &Request) -> &'static str {
         Request::Read { .. } => "read",
         Request::Flush { .. } => "flush",
         Request::Remove { .. } => "remove",
+        Request::ClearPending { .. } => "clear",
         _ => "other",
     }
 }

@@ -104,6 +104,7 @@ variants! {
         PatchIgnoresZeros = "datapath:patch-ignores-zeros": "a copy made equal takes zeros over too";
         ScrubTrustsSelf = "datapath:scrub-trusts-self": "what most copies of a version hold is right";
         ScrubIgnoresVersion = "datapath:scrub-ignores-version": "a scrub repairs to the same version, or to one that all had";
+        DiscardForgetsLeavers = "datapath:discard-forgets-leavers": "a discarded object is gone only when nobody can have it";
         AcceptLossWhileDown = "datapath:accept-loss-while-down": "an object is given up only when nobody can have it";
         ConfirmAnyVersion = "datapath:confirm-any-version": "only an equal version makes a copy current as it is";
         FloorOfAnyDisk = "datapath:floor-of-any-disk": "a floor lifts only the copies of disks that it was noted on";

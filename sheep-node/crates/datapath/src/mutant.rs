@@ -42,8 +42,6 @@ pub enum Mutant {
     AcceptLossWhileDown,
     /// A listed copy is called current whatever its version.
     ConfirmAnyVersion,
-    /// A floor lifts the copies of all disks, not only of those that it was noted on.
-    FloorOfAnyDisk,
     /// A copy is called "never current" although a disk of that epoch is not here.
     NeverWithLostDisk,
     /// A disk that was opened anew has lost nothing.

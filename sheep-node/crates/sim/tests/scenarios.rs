@@ -45,6 +45,7 @@ scenarios! {
     lost_answers_do_no_harm: "lost-answers-do-no-harm",
     a_lost_disk_proves_nothing: "a-lost-disk-proves-nothing",
     a_disk_that_is_back_has_forgotten: "a-disk-that-is-back-has-forgotten",
+    a_lost_disk_flushes_nothing: "a-lost-disk-flushes-nothing",
 }
 
 #[test]

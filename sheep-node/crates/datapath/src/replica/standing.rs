@@ -29,12 +29,7 @@ impl Replica {
         if header.validated == Epoch(0) {
             return None;
         }
-        let any_disk = self.config.mutants.is(Mutant::FloorOfAnyDisk);
-        let floor = if any_disk {
-            self.floors.values().filter_map(|floors| floors.range(..=at).next_back()).max()
-        } else {
-            self.floors.get(&slot).and_then(|floors| floors.range(..=at).next_back())
-        };
+        let floor = self.floors.get(&slot).and_then(|floors| floors.range(..=at).next_back());
         let lifted = header.validated.max(floor.copied().unwrap_or_default());
         (lifted <= at).then_some(lifted)
     }

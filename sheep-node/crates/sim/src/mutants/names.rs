@@ -107,7 +107,6 @@ variants! {
         DiscardForgetsLeavers = "datapath:discard-forgets-leavers": "a discarded object is gone only when nobody can have it";
         AcceptLossWhileDown = "datapath:accept-loss-while-down": "an object is given up only when nobody can have it";
         ConfirmAnyVersion = "datapath:confirm-any-version": "only an equal version makes a copy current as it is";
-        FloorOfAnyDisk = "datapath:floor-of-any-disk": "a floor lifts only the copies of disks that it was noted on";
         NeverWithLostDisk = "datapath:never-with-lost-disk": "only all the disks of an epoch can say that there was no copy";
         ReplugIsLive = "datapath:replug-is-live": "a disk that was opened anew has lost what it had not flushed";
         GatewayForgetsLostDisk = "datapath:gateway-forgets-lost-disk": "a member that has lost a disk gets unflushed writes again";

@@ -3,6 +3,7 @@
 use super::Scenario;
 use super::script::{Script, Setup, Verdict, ensure};
 use crate::world::Event;
+use sheep_datapath::VolumeOp;
 use sheep_types::{ObjectId, VdiId};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -17,6 +18,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         rule: "a disk that was opened anew has lost what was not flushed, and gets it again",
         mutants: &["datapath:gateway-forgets-lost-disk"],
         run: a_disk_that_is_back_has_forgotten,
+    },
+    Scenario {
+        name: "a-lost-disk-flushes-nothing",
+        rule: "a node whose disk has failed answers nothing in an epoch that counts on the disk",
+        mutants: &["datapath:serves-with-lost-disk"],
+        run: a_lost_disk_flushes_nothing,
     },
 ];
 
@@ -105,6 +112,29 @@ fn a_disk_that_is_back_has_forgotten(mutant: Option<&str>) -> Verdict {
     ensure(shown == 2, &format!("shows {shown} instead of what was answered"))?;
     s.world.schedule(0, Event::Start(other));
     s.whole()?;
+    s.close(session)?;
+    s.all_show(vdi, 0, 2)
+}
+
+fn a_lost_disk_flushes_nothing(mutant: Option<&str>) -> Verdict {
+    let (mut s, vdi, gateway, [one, other]) = stage(mutant)?;
+    let session = s.open(gateway, vdi)?;
+    s.write(session, 0, 1)?;
+    s.flush(session)?;
+    s.crash(other, None);
+    s.run(3_000)?;
+    s.write(session, 0, 2)?;
+    // The only copy goes with its disk, and the flush meets the node before any epoch says so.
+    let disk = disk_of(&s, one, vdi)?;
+    pull(&mut s, one, disk);
+    let flush = s.begin(session, VolumeOp::Flush);
+    s.run(3_000)?;
+    s.world.disk_back(one, disk);
+    s.world.schedule(0, Event::Start(other));
+    s.whole()?;
+    s.finish(flush)?.map_err(|error| format!("flushing: {error}"))?;
+    let shown = s.read(session, 0)?;
+    ensure(shown == 2, &format!("shows {shown} instead of what was flushed"))?;
     s.close(session)?;
     s.all_show(vdi, 0, 2)
 }

@@ -48,6 +48,12 @@ pub enum Mutant {
     ReplugIsLive,
     /// A gateway takes what a member held for held, although the member has lost a disk.
     GatewayForgetsLostDisk,
+    /// A read shows a write that not all members have answered.
+    ReadsUnanswered,
+    /// A take-over decides about an object with fewer than `min_copies` members.
+    SettlesBelowMin,
+    /// A map object that nobody has is taken for empty.
+    LostMapIsEmpty,
     /// Requests are served while an epoch counts on a disk that has failed.
     ServesWithLostDisk,
 }

@@ -29,7 +29,8 @@ impl Volume {
     /// Discards an object once its writes are answered and its map entry is there. If a node that is away may have
     /// a copy, the object stays and its blocks go.
     pub(super) fn step_discard(&mut self, core: &mut Core, piece: &mut Piece, object: ObjectId) -> Step {
-        if !is_gathered(&core.view(), object) {
+        let careless = core.config.mutants.is(Mutant::DiscardForgetsLeavers);
+        if !is_gathered(&core.view(), object) && !careless {
             piece.action = Action::Zero;
             return self.step_piece(core, piece);
         }

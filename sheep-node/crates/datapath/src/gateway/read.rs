@@ -5,6 +5,7 @@ use super::io::IoKind;
 use super::map::{Entry, MapBlock};
 use super::shared::{Core, Tag};
 use super::volume::Volume;
+use crate::Mutant;
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, Member, ObjectId, Time};
 use sheep_wire::{ExtentState, ReadData, Refusal, Reply, Request};
@@ -149,7 +150,7 @@ impl Volume {
     }
 
     fn step_read(&mut self, core: &mut Core, id: u64) {
-        match self.next_of_read(id) {
+        match self.next_of_read(id, core.config.mutants.is(Mutant::ReadsUnanswered)) {
             Next::Wait => {}
             Next::Deliver(result) => {
                 if let Some(piece) = self.reads.remove(&id) {
@@ -160,7 +161,7 @@ impl Volume {
         }
     }
 
-    fn next_of_read(&mut self, id: u64) -> Next {
+    fn next_of_read(&mut self, id: u64, careless: bool) -> Next {
         let Some(piece) = self.reads.get_mut(&id) else { return Next::Wait };
         piece.retry_at = None;
         let (start, end) = (piece.start, piece.end);
@@ -182,7 +183,7 @@ impl Volume {
             if let Some(error) = writes.failed(start, end) {
                 return Next::Deliver(Err(error));
             }
-            if writes.unanswered(start, end, upto) {
+            if writes.unanswered(start, end, upto) && !careless {
                 return Next::Wait;
             }
         }
@@ -279,6 +280,7 @@ impl Volume {
                 self.loading.remove(&block);
                 match result {
                     Ok(contents) => self.map.insert(block, &flatten(contents)),
+                    Err(_) if core.config.mutants.is(Mutant::LostMapIsEmpty) => self.map.insert(block, &[]),
                     Err(_) => {
                         self.unreadable.insert(block);
                     }

@@ -26,3 +26,13 @@ fn map_before_data() {
 fn a_discard_forgets_who_has_left() {
     assert!(!rules::a_discard_holds_though_a_member_leaves(&without(Mutant::DiscardForgetsLeavers)));
 }
+
+#[test]
+fn settling_with_too_few() {
+    assert!(!rules::a_take_over_waits_for_enough_members(&without(Mutant::SettlesBelowMin)));
+}
+
+#[test]
+fn a_lost_map_taken_for_empty() {
+    assert!(!rules::a_lost_map_is_no_empty_map(&without(Mutant::LostMapIsEmpty)));
+}

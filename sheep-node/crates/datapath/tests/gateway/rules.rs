@@ -2,7 +2,7 @@
 
 use crate::serving::{read, write};
 use crate::world::{BLOCK, OBJECT, World, ms};
-use sheep_datapath::{GatewayConfig, VolumeOp, VolumeReply};
+use sheep_datapath::{GatewayConfig, OpenMode, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::Settings;
 use sheep_types::{Incarnation, Member, NodeId, ObjectId, VdiId};
 use std::time::Duration;
@@ -89,6 +89,54 @@ pub(crate) fn a_discard_holds_though_a_member_leaves(config: &GatewayConfig) -> 
     read(&mut world, 101, handle, OBJECT, BLOCK as u32) == vec![0; BLOCK]
 }
 
+/// With fewer members than `min_copies` a take-over decides nothing: what it chose might be lost with the next node.
+pub(crate) fn a_take_over_waits_for_enough_members(config: &GatewayConfig) -> bool {
+    let (mut world, vdi, handle) = world(config);
+    world.act(100, handle, write(0, BLOCK, 2)).unwrap();
+    world.kill_gateway(100);
+    world.crash(2);
+    world.crash(3);
+    let handle = world.begin_open(101, vdi, OpenMode::Write);
+    world.run(Duration::from_secs(20));
+    if world.opened(101, handle) {
+        return false;
+    }
+    world.start(3);
+    world.recover();
+    world.run(Duration::from_secs(5));
+    world.opened(101, handle)
+}
+
+/// A map object that was there, and that nobody has any more, does not make the volume empty.
+pub(crate) fn a_lost_map_is_no_empty_map(config: &GatewayConfig) -> bool {
+    let (mut world, vdi, handle) = world(config);
+    let now = world.now;
+    world.gateway(100).close(now, handle);
+    world.run(ms(100));
+    let map = ObjectId::map(world.vid(vdi), 0);
+    for replica in world.replicas.values_mut() {
+        replica.memory.remove(&map);
+        replica.disk.remove(&map);
+        replica.current.remove(&map);
+    }
+    let handle = world.open(101, vdi);
+    let read = world.submit(101, handle, VolumeOp::Read { offset: 0, len: 4096 });
+    world.run(Duration::from_secs(5));
+    world.answer(read) == Some(Err(VolumeError::Io))
+}
+
+/// Where a block is damaged on all members, a write of a part of it fails: the rest of the block is not known. A write of
+/// all of it heals it.
+#[test]
+fn a_part_of_a_damaged_block_cannot_be_written() {
+    let (mut world, _, handle) = world(&GatewayConfig::default());
+    world.replicas.values_mut().for_each(|replica| replica.damaged = true);
+    assert_eq!(world.act(100, handle, write(512, 512, 3)), Err(VolumeError::Io));
+    assert_eq!(world.act(100, handle, write(0, BLOCK, 4)), Ok(VolumeReply::Done));
+    world.replicas.values_mut().for_each(|replica| replica.damaged = false);
+    assert_eq!(read(&mut world, 100, handle, 0, BLOCK as u32), vec![4; BLOCK]);
+}
+
 /// A member leaves after a discard was decided and before anything of it was done, with an answered write that it
 /// never flushed. Were the object removed now, and all lost power, that member's copy would lack a flushed write.
 #[test]
@@ -121,4 +169,6 @@ fn all_hold() {
     assert!(settling_ends_with_a_flush(&config));
     assert!(the_map_names_only_durable_objects(&config));
     assert!(a_discard_holds_though_a_member_leaves(&config));
+    assert!(a_take_over_waits_for_enough_members(&config));
+    assert!(a_lost_map_is_no_empty_map(&config));
 }

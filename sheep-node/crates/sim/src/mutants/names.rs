@@ -110,6 +110,9 @@ variants! {
         NeverWithLostDisk = "datapath:never-with-lost-disk": "only all the disks of an epoch can say that there was no copy";
         ReplugIsLive = "datapath:replug-is-live": "a disk that was opened anew has lost what it had not flushed";
         GatewayForgetsLostDisk = "datapath:gateway-forgets-lost-disk": "a member that has lost a disk gets unflushed writes again";
+        ReadsUnanswered = "datapath:reads-unanswered": "a read shows no write that not all have answered";
+        SettlesBelowMin = "datapath:settles-below-min": "a take-over waits until there are enough members";
+        LostMapIsEmpty = "datapath:lost-map-is-empty": "a map object that is lost is an error";
         ServesWithLostDisk = "datapath:serves-with-lost-disk": "nothing is answered in an epoch that counts on a lost disk";
     }
 }

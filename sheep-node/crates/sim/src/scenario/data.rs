@@ -29,7 +29,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "reads-wait-for-writes",
         rule: "a read shows no write that not all have answered",
-        mutants: &[],
+        mutants: &["datapath:reads-unanswered"],
         run: reads_wait_for_writes,
     },
     Scenario {
@@ -168,10 +168,11 @@ fn reads_wait_for_writes(mutant: Option<&str>) -> Verdict {
     let alone = set[0];
     s.hold(move |_, event| is_write(event) && to(event) != alone);
     let write = s.begin_write(session, 0, 2);
-    let read = s.begin_read(session, 0);
+    // One member after the other is asked.
+    let reads: Vec<u64> = (0..set.len() as u64).map(|_| s.begin_read(session, 0)).collect();
     s.run(100)?;
     ensure(s.result(write).is_none(), "a write was answered by one of three")?;
-    if let Some(result) = s.result(read).cloned() {
+    for result in reads.into_iter().filter_map(|read| s.result(read).cloned()).collect::<Vec<_>>() {
         let shown = Script::shown(result).map_err(|error| error.to_string())?;
         ensure(shown == 1, "a read shows a write that not all have answered")?;
     }

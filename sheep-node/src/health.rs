@@ -102,9 +102,9 @@ pub(crate) fn name(state: Option<&ClusterState>, node: NodeId) -> String {
     }
 }
 
-/// Most copies that any volume wants; with no volumes, what new ones would get. Looks at all volumes.
+/// Most copies that any volume or snapshot wants; without any, what new ones would get. Looks at all.
 fn wanted_copies(state: &ClusterState) -> usize {
-    let most = state.vdis().iter().map(|vdi| vdi.copies).max();
+    let most = state.lineages().iter().map(|lineage| lineage.copies).max();
     usize::from(most.unwrap_or(state.settings().copies))
 }
 
@@ -246,10 +246,11 @@ pub(crate) fn findings(status: &NodeStatus, data: &DataStatus) -> Vec<String> {
     findings.extend(copies(state, data));
     let members = state.members();
     let up = members.iter().filter(|member| member.is_up() && member.is_placed()).count();
-    let short: Vec<_> = state.vdis().into_iter().filter(|vdi| usize::from(vdi.copies) > up).collect();
+    let copies = |vid| state.lineage_of(vid).map_or(0, |lineage| lineage.copies);
+    let short: Vec<_> = state.vdis().into_iter().filter(|vdi| usize::from(copies(vdi.vid)) > up).collect();
     // A list that nobody reads to its end helps nobody.
     for vdi in short.iter().take(20) {
-        findings.push(format!("VDI {} has at most {up} of {} copies.", vdi.name, vdi.copies));
+        findings.push(format!("VDI {} has at most {up} of {} copies.", vdi.name, copies(vdi.vid)));
     }
     if short.len() > 20 {
         findings.push(format!("{} more VDIs have too few copies.", short.len() - 20));

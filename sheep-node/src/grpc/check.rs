@@ -9,6 +9,7 @@ use sheep_api::v1::{
 };
 use sheep_datapath::{CopyState, ObjectCheck};
 use sheep_state::{ClusterState, VdiRecord};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -101,10 +102,9 @@ pub(super) async fn run(
     to: &mpsc::Sender<Result<CheckVdiReply, Status>>,
 ) -> Result<(), Status> {
     let each = u64::from(state.geometry().object_size());
-    let maps = state.vid(record.vid).map(|vid| vid.maps.clone()).unwrap_or_default();
+    let maps = state.vid(record.vid).map(|vid| Arc::clone(&vid.maps)).unwrap_or_default();
     let mut numbers = CheckNumbers::default();
-    let maps =
-        maps.into_iter().map(|index| (true, index, each * u64::from(state.geometry().entries_per_map())));
+    let maps = maps.keys().map(|index| (true, *index, each * u64::from(state.geometry().entries_per_map())));
     let mut objects: Vec<(bool, u32, u64)> = maps.collect();
     objects.extend(volume.objects(each).await?.into_iter().map(|index| (false, index, each)));
     for (map, index, each) in objects {

@@ -63,19 +63,21 @@ pub(super) fn vdi(record: &VdiRecord, state: &ClusterState) -> v1::Vdi {
         index: attachment.index.0,
         read_only: attachment.mode == AccessMode::Read,
     });
+    let lineage = state.lineage_of(record.vid);
+    let copies = lineage.map_or(0, |lineage| lineage.copies);
     let readers = record.readers.iter().map(|reader| lock(reader.holder, Generation(reader.granted.0)));
     v1::Vdi {
         name: record.name.clone(),
         id: record.id.0,
         vid: record.vid.0,
         size_bytes: record.size,
-        copies: record.copies.into(),
-        min_copies: record.min_copies.into(),
+        copies: copies.into(),
+        min_copies: lineage.map_or(0, |lineage| lineage.min_copies.into()),
         created_unix_ms: record.created_unix_ms,
         clean: record.is_clean(),
         lock: record.lock.map(|held| lock(held.holder, held.generation)),
         attributes: record.attributes.clone().into_iter().collect(),
-        effective_copies: u32::try_from(state.members().effective_copies(record.copies)).unwrap_or(u32::MAX),
+        effective_copies: u32::try_from(state.members().effective_copies(copies)).unwrap_or(u32::MAX),
         readers: readers.collect(),
         attachments: attachments.collect(),
         write_through: record.cache == CacheMode::WriteThrough,

@@ -41,7 +41,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::NotClean
         | Refusal::Attached(_)
         | Refusal::NotAttached
-        | Refusal::HasChildren => Code::FailedPrecondition,
+        | Refusal::IsSnapshot => Code::FailedPrecondition,
     }
 }
 

@@ -10,6 +10,7 @@ mod balance;
 mod command;
 mod epoch;
 pub mod limits;
+mod lineage;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod nodes;
@@ -26,6 +27,7 @@ mod voters;
 
 pub use command::{Command, CreateVdi, EntryKind, Genesis, Guard, NodeUp};
 pub use epoch::{EpochMember, EpochMembers, MemberState};
+pub use lineage::{LineageRecord, PastCopies};
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 pub use nodes::{Addresses, DiskRecord, DiskState, DownCause, NodeRecord, NodeState, Role};
@@ -35,5 +37,6 @@ pub use settings::{PastLease, Settings, WhenUnavailable};
 pub use snapshot::SnapshotError;
 pub use state::ClusterState;
 pub use vdi::{
-    AccessMode, Attachment, CacheMode, EndedLock, Lock, PastCopies, Reader, VdiRecord, VidKind, VidRecord,
+    AccessMode, Attachment, CacheMode, EndedLock, Lock, Reader, SNAPSHOT_MARK, SnapshotOf, VdiRecord,
+    VidKind, VidRecord,
 };

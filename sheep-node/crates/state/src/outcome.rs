@@ -112,7 +112,7 @@ pub enum Refusal {
         vdi: VdiId,
     },
     /// The name cannot be used.
-    #[error("a name must be 1 to 255 printable bytes without spaces or slashes at its ends")]
+    #[error("a name must be 1 to 255 printable bytes without @, and without spaces or slashes at its ends")]
     BadName,
     /// The size cannot be used.
     #[error("size {size} is not a multiple of 512 from {min} to {max} bytes")]
@@ -160,9 +160,9 @@ pub enum Refusal {
     /// The lock request names no present attachment of this node and mode.
     #[error("the attachment named is not a present one of this node")]
     NotAttached,
-    /// Something depends on it.
-    #[error("snapshots or clones depend on it")]
-    HasChildren,
+    /// Snapshots stay as they are.
+    #[error("this is a snapshot, which cannot be changed")]
+    IsSnapshot,
     /// An attribute is too large.
     #[error("attribute keys have 1 to 255 bytes, values at most 4096")]
     BadAttribute,

@@ -1,7 +1,7 @@
 //! Questions about the state. All are cheap unless said otherwise.
 
 use crate::{ClusterState, EpochMembers, Guard, NodeRecord, PastLease, Reader, ReportRecord, Role, Settings};
-use crate::{VdiRecord, VidKind, VidRecord};
+use crate::{LineageRecord, VdiRecord, VidKind, VidRecord};
 use sheep_types::{
     Birth, ClusterId, CommandSeq, ConfigId, Epoch, Generation, Geometry, Incarnation, LogIndex, Member,
     NodeId, VdiId, Vid,
@@ -158,9 +158,19 @@ impl ClusterState {
         self.vids.get(&vid)
     }
 
-    /// The VDI of a vid.
+    /// The VDI of a vid; dead ones have none.
     pub fn vdi_of(&self, vid: Vid) -> Option<&Arc<VdiRecord>> {
-        self.vdi(self.vid(vid)?.vdi)
+        self.vdi(self.vid(vid)?.vdi?)
+    }
+
+    /// All lineages. Sorts; for listings.
+    pub fn lineages(&self) -> Vec<&Arc<LineageRecord>> {
+        self.lineages.sorted().into_iter().map(|(_, record)| record).collect()
+    }
+
+    /// The lineage of a vid, dead or alive.
+    pub fn lineage_of(&self, vid: Vid) -> Option<&Arc<LineageRecord>> {
+        self.lineages.get(&self.vid(vid)?.lineage)
     }
 
     /// The generation that writes to a vid must carry; `None` if nobody may write it.
@@ -187,13 +197,12 @@ impl ClusterState {
         birth.0 <= self.applied.0 && self.vid(vid).is_none_or(|record| record.birth != birth)
     }
 
-    /// Since which entry the contents of a vid cannot have changed: it is a snapshot, or its VDI is closed and
-    /// clean. `None` if they may change now.
+    /// Since which entry the contents of a vid cannot have changed: it is or was a snapshot, or its VDI is closed
+    /// and clean. `None` if they may change now.
     pub fn unchanged_since(&self, vid: Vid) -> Option<LogIndex> {
         match self.vid(vid)?.kind {
-            VidKind::Snapshot { since } => Some(since),
+            VidKind::Snapshot { since } | VidKind::Dead { since, .. } => Some(since),
             VidKind::Working => self.vdi_of(vid)?.clean_since,
-            VidKind::Dead => None,
         }
     }
 
@@ -206,13 +215,15 @@ impl ClusterState {
     /// Copies of a vid's objects in an epoch, no more than there were nodes for. Zero if the vid or the epoch
     /// is not known.
     pub fn copies_in(&self, vid: Vid, members: &EpochMembers) -> usize {
-        self.vdi_of(vid).map_or(0, |vdi| members.effective_copies(vdi.copies_at(members.epoch)))
+        let lineage = self.lineage_of(vid);
+        lineage.map_or(0, |lineage| members.effective_copies(lineage.copies_at(members.epoch)))
     }
 
     /// Copies of a vid below which writes wait in the present epoch.
     pub fn min_copies(&self, vid: Vid) -> usize {
         let members = self.members();
-        self.vdi_of(vid).map_or(0, |vdi| members.effective_min_copies(vdi.copies, vdi.min_copies))
+        let lineage = self.lineage_of(vid);
+        lineage.map_or(0, |lineage| members.effective_min_copies(lineage.copies, lineage.min_copies))
     }
 
     /// Whether a VDI is in the state that a command was made under.

@@ -6,7 +6,7 @@ use crate::shared_map::SharedMap;
 use crate::{
     Changes, EpochMember, MemberState, NodeRecord, NodeState, PastLease, ReportRecord, Role, Settings,
 };
-use crate::{VdiRecord, VidRecord};
+use crate::{LineageRecord, VdiRecord, VidRecord};
 use serde::{Deserialize, Serialize};
 use sheep_types::{ClusterId, ConfigId, Epoch, Geometry, LogIndex, Member, NodeId, VdiId, Vid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +35,7 @@ pub struct ClusterState {
     pub(crate) next_vid: u32,
     pub(crate) vdis: SharedMap<VdiId, VdiRecord>,
     pub(crate) vids: SharedMap<Vid, VidRecord>,
+    pub(crate) lineages: SharedMap<Vid, LineageRecord>,
     /// Derived: names of `vdis`.
     #[serde(skip)]
     pub(crate) names: SharedMap<String, VdiId>,

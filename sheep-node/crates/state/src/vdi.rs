@@ -1,8 +1,14 @@
 //! VDIs, vids, attachments and locks.
 
+#[cfg(doc)]
+use crate::LineageRecord;
 use serde::{Deserialize, Serialize};
-use sheep_types::{Birth, Epoch, Generation, LogIndex, Member, NodeId, VdiId, Vid};
-use std::collections::{BTreeMap, BTreeSet};
+use sheep_types::{Birth, Generation, LogIndex, Member, NodeId, VdiId, Vid};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Stands between the name of a volume and the tag of its snapshot.
+pub const SNAPSHOT_MARK: char = '@';
 
 /// When a write is durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +53,9 @@ pub struct Lock {
     pub granted_clean: bool,
     /// The holder has said that it settled.
     pub settled: bool,
+    /// The holder has drained and flushed everything and takes nothing further, for the snapshot of a group with
+    /// this token.
+    pub paused: Option<u64>,
 }
 
 /// A shared right to read a VDI.
@@ -72,32 +81,29 @@ pub struct EndedLock {
     pub at: LogIndex,
 }
 
-/// A number of copies that held until some epoch.
+/// What a snapshot was taken of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PastCopies {
-    /// First epoch in which another number held.
-    pub until: Epoch,
-    /// The number before.
-    pub copies: u8,
+pub struct SnapshotOf {
+    /// The volume; it may be deleted since.
+    pub vdi: VdiId,
+    /// Index of the entry that took it.
+    pub since: LogIndex,
 }
 
-/// A virtual disk.
+/// A virtual disk, or a snapshot of one: a disk that nobody can write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VdiRecord {
-    /// Stable identity: index of the creating entry.
+    /// Stable identity: index of the creating entry; for a snapshot of a group, its place in the group in the upper
+    /// 16 bits.
     pub id: VdiId,
-    /// Unique name.
+    /// Unique name: without `@` for a volume, `volume@tag` for a snapshot.
     pub name: String,
-    /// The vid that writes go to.
+    /// The volume that this is a snapshot of.
+    pub snapshot_of: Option<SnapshotOf>,
+    /// The vid that writes go to, or the snapshot's.
     pub vid: Vid,
     /// Size, bytes.
     pub size: u64,
-    /// Copies of each object of the lineage.
-    pub copies: u8,
-    /// Copies below which writes wait.
-    pub min_copies: u8,
-    /// Former numbers of copies, oldest first, as far back as the epoch history goes.
-    pub past_copies: Vec<PastCopies>,
     /// When writes become durable.
     pub cache: CacheMode,
     /// Wall-clock time of creation, milliseconds since 1970, as the creator said.
@@ -122,6 +128,16 @@ pub struct VdiRecord {
 }
 
 impl VdiRecord {
+    /// Whether this is a snapshot.
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot_of.is_some()
+    }
+
+    /// The tag of a snapshot.
+    pub fn tag(&self) -> Option<&str> {
+        self.name.split_once(SNAPSHOT_MARK).map(|(_, tag)| tag)
+    }
+
     /// Closed and clean: nobody holds it, and its copies are settled.
     pub fn is_clean(&self) -> bool {
         self.clean_since.is_some()
@@ -138,11 +154,6 @@ impl VdiRecord {
     pub fn is_held_by(&self, holder: Member, generation: Generation) -> bool {
         self.lock.is_some_and(|lock| lock.holder == holder && lock.generation == generation)
     }
-
-    /// Number of copies that objects had in `epoch`.
-    pub fn copies_at(&self, epoch: Epoch) -> u8 {
-        self.past_copies.iter().find(|past| epoch < past.until).map_or(self.copies, |past| past.copies)
-    }
 }
 
 /// What a vid is.
@@ -155,29 +166,41 @@ pub enum VidKind {
         /// When it became read-only.
         since: LogIndex,
     },
-    /// Deleted, but objects of it are still reached by others.
-    Dead,
+    /// Deleted, but others may still reach objects of it.
+    Dead {
+        /// When it became read-only.
+        since: LogIndex,
+        /// Index of the last entry that may have freed objects of it; `None` after a sweep.
+        due: Option<LogIndex>,
+    },
 }
 
-/// One vid: a working copy or a snapshot.
+/// One vid: a working copy, a snapshot, or a deleted one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VidRecord {
     /// Its number, never reused.
     pub vid: Vid,
-    /// The VDI it belongs to.
-    pub vdi: VdiId,
-    /// First vid of its line of snapshots: what placement hashes.
+    /// The VDI it belongs to; a dead one belongs to none.
+    pub vdi: Option<VdiId>,
+    /// First vid of its line of snapshots: what placement hashes, and the key of its [`LineageRecord`].
     pub lineage: Vid,
     /// Index of the entry that created it; stands in every object's header.
     pub birth: Birth,
-    /// The vid that reads fall through to.
+    /// The vid that it was made from; the next one further up when that is forgotten.
     pub parent: Option<Vid>,
-    /// Number of vids whose parent this is.
-    pub children: u32,
     /// Working, snapshot or dead.
     pub kind: VidKind,
     /// Size, bytes.
     pub size: u64,
-    /// Indexes of the map objects that exist.
-    pub maps: BTreeSet<u32>,
+    /// What its map says nothing of is as in the origin of its lineage; otherwise zeros.
+    pub inherits: bool,
+    /// The map objects that exist, and under which vid's number each is kept. Shared between snapshots.
+    pub maps: Arc<BTreeMap<u32, Vid>>,
+}
+
+impl VidRecord {
+    /// Whether it is the contents of a VDI.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.kind, VidKind::Dead { .. })
+    }
 }

@@ -81,7 +81,7 @@ impl Volume {
             return;
         }
         let exists = match map {
-            true => core.view().vid(self.vid).is_some_and(|record| record.maps.contains(&index)),
+            true => core.view().vid(self.vid).is_some_and(|record| record.maps.contains_key(&index)),
             false => match self.locate(index) {
                 Location::Loading => return,
                 Location::Unreadable | Location::Unknown => {

@@ -69,7 +69,7 @@ impl Volume {
         self.vid = record.vid;
         self.birth = vid.birth;
         self.size = record.size;
-        self.map = MapCache::new(self.geometry, core.config.map_blocks, vid.maps.clone());
+        self.map = MapCache::new(self.geometry, core.config.map_blocks, vid.maps.keys().copied().collect());
         let must_wait = record.wait_after(core.me.node);
         if self.abandoned {
             let clean = self.granted_clean && record.ended.is_empty();

@@ -16,6 +16,9 @@ impl ClusterState {
         share: bool,
     ) -> Result {
         let record = self.existing(vdi)?;
+        if record.is_snapshot() && mode == AccessMode::Write {
+            return Err(Refusal::IsSnapshot);
+        }
         if self.node(node).is_none() {
             return Err(Refusal::NoSuchNode(node));
         }

@@ -19,6 +19,9 @@ impl ClusterState {
         let origin = step.origin;
         self.require_up(origin)?;
         let record = Arc::clone(self.existing(vdi)?);
+        if record.is_snapshot() && mode == AccessMode::Write {
+            return Err(Refusal::IsSnapshot);
+        }
         self.check_attachment(&record, origin.node, mode, attachment)?;
         match mode {
             AccessMode::Write => self.lock_for_writing(step, &record, attachment, take_from),
@@ -56,7 +59,8 @@ impl ClusterState {
             if granted_clean {
                 record.last_settled = generation;
             }
-            record.lock = Some(Lock { holder, generation, attachment, granted_clean, settled: false });
+            record.lock =
+                Some(Lock { holder, generation, attachment, granted_clean, settled: false, paused: None });
             Outcome::Locked { generation, clean: granted_clean, wait_after: record.wait_after(holder.node) }
         });
         granted.ok_or(Refusal::NoSuchVdi)

@@ -6,10 +6,10 @@ use crate::limits::{
     MAX_VDIS, VID_LIMIT,
 };
 use crate::{
-    ClusterState, CreateVdi, Guard, Limited, Outcome, PastCopies, Refusal, VdiRecord, VidKind, VidRecord,
+    ClusterState, CreateVdi, Guard, Limited, LineageRecord, Outcome, PastCopies, Refusal, SNAPSHOT_MARK,
+    VdiRecord, VidKind, VidRecord,
 };
 use sheep_types::{Birth, Epoch, Generation, MIN_VOLUME_SIZE, SECTOR_SIZE, VdiId, Vid};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl ClusterState {
@@ -32,14 +32,26 @@ impl ClusterState {
             vid,
             VidRecord {
                 vid,
-                vdi: id,
+                vdi: Some(id),
                 lineage: vid,
                 birth: Birth(step.at.0),
                 parent: None,
-                children: 0,
                 kind: VidKind::Working,
                 size: create.size,
-                maps: BTreeSet::new(),
+                inherits: false,
+                maps: Arc::default(),
+            },
+        );
+        self.lineages.insert(
+            vid,
+            LineageRecord {
+                lineage: vid,
+                copies,
+                min_copies,
+                past_copies: Vec::new(),
+                origin: None,
+                vids: 1,
+                inheriting: 0,
             },
         );
         self.vdis.insert(
@@ -47,11 +59,9 @@ impl ClusterState {
             VdiRecord {
                 id,
                 name: create.name.clone(),
+                snapshot_of: None,
                 vid,
                 size: create.size,
-                copies,
-                min_copies,
-                past_copies: Vec::new(),
                 cache: create.cache,
                 created_unix_ms: create.created_unix_ms,
                 attributes: create.attributes.clone(),
@@ -95,13 +105,9 @@ impl ClusterState {
         if !self.guard_holds(&record, guard, step.origin) {
             return Err(Refusal::StaleGuard);
         }
-        // Deletion within a tree of snapshots leaves a dead vid behind and has to reclaim; only a VDI that
-        // stands alone goes at once.
-        let alone = self.vid(record.vid).is_some_and(|vid| vid.children == 0 && vid.parent.is_none());
-        if !alone {
-            return Err(Refusal::HasChildren);
+        if let Some(vid) = self.vids.remove(&record.vid) {
+            self.lineages.remove(&vid.lineage);
         }
-        self.vids.remove(&record.vid);
         self.names.remove(record.name.as_str());
         self.vdis.remove(&vdi);
         step.changes.vdis.push(vdi);
@@ -133,6 +139,9 @@ impl ClusterState {
     ) -> Result {
         self.check_size(size)?;
         let record = Arc::clone(self.existing(vdi)?);
+        if record.is_snapshot() {
+            return Err(Refusal::IsSnapshot);
+        }
         if matches!(guard, Guard::Closed(_)) || !self.guard_holds(&record, guard, step.origin) {
             return Err(Refusal::StaleGuard);
         }
@@ -189,24 +198,22 @@ impl ClusterState {
     /// on a node that was not in the former set is not current.
     pub(crate) fn set_copies(&mut self, step: &mut Step, vdi: VdiId, copies: u8, min_copies: u8) -> Result {
         check_copies(copies, min_copies)?;
-        let former = self.existing(vdi)?.copies;
+        let vid = self.existing(vdi)?.vid;
         let oldest = self.oldest_epoch();
         let until = Epoch(self.epoch().0 + 1);
-        self.edit_vdi(vdi, &mut step.changes, |record| {
-            record.past_copies.retain(|past| past.until > oldest);
-            if former != copies {
-                if record.past_copies.len() >= MAX_PAST_COPIES {
-                    return Err(Refusal::Limit {
-                        what: Limited::CopiesChanges,
-                        limit: MAX_PAST_COPIES as u64,
-                    });
-                }
-                record.past_copies.push(PastCopies { until, copies: former });
+        let lineage = self.vid(vid).map(|record| record.lineage);
+        let record = lineage.and_then(|lineage| self.lineages.get_mut(&lineage)).ok_or(Refusal::NoSuchVdi)?;
+        let former = record.copies;
+        record.past_copies.retain(|past| past.until > oldest);
+        if former != copies {
+            if record.past_copies.len() >= MAX_PAST_COPIES {
+                let limit = MAX_PAST_COPIES as u64;
+                return Err(Refusal::Limit { what: Limited::CopiesChanges, limit });
             }
-            (record.copies, record.min_copies) = (copies, min_copies);
-            Ok(())
-        })
-        .unwrap_or(Err(Refusal::NoSuchVdi))?;
+            record.past_copies.push(PastCopies { until, copies: former });
+        }
+        (record.copies, record.min_copies) = (copies, min_copies);
+        step.changes.vdis.push(vdi);
         step.force_epoch = former != copies;
         Ok(Outcome::Done)
     }
@@ -233,7 +240,7 @@ impl ClusterState {
             return Err(Refusal::StaleGuard);
         }
         if let Some(record) = self.vids.get_mut(&vid) {
-            record.maps.extend(maps);
+            Arc::make_mut(&mut record.maps).extend(maps.iter().map(|map| (*map, vid)));
             step.changes.vids.push(vid);
         }
         Ok(Outcome::Done)
@@ -245,7 +252,11 @@ impl ClusterState {
 
     fn check_name(&self, name: &str) -> Result<()> {
         let at_ends = |c: char| c == '/' || c.is_whitespace();
-        if !is_printable(name) || name.starts_with(at_ends) || name.ends_with(at_ends) {
+        if !is_printable(name)
+            || name.contains(SNAPSHOT_MARK)
+            || name.starts_with(at_ends)
+            || name.ends_with(at_ends)
+        {
             return Err(Refusal::BadName);
         }
         match self.vdi_by_name(name) {

@@ -198,7 +198,7 @@ impl World {
         for record in &all {
             assert_eq!(state.vdi_by_name(&record.name).map(|found| found.id), Some(record.id));
             let vid = state.vid(record.vid).expect("a VDI has its vid");
-            assert_eq!((vid.vdi, vid.size, vid.birth.0), (record.id, record.size, record.id.0));
+            assert_eq!((vid.vdi, vid.size, vid.birth.0), (Some(record.id), record.size, record.id.0));
             assert!(!(record.lock.is_some() && record.is_clean()), "an open VDI is not clean");
             assert!(record.lock.is_none() || record.readers.is_empty(), "one writer or many readers");
             for reader in &record.readers {

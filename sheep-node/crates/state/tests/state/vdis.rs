@@ -16,8 +16,9 @@ fn a_new_vdi_is_clean_and_takes_the_defaults() {
     let mut cluster = Cluster::with(2);
     let (vdi, vid) = cluster.vdi("disk");
     assert_eq!(vdi.0, cluster.state.applied().0);
-    let record = cluster.state.vdi(vdi).unwrap();
-    assert_eq!((record.copies, record.min_copies, record.is_clean()), (3, 2, true));
+    let lineage = cluster.state.lineage_of(vid).unwrap();
+    assert_eq!((lineage.lineage, lineage.copies, lineage.min_copies, lineage.vids), (vid, 3, 2, 1));
+    assert!(cluster.state.vdi(vdi).unwrap().is_clean());
     assert_eq!(cluster.state.vdi_by_name("disk").unwrap().id, vdi);
     let record = cluster.state.vid(vid).unwrap();
     assert_eq!((record.birth, record.lineage, record.kind), (Birth(vdi.0), vid, VidKind::Working));
@@ -32,7 +33,8 @@ fn a_new_vdi_is_clean_and_takes_the_defaults() {
     );
     let one = CreateVdi { copies: Some(1), ..create("one") };
     cluster.run(1, Command::CreateVdi(one)).unwrap();
-    assert_eq!(cluster.state.vdi_by_name("one").unwrap().min_copies, 1);
+    let one = cluster.state.vdi_by_name("one").unwrap().vid;
+    assert_eq!(cluster.state.lineage_of(one).unwrap().min_copies, 1);
 }
 
 #[test]
@@ -42,7 +44,7 @@ fn nonsense_is_refused() {
     let mut refused = |create| cluster.run(1, Command::CreateVdi(create)).unwrap_err();
     assert_eq!(refused(create("disk")), Refusal::NameTaken { vdi });
     let long = "x".repeat(256);
-    for name in ["", "/a", "a/", " a", "a ", "a\nb", "a\u{7f}", &long] {
+    for name in ["", "a@b", "/a", "a/", " a", "a ", "a\nb", "a\u{7f}", &long] {
         assert_eq!(refused(create(name)), Refusal::BadName, "{name:?}");
     }
     for size in [0, 512, (1 << 20) + 1, MAX_VOLUME_SIZE + 512] {
@@ -168,8 +170,8 @@ fn another_number_of_copies_is_an_epoch() {
     assert_eq!(cluster.state.epoch(), now, "sets are the same");
     assert_eq!(cluster.state.min_copies(vid), 1);
     cluster.run(1, Command::SetCopies { vdi, copies: 2, min_copies: 1 }).unwrap();
-    let record = cluster.state.vdi(vdi).unwrap();
-    let copies = [before, now, cluster.state.epoch()].map(|epoch| record.copies_at(epoch));
+    let lineage = cluster.state.lineage_of(vid).unwrap();
+    let copies = [before, now, cluster.state.epoch()].map(|epoch| lineage.copies_at(epoch));
     assert_eq!(copies, [3, 4, 2]);
 }
 
@@ -187,7 +189,7 @@ fn only_the_holder_enters_map_objects() {
     assert_eq!(cluster.run(101, maps(&[1], first)), Err(Refusal::StaleGuard));
     cluster.run(101, maps(&[255], second)).unwrap();
     assert_eq!(cluster.run(101, maps(&[256], second)), Err(Refusal::BadMapIndex(256)));
-    assert_eq!(cluster.state.vid(vid).unwrap().maps, [0, 7, 255].into());
+    assert_eq!(*cluster.state.vid(vid).unwrap().maps, [(0, vid), (7, vid), (255, vid)].into());
     let other = Command::MapExists { vid: Vid(99), maps: vec![], generation: second };
     assert_eq!(cluster.run(101, other), Err(Refusal::NotWritable(Vid(99))));
 }

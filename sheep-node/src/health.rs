@@ -210,6 +210,13 @@ fn copies(state: &ClusterState, data: &DataStatus) -> Vec<String> {
             data.scrub.damaged_now
         ));
     }
+    if data.scrub.lost_blocks > 0 {
+        findings.push(format!(
+            "{} blocks of {} objects on this node are lost: no copy had them, and reading them is an I/O error until \
+             they are written. The node's log and `dog vdi check` say where.",
+            data.scrub.lost_blocks, data.scrub.lost_objects
+        ));
+    }
     if data.scrub.unresolved > 0 {
         findings.push(format!(
             "{} objects have copies that differ, and nothing says which is right; the node's log names them.",

@@ -140,6 +140,8 @@ fn encode_scrub(gauges: &mut Gauges<'_, '_>, scrub: &ScrubStatus) -> fmt::Result
     gauges.counter("scrub_read", "Bytes read by scrubbing", Some(&Unit::Bytes), scrub.bytes_ever)?;
     let help = "Copies of this node that are known to be damaged";
     gauges.set("scrub_damaged_now", help, scrub.damaged_now)?;
+    let help = "Blocks of this node's copies that no node had any more";
+    gauges.set("lost_blocks", help, scrub.lost_blocks)?;
     let help = "End of the last complete pass, since the Unix epoch";
     let last = scrub.last_pass.unwrap_or_default().as_secs();
     gauges.with_unit("scrub_last_pass", help, Some(&Unit::Seconds), last)

@@ -49,6 +49,23 @@ fn log(view: Option<&View>, finding: &Finding) {
                 nodes.join(", ")
             );
         }
+        Finding::BlocksLost(object, ranges) => {
+            let size = view.map_or(0, |view| u64::from(view.state.geometry().object_size()));
+            let base = match object.kind() {
+                Some(ObjectKind::Data) => u64::from(object.index()) * size,
+                _ => 0,
+            };
+            let end = |at: &u32, len: &u32| base + u64::from(*at) + u64::from(*len).saturating_sub(1);
+            let ranges: Vec<String> = ranges
+                .iter()
+                .map(|(at, len)| format!("{} to {}", base + u64::from(*at), end(at, len)))
+                .collect();
+            error!(
+                "no node has bytes {} of {}: reading them is an I/O error until they are written",
+                ranges.join(", "),
+                at(object)
+            );
+        }
         Finding::Lost(object) => error!("{} is lost: no copy of it can be trusted", at(object)),
     }
 }

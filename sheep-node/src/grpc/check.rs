@@ -5,7 +5,8 @@ use crate::handle::AcceptLossError;
 use crate::health;
 use sheep_api::v1::check_vdi_reply::What;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiReply, CopyReport, NotAccepted, ObjectReport,
+    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiReply, CopyReport, LostBlocks, NotAccepted,
+    ObjectReport,
 };
 use sheep_datapath::{CopyState, ObjectCheck};
 use sheep_state::{ClusterState, VdiRecord};
@@ -24,7 +25,8 @@ fn verdict(check: &ObjectCheck) -> Option<&'static str> {
     let states: Vec<CopyState> = check.copies.values().copied().collect();
     let current: Vec<CopyState> =
         states.iter().copied().filter(|state| matches!(state, CopyState::Current { .. })).collect();
-    if current.windows(2).any(|pair| pair[0] != pair[1]) {
+    // Copies are equal as far as both have the blocks; scrubs compare the rest.
+    if check.lost.is_empty() && current.windows(2).any(|pair| pair[0] != pair[1]) {
         return Some("different");
     }
     match (current.len(), states.contains(&CopyState::Damaged)) {
@@ -33,6 +35,7 @@ fn verdict(check: &ObjectCheck) -> Option<&'static str> {
         }
         (0, _) => Some("unavailable"),
         (_, true) => Some("damaged"),
+        _ if !check.lost.is_empty() => Some("damaged"),
         (good, false) if good < states.len() => Some("degraded"),
         _ => None,
     }
@@ -64,6 +67,9 @@ fn report(check: &ObjectCheck, range: (u64, u64), map: bool, index: u32, state: 
         let (generation, sequence) = (version.generation.0, version.sequence);
         CopyReport { node: node.to_string(), state: state.into(), generation, sequence, sum }
     });
+    let base = if map { 0 } else { range.0 };
+    let lost = check.lost.iter();
+    let lost = lost.map(|(at, len)| LostBlocks { offset: base + u64::from(*at), length: u64::from(*len) });
     ObjectReport {
         map,
         index,
@@ -72,6 +78,7 @@ fn report(check: &ObjectCheck, range: (u64, u64), map: bool, index: u32, state: 
         state: state.into(),
         copies: copies.collect(),
         may_hold: check.may_hold.iter().map(ToString::to_string).collect(),
+        lost: lost.collect(),
     }
 }
 
@@ -93,6 +100,25 @@ fn count(numbers: &mut CheckNumbers, verdict: Option<&str>) {
     } += 1;
 }
 
+/// Looks at one object, and tells what is not as it should be; false if the caller has gone.
+async fn tell(
+    volume: &Volume,
+    (map, index, range): (bool, u32, (u64, u64)),
+    all: bool,
+    numbers: &mut CheckNumbers,
+    to: &mpsc::Sender<Result<CheckVdiReply, Status>>,
+) -> Result<bool, Status> {
+    let (check, verdict) = look(volume, map, index).await?;
+    // It was discarded meanwhile.
+    if !check.exists {
+        return Ok(true);
+    }
+    count(numbers, verdict);
+    let Some(verdict) = verdict.or(all.then_some("good")) else { return Ok(true) };
+    let report = report(&check, range, map, index, verdict);
+    Ok(to.send(Ok(CheckVdiReply { what: Some(What::Object(report)) })).await.is_ok())
+}
+
 /// Looks at everything, and tells what is not as it should be. Ends early when the caller has gone.
 pub(super) async fn run(
     volume: &Volume,
@@ -102,23 +128,20 @@ pub(super) async fn run(
     to: &mpsc::Sender<Result<CheckVdiReply, Status>>,
 ) -> Result<(), Status> {
     let each = u64::from(state.geometry().object_size());
-    let maps = state.vid(record.vid).map(|vid| Arc::clone(&vid.maps)).unwrap_or_default();
+    let of_map = each * u64::from(state.geometry().entries_per_map());
     let mut numbers = CheckNumbers::default();
-    let maps = maps.keys().map(|index| (true, *index, each * u64::from(state.geometry().entries_per_map())));
-    let mut objects: Vec<(bool, u32, u64)> = maps.collect();
-    objects.extend(volume.objects(each).await?.into_iter().map(|index| (false, index, each)));
-    for (map, index, each) in objects {
-        let (check, verdict) = look(volume, map, index).await?;
-        // It was discarded meanwhile.
-        if !check.exists {
-            continue;
+    let maps = state.vid(record.vid).map(|vid| Arc::clone(&vid.maps)).unwrap_or_default();
+    for index in maps.keys().copied() {
+        let map = (true, index, range(record.size, of_map, index));
+        if !tell(volume, map, all, &mut numbers, to).await? {
+            return Ok(());
         }
-        count(&mut numbers, verdict);
-        if let Some(verdict) = verdict.or(all.then_some("good")) {
-            let report = report(&check, range(record.size, each, index), map, index, verdict);
-            if to.send(Ok(CheckVdiReply { what: Some(What::Object(report)) })).await.is_err() {
-                return Ok(());
-            }
+    }
+    // Fails where the map can't be read: that is told by now.
+    for index in volume.objects(each).await? {
+        let object = (false, index, range(record.size, each, index));
+        if !tell(volume, object, all, &mut numbers, to).await? {
+            return Ok(());
         }
     }
     let _ = to.send(Ok(CheckVdiReply { what: Some(What::Numbers(numbers)) })).await;
@@ -181,6 +204,7 @@ mod tests {
             exists: true,
             copies: (1..).map(NodeId).zip(copies.iter().copied()).collect(),
             may_hold: may_hold.iter().copied().map(NodeId).collect(),
+            lost: Vec::new(),
         }
     }
 
@@ -201,6 +225,16 @@ mod tests {
         ] {
             assert_eq!(verdict(&check(&copies, may_hold)), expected, "{copies:?}");
         }
+    }
+
+    #[test]
+    fn lost_blocks_are_told_with_their_place() {
+        let copy = |sum| CopyState::Current { version: Version::default(), sum };
+        let mut found = check(&[copy(1), copy(2)], &[]);
+        found.lost = vec![(4096, 8192)];
+        assert_eq!(verdict(&found), Some("damaged"));
+        let report = report(&found, (1 << 22, 1 << 22), false, 1, "damaged");
+        assert_eq!(report.lost, [LostBlocks { offset: (1 << 22) + 4096, length: 8192 }]);
     }
 
     #[test]

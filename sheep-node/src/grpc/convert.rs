@@ -166,6 +166,7 @@ pub(super) fn scrub(node: NodeId, data: &DataStatus) -> v1::ScrubReply {
         skipped: scrub.skipped,
         damaged_now: scrub.damaged_now,
         lost: data.lost.values().sum(),
+        lost_blocks: scrub.lost_blocks,
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sheep_api::v1::check_vdi_reply::What;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiRequest, ListVdisRequest, Node, ObjectReport,
+    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiRequest, ListVdisRequest, LostBlocks, Node, ObjectReport,
 };
 use std::process::ExitCode;
 
@@ -98,6 +98,13 @@ fn line(object: &ObjectReport, nodes: &[Node]) -> String {
     let mut text =
         format!("{kind} {} (bytes {} to {end}) is {}: ", object.index, object.offset, object.state);
     text += &copies.join("; ");
+    if !object.lost.is_empty() {
+        let range = |lost: &LostBlocks| {
+            format!("{} to {}", lost.offset, lost.offset + lost.length.saturating_sub(1))
+        };
+        let ranges: Vec<String> = object.lost.iter().map(range).collect();
+        text += &format!("; a copy has lost bytes {}", ranges.join(", "));
+    }
     if !object.may_hold.is_empty() {
         let nodes: Vec<String> = object.may_hold.iter().map(who).collect();
         text += &format!("; may be on {}, which does not run", nodes.join(", "));
@@ -120,6 +127,10 @@ fn object_json(object: &ObjectReport) -> Value {
             "sum": copy.sum,
         })).collect::<Vec<_>>(),
         "may_hold": object.may_hold,
+        "lost": object.lost.iter().map(|lost| json!({
+            "offset": lost.offset,
+            "length": lost.length,
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -219,13 +230,14 @@ mod tests {
             state: "different".into(),
             copies: vec![copy("aa", "current"), copy("bb", "down")],
             may_hold: vec!["bb".into()],
+            lost: vec![LostBlocks { offset: 12288, length: 512 }],
             ..ObjectReport::default()
         };
         let nodes = [Node { id: "aa".into(), name: "one".into(), ..Node::default() }];
         assert_eq!(
             line(&object, &nodes),
-            "object 3 (bytes 12288 to 16383) is different: one (aa) has version 7.9 (000000ab); bb: down; may be on bb, \
-             which does not run"
+            "object 3 (bytes 12288 to 16383) is different: one (aa) has version 7.9 (000000ab); bb: down; a copy has lost bytes \
+             12288 to 12799; may be on bb, which does not run"
         );
     }
 

@@ -38,7 +38,7 @@ fn damaged(replies: &Replies) -> bool {
 /// Whether everything is as it should be, as far as scrubbing knows.
 fn good(replies: &Replies) -> bool {
     replies.iter().all(|(_, reply)| {
-        reply.as_ref().is_ok_and(|reply| reply.damaged_now + reply.unresolved + reply.lost == 0)
+        reply.as_ref().is_ok_and(|reply| reply.damaged_now + reply.unresolved + reply.lost + reply.lost_blocks == 0)
     })
 }
 
@@ -92,6 +92,7 @@ fn table(replies: &Replies) -> String {
         "REPAIRED",
         "NOT REPAIRED",
         "LOST",
+        "LOST BLOCKS",
     ];
     let rows = replies.iter().map(|(node, reply)| match reply {
         Ok(reply) => vec![
@@ -105,6 +106,7 @@ fn table(replies: &Replies) -> String {
             reply.repaired.to_string(),
             (reply.damaged_now + reply.unresolved).to_string(),
             reply.lost.to_string(),
+            reply.lost_blocks.to_string(),
         ],
         Err(error) => vec![label(node), output::describe(error)],
     });
@@ -132,6 +134,7 @@ fn json((node, reply): &(Node, Result<ScrubReply>)) -> Value {
             "skipped": reply.skipped,
             "damaged_now": reply.damaged_now,
             "lost": reply.lost,
+            "lost_blocks": reply.lost_blocks,
         }),
         Err(error) => json!({"node": node.id, "name": node.name, "error": output::describe(error)}),
     }
@@ -159,9 +162,9 @@ mod tests {
         let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(
             words[1],
-            ["aa", "idle", "7/7", "8", "KiB", "2026-09-21", "14:13:20Z", "2", "0", "2", "0", "0"]
+            ["aa", "idle", "7/7", "8", "KiB", "2026-09-21", "14:13:20Z", "2", "0", "2", "0", "0", "0"]
         );
-        assert_eq!(words[2], ["bb", "running", "0/0", "0", "B", "-", "0", "1", "0", "1", "0"]);
+        assert_eq!(words[2], ["bb", "running", "0/0", "0", "B", "-", "0", "1", "0", "1", "0", "0"]);
         assert!(running(&replies) && !good(&replies));
         assert!(good(&vec![replies.into_iter().next().unwrap()]));
     }

@@ -40,6 +40,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Those made good.
     pub repaired: u64,
+    /// Blocks that were lost in the end, on all nodes together.
+    pub lost_blocks: u64,
     /// Disks that began to fail under their nodes.
     pub disks_failed: u64,
     /// Disks that were pulled.
@@ -74,6 +76,7 @@ impl Counts {
         self.payloads_flipped += other.payloads_flipped;
         self.damaged += other.damaged;
         self.repaired += other.repaired;
+        self.lost_blocks += other.lost_blocks;
         self.disks_failed += other.disks_failed;
         self.disks_taken += other.disks_taken;
         self.disks_given_up += other.disks_given_up;

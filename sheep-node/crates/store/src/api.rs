@@ -140,6 +140,11 @@ pub enum Body {
         /// Number of bytes.
         len: u32,
     },
+    /// Lost blocks: contents that no copy has any more. They read as [`StoreError::Corrupt`] until they are written.
+    Lost {
+        /// The checksum that each should have; zero: that is not known.
+        crcs: Vec<u32>,
+    },
 }
 
 impl Body {
@@ -148,6 +153,7 @@ impl Body {
         match self {
             Self::Data { payload, .. } => payload.len(),
             Self::Zero { len } => *len as usize,
+            Self::Lost { crcs } => crcs.len() * sheep_types::BLOCK_SIZE as usize,
         }
     }
 
@@ -181,6 +187,18 @@ pub enum BlockState {
     Zero,
     /// Data.
     Data,
+    /// Lost: no copy had its contents when this one was made, see [`Body::Lost`].
+    Lost,
+    /// Data that can't be read or that fails its checksum. Only [`Op::Salvage`] says so; [`Op::Inspect`], which does not
+    /// look, where the checksum itself is gone.
+    Damaged,
+}
+
+impl BlockState {
+    /// Whether results have a checksum for each block of it: the right one, or zero if that is not known.
+    pub fn has_sums(self) -> bool {
+        matches!(self, Self::Data | Self::Lost | Self::Damaged)
+    }
 }
 
 /// A range of blocks in the same state.
@@ -214,6 +232,15 @@ pub enum Op {
     },
     /// Read a range of blocks.
     Read {
+        /// The object.
+        object: ObjectId,
+        /// First byte, a multiple of 4096.
+        offset: u32,
+        /// Number of bytes, a multiple of 4096.
+        len: u32,
+    },
+    /// Read what can be read: as [`Op::Read`], but bad blocks are told by their state and do not make it fail.
+    Salvage {
         /// The object.
         object: ObjectId,
         /// First byte, a multiple of 4096.
@@ -269,13 +296,13 @@ pub enum Op {
 pub enum Outcome {
     /// A write, header change, replacement, clone, delete or flush is done.
     Done,
-    /// Result of [`Op::Read`].
+    /// Result of [`Op::Read`] and [`Op::Salvage`].
     Read(ReadResult),
     /// Result of [`Op::Inspect`].
     Inspect(InspectResult),
 }
 
-/// Result of [`Op::Read`]: one instant of the object.
+/// Result of [`Op::Read`] or [`Op::Salvage`]: one instant of the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadResult {
     /// Version of what was read.
@@ -285,7 +312,7 @@ pub struct ReadResult {
     pub extents: Vec<Extent>,
     /// One buffer per extent in state [`BlockState::Data`], of the extent's length.
     pub data: Vec<Bytes>,
-    /// CRC-32C of each block of `data`, in the same order.
+    /// CRC-32C of each block of `data`, and of bad blocks if they are told, in order.
     pub crcs: Vec<u32>,
 }
 
@@ -296,7 +323,7 @@ pub struct InspectResult {
     pub header: Header,
     /// The whole object cut by state, in order and without gaps.
     pub extents: Vec<Extent>,
-    /// Checksum of each block in state [`BlockState::Data`], in order.
+    /// Checksum of each block whose state [has them](BlockState::has_sums), in order.
     pub crcs: Vec<u32>,
 }
 

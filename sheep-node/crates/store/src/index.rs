@@ -1,7 +1,7 @@
 //! All objects of a store, in memory.
 
 use crate::Header;
-use crate::map::{BlockMap, Run};
+use crate::map::{BlockMap, MapRun, Run};
 use crate::record::{OBJECT_CHANGE_LEN, OBJECT_FIXED, OBJECT_RUN_LEN, Record};
 use crate::resident::Resident;
 use crate::sums::{PageRef, Sums};
@@ -78,6 +78,8 @@ pub(crate) struct Index {
     paged: u64,
     /// Entries of all deltas.
     delta: u64,
+    /// Objects with lost blocks, and how many.
+    lost: BTreeMap<ObjectId, u32>,
     resident: Resident,
 }
 
@@ -88,6 +90,37 @@ impl Index {
 
     pub(crate) fn len(&self) -> usize {
         self.objects.len()
+    }
+
+    /// Objects with lost blocks, and how many.
+    pub(crate) fn lost(&self) -> &BTreeMap<ObjectId, u32> {
+        &self.lost
+    }
+
+    /// Counts the lost blocks of an object whose map is whole.
+    pub(crate) fn count_lost(&mut self, id: ObjectId) {
+        let lost = self.objects.get(&id).map_or(0, |object| object.map.lost(0, u32::MAX));
+        self.set_lost(id, lost);
+    }
+
+    fn set_lost(&mut self, id: ObjectId, lost: u32) {
+        if lost > 0 {
+            self.lost.insert(id, lost);
+        } else {
+            self.lost.remove(&id);
+        }
+    }
+
+    /// Keeps the count right when runs are put into an object.
+    fn weigh_lost(&mut self, id: ObjectId, runs: &[MapRun]) {
+        let new: u32 = runs.iter().filter(|run| run.is_lost()).map(|run| run.count()).sum();
+        let before = self.lost.get(&id).copied().unwrap_or_default();
+        if before + new > 0
+            && let Some(object) = self.objects.get(&id)
+        {
+            let old: u32 = runs.iter().map(|run| object.map.lost(run.first(), run.end())).sum();
+            self.set_lost(id, (before + new).saturating_sub(old));
+        }
     }
 
     /// Bytes of memory that all objects take, nodes of the tree that are not full left out.
@@ -206,6 +239,7 @@ impl Index {
     fn remove(&mut self, id: ObjectId, effects: &mut Effects) {
         if let Some(object) = self.objects.remove(&id) {
             self.weigh(id, object.weight(), Weight::NONE);
+            self.lost.remove(&id);
             effects.dropped.extend(object.map.data());
             effects.dropped_pages.extend(object.sums.pages());
         }
@@ -221,6 +255,7 @@ impl Index {
                     self.remove(header.id, &mut effects);
                     self.insert(Object::new(*header, BlockMap::default(), Sums::default()));
                 }
+                self.weigh_lost(header.id, runs);
                 let dropped = self.change(header.id, |object| {
                     object.header = *header;
                     put(object, runs, crcs)
@@ -241,6 +276,7 @@ impl Index {
                 effects.shared_pages.extend(copy.sums.pages());
                 self.remove(header.id, &mut effects);
                 copy.header = *header;
+                self.set_lost(header.id, self.lost.get(from).copied().unwrap_or_default());
                 self.insert(copy);
             }
             Record::Delete(id) => self.remove(*id, &mut effects),
@@ -250,7 +286,7 @@ impl Index {
 }
 
 /// Puts runs and their checksums into an object; returns the data runs that were there.
-fn put(object: &mut Object, runs: &[crate::map::MapRun], mut crcs: &[u32]) -> Vec<Run> {
+fn put(object: &mut Object, runs: &[MapRun], mut crcs: &[u32]) -> Vec<Run> {
     let mut dropped = Vec::new();
     for run in runs {
         dropped.extend(object.map.replace(std::slice::from_ref(run)));

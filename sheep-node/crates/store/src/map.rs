@@ -19,7 +19,10 @@ impl Run {
 /// Place that stands for zeros: the superblock's, where no data can be.
 pub(crate) const ZERO_PLACE: u32 = 0;
 
-/// A run of an object's blocks that are zero, or data in consecutive places. Eight bytes, because a store
+/// Place that stands for lost blocks: between the copies of the superblock, where no data can be either.
+pub(crate) const LOST_PLACE: u32 = 1;
+
+/// A run of an object's blocks that are zero, or lost, or data in consecutive places. Eight bytes, because a store
 /// written at random has one for every block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MapRun {
@@ -27,7 +30,7 @@ pub(crate) struct MapRun {
     pub(crate) start: u16,
     /// Number of blocks, at least one.
     pub(crate) len: u16,
-    /// Place of the first one, or [`ZERO_PLACE`].
+    /// Place of the first one, or [`ZERO_PLACE`], or [`LOST_PLACE`].
     pub(crate) place: u32,
 }
 
@@ -51,26 +54,35 @@ impl MapRun {
         self.place == ZERO_PLACE
     }
 
+    pub(crate) fn is_lost(self) -> bool {
+        self.place == LOST_PLACE
+    }
+
     /// The data's blocks on disk.
     pub(crate) fn data(self) -> Option<Run> {
-        (!self.is_zero()).then_some(Run { place: self.place, len: self.count() })
+        let data = !self.is_zero() && !self.is_lost();
+        data.then_some(Run { place: self.place, len: self.count() })
+    }
+
+    /// Place of the block after so many of its blocks.
+    pub(crate) fn place_at(self, blocks: u32) -> u32 {
+        if self.data().is_some() { self.place.saturating_add(blocks) } else { self.place }
     }
 
     /// The part of it in `from..to`, which must overlap it.
     fn clip(self, from: u32, to: u32) -> Self {
         let (first, end) = (self.first().max(from), self.end().min(to));
         debug_assert!(first < end, "clip does not overlap");
-        let place = if self.is_zero() { ZERO_PLACE } else { self.place + (first - self.first()) };
-        Self { start: first as u16, len: (end - first) as u16, place }
+        Self { start: first as u16, len: (end - first) as u16, place: self.place_at(first - self.first()) }
     }
 
     /// True if `next` goes on where this ends, in the object and on disk.
     pub(crate) fn joins(self, next: Self) -> bool {
         self.end() == next.first()
-            && if self.is_zero() {
-                next.is_zero()
-            } else {
-                !next.is_zero() && self.place.checked_add(self.count()) == Some(next.place)
+            && match (self.data(), next.data()) {
+                (Some(_), Some(next)) => self.place.checked_add(self.count()) == Some(next.place),
+                (None, None) => self.place == next.place,
+                _ => false,
             }
     }
 }
@@ -103,7 +115,12 @@ impl BlockMap {
         tail.iter().take_while(move |r| r.first() < to).map(move |r| r.clip(from, to))
     }
 
-    /// Place of a block: `None` if absent, [`ZERO_PLACE`] if zero.
+    /// Lost blocks in `from..to`.
+    pub(crate) fn lost(&self, from: u32, to: u32) -> u32 {
+        self.range(from, to).filter(|run| run.is_lost()).map(MapRun::count).sum()
+    }
+
+    /// Place of a block: `None` if absent, [`ZERO_PLACE`] if zero, [`LOST_PLACE`] if lost.
     pub(crate) fn place(&self, block: u32) -> Option<u32> {
         self.range(block, block + 1).next().map(|r| r.place)
     }
@@ -189,13 +206,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn like_an_array(ops in prop::collection::vec((0u16..60, 1u16..20, 0u32..3), 1..60)) {
+        fn like_an_array(ops in prop::collection::vec((0u16..60, 1u16..20, 0u32..4), 1..60)) {
             let mut map = BlockMap::default();
             let mut model = [None::<u32>; 80];
             let mut next = 100;
             for (start, len, kind) in ops {
                 // Two pieces in consecutive places for kind 2: they must merge.
-                let place = if kind == 0 { ZERO_PLACE } else { next };
+                let place = [ZERO_PLACE, next, next, LOST_PLACE][kind as usize];
                 let mut new = vec![MapRun { start, len, place }];
                 if kind == 2 {
                     new.push(MapRun { start: start + len, len: 1, place: place + u32::from(len) });
@@ -205,8 +222,8 @@ mod tests {
                 for run in &new {
                     for i in 0..run.count() {
                         let slot = &mut model[(run.first() + i) as usize];
-                        freed.extend(slot.filter(|p| *p != 0));
-                        *slot = Some(if run.is_zero() { 0 } else { run.place + i });
+                        freed.extend(slot.filter(|p| *p > LOST_PLACE));
+                        *slot = Some(if run.place <= LOST_PLACE { run.place } else { run.place + i });
                     }
                 }
                 let got: Vec<u32> = old.iter().flat_map(|r| r.place..r.end()).collect();
@@ -216,6 +233,8 @@ mod tests {
             for (b, want) in model.iter().enumerate() {
                 prop_assert_eq!(map.place(b as u32), *want);
             }
+            let lost = model.iter().filter(|place| **place == Some(LOST_PLACE)).count();
+            prop_assert_eq!(map.lost(0, 80) as usize, lost);
             prop_assert!(map.runs().windows(2).all(|w| w[0].end() <= w[1].first() && !w[0].joins(w[1])));
             prop_assert!(BlockMap::from_runs(map.runs().to_vec(), 80).is_some());
         }

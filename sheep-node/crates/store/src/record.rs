@@ -17,7 +17,7 @@ pub(crate) enum Record {
         reset: bool,
         /// In order, not overlapping.
         runs: Vec<MapRun>,
-        /// One for each data block of `runs`.
+        /// One for each block of `runs` that is data, or lost: then it is what it should be.
         crcs: Vec<u32>,
     },
     /// Takes the header over.

@@ -8,7 +8,7 @@
 //! The places of an object that lies in many pieces are too many to be written with every checkpoint. They are
 //! folded into a *map page* of their own at the same time, and the delta says which of them have changed too.
 
-use crate::map::{BlockMap, ZERO_PLACE};
+use crate::map::BlockMap;
 use bytes::Bytes;
 use sheep_types::BLOCK_SIZE;
 use std::collections::BTreeMap;
@@ -58,8 +58,7 @@ pub(crate) fn map_page(map: &BlockMap) -> Vec<u8> {
     let mut page = vec![0xff; BLOCK_SIZE as usize];
     for run in map.runs() {
         for i in 0..run.count() {
-            let place = if run.is_zero() { ZERO_PLACE } else { run.place + i };
-            put_field(&mut page, run.first() + i, place);
+            put_field(&mut page, run.first() + i, run.place_at(i));
         }
     }
     page
@@ -169,9 +168,8 @@ impl Sums {
         if let Some(map) = &new.map {
             for run in now.runs() {
                 for i in 0..run.count() {
-                    let place = if run.is_zero() { ZERO_PLACE } else { run.place + i };
                     let block = run.first() + i;
-                    if in_page(map, block) != Some(place) {
+                    if in_page(map, block) != Some(run.place_at(i)) {
                         delta.push((block as u16, self.in_delta(block).unwrap_or_default()));
                     }
                 }
@@ -231,7 +229,7 @@ impl PageCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::map::MapRun;
+    use crate::map::{LOST_PLACE, MapRun, ZERO_PLACE};
 
     fn write(map: &mut BlockMap, sums: &mut Sums, block: u32, place: u32, crc: u32) {
         map.replace(&[MapRun { start: block as u16, len: 1, place }]);
@@ -245,7 +243,15 @@ mod tests {
     #[test]
     fn delta_hides_pages_and_folds_into_them() {
         let (mut map, mut sums) = (BlockMap::default(), Sums::default());
-        for (block, place, crc) in [(5, 105, 50), (6, 106, 60), (7, 207, 70), (8, 108, 80), (6, 116, 61)] {
+        for (block, place, crc) in [
+            (5, 105, 50),
+            (6, 106, 60),
+            (7, 207, 70),
+            (8, 108, 80),
+            (6, 116, 61),
+            (9, LOST_PLACE, 90),
+            (10, LOST_PLACE, 91),
+        ] {
             write(&mut map, &mut sums, block, place, crc);
         }
         let new = Folded {

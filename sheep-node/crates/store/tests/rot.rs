@@ -96,12 +96,18 @@ fn check(disk: VirtualDisk, want: &Model, damaged: &[Kind], seen: &mut Seen) {
     let headers: BTreeSet<ObjectId> = b.store.objects(ObjectId(0)).map(|h| h.id).collect();
     assert_eq!(headers, want.keys().copied().collect(), "{damaged:?}");
     let mut named = 0;
+    let lost = |cells: &[Cell]| cells.iter().filter(|cell| matches!(cell, Cell::Lost(_))).count() as u32;
+    let lost: Vec<_> = want.iter().map(|(id, (_, cells))| (*id, lost(cells))).filter(|l| l.1 > 0).collect();
+    assert_eq!(b.store.lost().clone().into_iter().collect::<Vec<_>>(), lost, "{damaged:?}");
     for (id, (header, cells)) in want {
         assert_eq!(b.store.header(*id), Some(header));
         for (at, cell) in cells.iter().enumerate() {
             let hit = matches!(cell, Cell::Data(tag) if damaged.contains(&Kind::Data(*tag)));
             match b.read(id.index(), at as u32, 1) {
                 Ok(got) => assert!(got[0] == *cell && !hit, "{damaged:?}: {got:?} for {cell:?}"),
+                Err(StoreError::Corrupt { object, block }) if matches!(cell, Cell::Lost(_)) => {
+                    assert_eq!((object, block), (*id, at as u32));
+                }
                 Err(StoreError::Corrupt { object, block }) => {
                     assert_eq!((object, block), (*id, at as u32));
                     // Either the block itself, or the page with its checksum.
@@ -200,7 +206,7 @@ fn an_unreadable_block_is_named_too() {
                     Ok(got) => assert_eq!(got[0], *cell),
                     Err(StoreError::Unreadable { object, block } | StoreError::Corrupt { object, block }) => {
                         assert_eq!((object, block), (*id, at as u32));
-                        unreadable += 1;
+                        unreadable += u32::from(!matches!(cell, Cell::Lost(_)));
                     }
                     Err(other) => panic!("{other}"),
                 }

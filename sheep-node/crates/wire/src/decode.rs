@@ -184,7 +184,7 @@ fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<
             })?;
             Reply::Hot(objects, more)
         }
-        kind::STANDINGS => Reply::Standings(input.list(11, get_standing)?),
+        kind::STANDINGS => Reply::Standings(input.list(12, get_standing)?),
         kind::LISTING => {
             let more = input.bool()?;
             let objects = input.list(42, |input| {
@@ -227,6 +227,7 @@ fn get_standing(input: &mut Reader<'_>) -> Result<Standing, DecodeError> {
         version: get_option(input, get_version)?,
         validated: Epoch(input.u64()?),
         hot: input.bool()?,
+        wounded: input.bool()?,
     })
 }
 
@@ -258,6 +259,7 @@ fn get_extents(input: &mut Reader<'_>) -> Result<Vec<Extent>, DecodeError> {
             0 => ExtentState::Absent,
             1 => ExtentState::Zero,
             2 => ExtentState::Data,
+            3 => ExtentState::Lost,
             _ => return Err(input.malformed()),
         };
         Ok(Extent { offset, len, state })
@@ -272,8 +274,9 @@ fn get_read_data(input: &mut Reader<'_>, payload: &mut Payload) -> Result<ReadDa
     for extent in extents.iter().filter(|extent| extent.state == ExtentState::Data) {
         data.push(payload.take(extent.len as usize)?);
     }
-    let blocks: usize = data.iter().map(|bytes| bytes.len() / BLOCK_SIZE as usize).sum();
-    if blocks != crcs.len() || data.iter().any(|bytes| bytes.len() % BLOCK_SIZE as usize != 0) {
+    let summed = extents.iter().filter(|extent| extent.state.has_sums());
+    let blocks: u64 = summed.map(|extent| u64::from(extent.len / BLOCK_SIZE)).sum();
+    if blocks != crcs.len() as u64 || data.iter().any(|bytes| bytes.len() % BLOCK_SIZE as usize != 0) {
         return Err(input.malformed());
     }
     Ok(ReadData { version, extents, data, crcs })

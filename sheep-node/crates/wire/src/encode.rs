@@ -234,6 +234,7 @@ fn put_reply(out: &mut Writer<'_>, payload: &mut Payload, reply: &Reply) -> u8 {
                 put_option(out, standing.version.as_ref(), put_version);
                 out.u64(standing.validated.0);
                 out.u8(u8::from(standing.hot));
+                out.u8(u8::from(standing.wounded));
             });
             kind::STANDINGS
         }
@@ -304,6 +305,7 @@ fn put_extents(out: &mut Writer<'_>, extents: &[Extent]) {
             ExtentState::Absent => 0,
             ExtentState::Zero => 1,
             ExtentState::Data => 2,
+            ExtentState::Lost => 3,
         });
     });
 }

@@ -13,6 +13,15 @@ pub enum ExtentState {
     Zero,
     /// Bytes, carried beside the extents in order.
     Data,
+    /// Lost, or damaged in the copy that was asked: of the contents only checksums are known, zero where not even these.
+    Lost,
+}
+
+impl ExtentState {
+    /// Whether checksums of its blocks are carried.
+    pub fn has_sums(self) -> bool {
+        matches!(self, Self::Data | Self::Lost)
+    }
 }
 
 /// A run of blocks in one state.
@@ -35,7 +44,7 @@ pub struct ReadData {
     pub extents: Vec<Extent>,
     /// One buffer per data extent.
     pub data: Vec<Bytes>,
-    /// One CRC-32C per block of the data, in order over all buffers.
+    /// One CRC-32C per block of data and lost extents, in order.
     pub crcs: Vec<u32>,
 }
 
@@ -52,7 +61,7 @@ pub struct ObjectDigest {
     pub version: Version,
     /// In order, covering the whole object.
     pub extents: Vec<Extent>,
-    /// One CRC-32C per block of the data extents, in order.
+    /// One CRC-32C per block of data and lost extents, in order.
     pub crcs: Vec<u32>,
 }
 
@@ -98,6 +107,8 @@ pub struct Standing {
     /// The copy's last write is not known to be on all members. Who takes the copy for equal to its own because
     /// the versions are equal takes the mark over too.
     pub hot: bool,
+    /// Blocks of the copy are lost, or known to be damaged.
+    pub wounded: bool,
 }
 
 /// One line of an object listing.

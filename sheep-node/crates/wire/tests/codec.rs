@@ -35,14 +35,17 @@ fn blocks() -> impl Strategy<Value = Body> {
 }
 
 fn read_data() -> impl Strategy<Value = ReadData> {
-    (version(), vec((any::<u32>(), 1..4u32, 0..3u8), 0..5)).prop_map(|(version, parts)| {
+    (version(), vec((any::<u32>(), 1..4u32, 0..4u8), 0..5)).prop_map(|(version, parts)| {
         let mut out = ReadData { version, ..ReadData::default() };
         for (offset, blocks, state) in parts {
-            let state = [ExtentState::Absent, ExtentState::Zero, ExtentState::Data][usize::from(state)];
+            let state = [ExtentState::Absent, ExtentState::Zero, ExtentState::Data, ExtentState::Lost]
+                [usize::from(state)];
             let len = blocks * BLOCK_SIZE;
             out.extents.push(Extent { offset, len, state });
             if state == ExtentState::Data {
                 out.data.push(Bytes::from(vec![7; len as usize]));
+            }
+            if state.has_sums() {
                 out.crcs.extend((0..blocks).map(|block| block ^ offset));
             }
         }
@@ -123,8 +126,8 @@ fn request() -> impl Strategy<Value = Request> {
 fn reply() -> impl Strategy<Value = Reply> {
     let hot = (object(), version(), any::<(bool, bool)>())
         .prop_map(|(object, version, (pending, current))| HotObject { object, version, pending, current });
-    let standing = (0..5usize, proptest::option::of(version()), any::<(u64, bool)>()).prop_map(
-        |(kind, version, (epoch, hot))| {
+    let standing = (0..5usize, proptest::option::of(version()), any::<(u64, bool, bool)>()).prop_map(
+        |(kind, version, (epoch, hot, wounded))| {
             let kinds = [
                 StandingKind::Live,
                 StandingKind::Restarted,
@@ -132,7 +135,7 @@ fn reply() -> impl Strategy<Value = Reply> {
                 StandingKind::Unknown,
                 StandingKind::Busy,
             ];
-            Standing { kind: kinds[kind], version, validated: Epoch(epoch), hot }
+            Standing { kind: kinds[kind], version, validated: Epoch(epoch), hot, wounded }
         },
     );
     let listed = (object(), any::<(u64, u64, bool, bool)>(), version()).prop_map(

@@ -174,6 +174,8 @@ pub struct ObjectCheck {
     pub copies: BTreeMap<NodeId, CopyState>,
     /// Nodes that are away and were to have a copy in an epoch that is remembered.
     pub may_hold: BTreeSet<NodeId>,
+    /// Blocks that a current copy has lost: first byte in the object, and length.
+    pub lost: Vec<(u32, u32)>,
 }
 
 /// A piece of what was read.

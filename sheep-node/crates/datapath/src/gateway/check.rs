@@ -10,10 +10,10 @@ use super::read::Location;
 use super::shared::{Core, Tag};
 use super::volume::Volume;
 use crate::Mutant;
-use crate::recovery::{Cell, cells};
-use sheep_types::{BLOCK_SIZE, Geometry, Member, NodeId, ObjectId};
-use sheep_wire::{ObjectDigest, Refusal, Reply, Request};
-use std::collections::BTreeMap;
+use crate::recovery::{Cell, cells, ranges_of};
+use sheep_types::{BLOCK_SIZE, Member, NodeId, ObjectId};
+use sheep_wire::{Refusal, Reply, Request};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,31 +33,36 @@ pub(super) struct Query {
     purpose: Purpose,
     /// Up members, and what they said.
     asked: Option<BTreeMap<Member, Option<CopyState>>>,
+    /// Blocks that one of them has lost.
+    lost: BTreeSet<u32>,
 }
 
 /// Checksum over states and checksums of all blocks.
-fn sum(digest: &ObjectDigest, geometry: Geometry) -> Option<u32> {
-    let cells = cells(&digest.extents, &digest.crcs, geometry)?;
-    Some(cells.iter().fold(0, |sum, cell| {
+fn sum(cells: &[Cell]) -> u32 {
+    cells.iter().fold(0, |sum, cell| {
         let (kind, crc) = match cell {
             Cell::Absent => (0u8, 0),
             Cell::Zero => (1, 0),
-            Cell::Data(crc) => (2, *crc),
+            // Of what is lost is known what it should be.
+            Cell::Data(crc) | Cell::Lost(crc) => (2, *crc),
         };
         crc32c::crc32c_append(crc32c::crc32c_append(sum, &[kind]), &crc.to_le_bytes())
-    }))
+    })
 }
 
 impl Volume {
     pub(super) fn add_query(&mut self, io: u64, (map, index): (bool, u32), purpose: Purpose) {
         let id = self.next_piece;
         self.next_piece += 1;
-        self.queries.insert(id, Query { io, map, index, purpose, asked: None });
+        self.queries.insert(id, Query { io, map, index, purpose, asked: None, lost: BTreeSet::new() });
     }
 
     /// Answers about the former epoch do not count.
     pub(super) fn restart_queries(&mut self) {
-        self.queries.values_mut().for_each(|query| query.asked = None);
+        self.queries.values_mut().for_each(|query| {
+            query.asked = None;
+            query.lost.clear();
+        });
     }
 
     fn object_of(&self, query: &Query) -> ObjectId {
@@ -112,8 +117,15 @@ impl Volume {
         let Some(query) = self.queries.get(&id) else { return };
         let object = self.object_of(query);
         let state = match reply {
-            Reply::Digest(digest) => match sum(&digest, self.geometry) {
-                Some(sum) => CopyState::Current { version: digest.version, sum },
+            Reply::Digest(digest) => match cells(&digest.extents, &digest.crcs, self.geometry) {
+                Some(cells) => {
+                    let lost = (0u32..).zip(&cells).filter(|(_, cell)| matches!(cell, Cell::Lost(_)));
+                    let lost: Vec<u32> = lost.map(|(block, _)| block).collect();
+                    if let Some(query) = self.queries.get_mut(&id) {
+                        query.lost.extend(lost);
+                    }
+                    CopyState::Current { version: digest.version, sum: sum(&cells) }
+                }
                 None => CopyState::NotCurrent,
             },
             Reply::Refused(Refusal::Damaged) => CopyState::Damaged,
@@ -149,12 +161,13 @@ impl Volume {
         let Some(query) = self.queries.remove(&id) else { return };
         let object = self.object_of(&query);
         let view = core.view();
+        let lost = ranges_of(query.lost.iter().copied());
         let mut copies: BTreeMap<NodeId, CopyState> =
             view.set(object).into_iter().map(|node| (node, CopyState::Down)).collect();
         for (member, state) in query.asked.into_iter().flatten() {
             copies.insert(member.node, state.unwrap_or(CopyState::NotCurrent));
         }
-        let check = ObjectCheck { exists: true, copies, may_hold: view.absent_holders(object) };
+        let check = ObjectCheck { exists: true, copies, may_hold: view.absent_holders(object), lost };
         match query.purpose {
             Purpose::Look => self.tell(core, query.io, check),
             Purpose::GiveUp { force } => self.give_up(core, query.io, object, query.index, &check, force),

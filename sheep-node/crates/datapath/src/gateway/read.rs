@@ -236,6 +236,10 @@ impl Volume {
         piece.retry_at = None;
         let verify = from.node != core.me.node;
         let miss = match reply {
+            // Nobody answers a client's read like that.
+            Reply::Read(data) if data.extents.iter().any(|extent| extent.state == ExtentState::Lost) => {
+                Miss::Never
+            }
             Reply::Read(data) => match contents(&data, piece.start, piece.end, verify) {
                 Some(extents) => {
                     let own = data.version.generation == generation;

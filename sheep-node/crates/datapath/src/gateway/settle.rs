@@ -371,5 +371,5 @@ impl Volume {
 }
 
 fn no_standing() -> Standing {
-    Standing { kind: StandingKind::Unknown, version: None, validated: Epoch(0), hot: false }
+    Standing { kind: StandingKind::Unknown, version: None, validated: Epoch(0), hot: false, wounded: false }
 }

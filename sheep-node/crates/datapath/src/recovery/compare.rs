@@ -5,7 +5,7 @@ use bytes::Bytes;
 use sheep_store::{Body, Piece};
 use sheep_types::{BLOCK_SIZE, Geometry};
 use sheep_wire::{Extent, ExtentState, ReadData};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a block holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(crate) enum Cell {
     Zero,
     /// Bytes with this CRC-32C.
     Data(u32),
+    /// Bytes that should have this CRC-32C (zero: that is not known), and are lost, or damaged where they are.
+    Lost(u32),
 }
 
 /// All blocks of an object; `None` if extents and checksums do not make one.
@@ -35,6 +37,7 @@ pub(crate) fn cells(extents: &[Extent], crcs: &[u32], geometry: Geometry) -> Opt
                 ExtentState::Absent => Cell::Absent,
                 ExtentState::Zero => Cell::Zero,
                 ExtentState::Data => Cell::Data(*crcs.next()?),
+                ExtentState::Lost => Cell::Lost(*crcs.next()?),
             });
         }
     }
@@ -66,42 +69,66 @@ impl Blocks {
         self.0.len() as u64 * u64::from(BLOCK_SIZE)
     }
 
-    /// Takes the contents of some ranges. Whether they are what was asked for, exactly, and of the blocks that
-    /// `want` describes (if it does).
-    pub(super) fn take(&mut self, data: ReadData, ranges: &[(u32, u32)], want: Option<&[Cell]>) -> bool {
+    /// Takes the contents of some ranges, and gives the blocks that are not there. `None` if they are not what was asked
+    /// for, exactly, and of the blocks that `want` describes (if it does).
+    pub(super) fn take(
+        &mut self,
+        data: ReadData,
+        ranges: &[(u32, u32)],
+        want: Option<&[Cell]>,
+    ) -> Option<Vec<u32>> {
         let mut asked = ranges.iter().flat_map(|(offset, len)| (*offset..offset + len).step_by(BLOCK));
         let (mut buffers, mut crcs) = (data.data.into_iter(), data.crcs.into_iter());
-        let mut new = Vec::new();
+        let (mut new, mut lost) = (Vec::new(), Vec::new());
         for extent in &data.extents {
             let buffer = match extent.state {
-                ExtentState::Data => buffers.next(),
-                ExtentState::Absent | ExtentState::Zero => None,
+                ExtentState::Data => Some(buffers.next()?),
+                ExtentState::Lost => None,
+                ExtentState::Absent | ExtentState::Zero => return None,
             };
-            let Some(buffer) = buffer.filter(|buffer| buffer.len() == extent.len as usize) else {
-                return false;
-            };
-            for at in (0..buffer.len()).step_by(BLOCK) {
+            if buffer.as_ref().is_some_and(|buffer| buffer.len() != extent.len as usize) {
+                return None;
+            }
+            for at in (0..extent.len as usize).step_by(BLOCK) {
                 let offset = extent.offset.saturating_add(at as u32);
-                let (Some(crc), true) = (crcs.next(), asked.next() == Some(offset)) else { return false };
-                let block = offset / BLOCK_SIZE;
-                if want.is_some_and(|want| want.get(block as usize) != Some(&Cell::Data(crc))) {
-                    return false;
+                let (crc, block) = (crcs.next()?, offset / BLOCK_SIZE);
+                if asked.next() != Some(offset) {
+                    return None;
                 }
-                new.push((block, Fetched { crc, buffer: buffer.clone(), at }));
+                let Some(buffer) = buffer.clone() else {
+                    lost.push(block);
+                    continue;
+                };
+                let wanted = |cell: &Cell| [Cell::Data(crc), Cell::Lost(crc), Cell::Lost(0)].contains(cell);
+                if want.is_some_and(|want| !want.get(block as usize).is_some_and(wanted)) {
+                    return None;
+                }
+                new.push((block, Fetched { crc, buffer, at }));
             }
         }
-        let whole = asked.next().is_none();
-        if whole {
-            self.0.extend(new);
+        if asked.next().is_some() {
+            return None;
         }
-        whole
+        self.0.extend(new);
+        Some(lost)
+    }
+
+    /// Checksum of a block, if it has come.
+    pub(super) fn crc(&self, block: u32) -> Option<u32> {
+        self.0.get(&block).map(|fetched| fetched.crc)
     }
 
     /// Takes the own contents of a whole object.
     pub(super) fn take_own(&mut self, data: ReadData) {
         let mut crcs = data.crcs.into_iter();
-        let extents = data.extents.iter().filter(|extent| extent.state == ExtentState::Data);
-        for (extent, buffer) in extents.zip(data.data) {
+        let mut buffers = data.data.into_iter();
+        for extent in data.extents.iter().filter(|extent| extent.state.has_sums()) {
+            let blocks = (extent.len / BLOCK_SIZE) as usize;
+            if extent.state == ExtentState::Lost {
+                crcs.by_ref().take(blocks).for_each(drop);
+                continue;
+            }
+            let Some(buffer) = buffers.next() else { return };
             for (at, crc) in (0..buffer.len()).step_by(BLOCK).zip(crcs.by_ref()) {
                 let block = extent.offset / BLOCK_SIZE + (at / BLOCK) as u32;
                 self.0.insert(block, Fetched { crc, buffer: buffer.clone(), at });
@@ -160,6 +187,34 @@ pub(super) fn missing(target: &[Cell], own: Option<&[Cell]>, have: &Blocks) -> V
     ranges
 }
 
+/// Blocks that the target has lost, by number, but for those that the own copy or an earlier attempt has: these are not
+/// lost here.
+pub(super) fn find_lost(target: &mut [Cell], own: Option<&[Cell]>, have: &Blocks) -> BTreeSet<u32> {
+    let mut lost = BTreeSet::new();
+    for (block, cell) in (0u32..).zip(target) {
+        let Cell::Lost(crc) = *cell else { continue };
+        let here = own.is_some_and(|own| own.get(block as usize) == Some(&Cell::Data(crc)));
+        if crc != 0 && (here || have.has(block, crc)) {
+            *cell = Cell::Data(crc);
+        } else {
+            lost.insert(block);
+        }
+    }
+    lost
+}
+
+/// Numbers of blocks in order as ranges of bytes.
+pub(crate) fn ranges_of(blocks: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for offset in blocks.map(|block| block * BLOCK_SIZE) {
+        match ranges.last_mut() {
+            Some((first, len)) if *first + *len == offset => *len += BLOCK_SIZE,
+            _ => ranges.push((offset, BLOCK_SIZE)),
+        }
+    }
+    ranges
+}
+
 /// Takes ranges of at most so many blocks from the front, as offsets and lengths in bytes.
 pub(super) fn next_ranges(missing: &mut VecDeque<(u32, u32)>, mut most: u32) -> Vec<(u32, u32)> {
     let mut ranges = Vec::new();
@@ -195,6 +250,15 @@ pub(super) fn pieces(target: &[Cell], own: Option<&[Cell]>, have: &Blocks) -> Op
                 pieces.push(Piece { offset, body: Body::Zero { len: len * BLOCK_SIZE } });
                 block += len;
             }
+            Some(Cell::Lost(_)) => {
+                let crcs = (block..).map_while(|block| match differs(block) {
+                    Some(Cell::Lost(crc)) => Some(crc),
+                    _ => None,
+                });
+                let crcs: Vec<u32> = crcs.collect();
+                block += crcs.len() as u32;
+                pieces.push(Piece { offset, body: Body::Lost { crcs } });
+            }
             Some(Cell::Data(_)) => {
                 let (mut payload, mut crcs) = have.run(block)?;
                 // What is there may be older, or not be needed.
@@ -216,7 +280,7 @@ pub(super) fn pieces(target: &[Cell], own: Option<&[Cell]>, have: &Blocks) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Cell::{Absent, Data, Zero};
+    use Cell::{Absent, Data, Lost, Zero};
 
     fn geometry() -> Geometry {
         Geometry::with_object_size(16 * BLOCK_SIZE).unwrap()
@@ -273,9 +337,9 @@ mod tests {
         assert_eq!(pieces(&target, Some(&own), &have), None);
         let crc = |block| (block + 1) * 10;
         let ranges = [(1, 2), (4, 1)];
-        assert!(have.take(data(&ranges, crc), &in_bytes(&ranges), Some(&target)));
+        assert_eq!(have.take(data(&ranges, crc), &in_bytes(&ranges), Some(&target)), Some(vec![]));
         assert_eq!(missing(&target, Some(&own), &have), [(7, 1)]);
-        assert!(have.take(data(&[(7, 1)], crc), &in_bytes(&[(7, 1)]), Some(&target)));
+        assert_eq!(have.take(data(&[(7, 1)], crc), &in_bytes(&[(7, 1)]), Some(&target)), Some(vec![]));
         let pieces = pieces(&target, Some(&own), &have).unwrap();
         let shape: Vec<_> = pieces.iter().map(|p| (p.offset / BLOCK_SIZE, p.body.len() / BLOCK)).collect();
         assert_eq!(shape, [(1, 2), (3, 1), (4, 1), (7, 1)]);
@@ -287,9 +351,12 @@ mod tests {
         let first = [Data(10), Data(20), Data(30), Absent];
         let then = [Data(10), Data(21), Data(30), Absent];
         let mut have = Blocks::default();
-        assert!(have.take(data(&[(0, 3)], |b| (b + 1) * 10), &in_bytes(&[(0, 3)]), Some(&first)));
+        assert_eq!(
+            have.take(data(&[(0, 3)], |b| (b + 1) * 10), &in_bytes(&[(0, 3)]), Some(&first)),
+            Some(vec![])
+        );
         assert_eq!(missing(&then, None, &have), [(1, 1)]);
-        assert!(have.take(data(&[(1, 1)], |_| 21), &in_bytes(&[(1, 1)]), Some(&then)));
+        assert_eq!(have.take(data(&[(1, 1)], |_| 21), &in_bytes(&[(1, 1)]), Some(&then)), Some(vec![]));
         let pieces = pieces(&then, None, &have).unwrap();
         assert_eq!(pieces.iter().map(|p| p.offset / BLOCK_SIZE).collect::<Vec<_>>(), [0, 1, 2]);
     }
@@ -312,9 +379,36 @@ mod tests {
             zeros,
             short,
         ] {
-            assert!(!have.take(bad, &ranges, Some(&target)));
+            assert_eq!(have.take(bad, &ranges, Some(&target)), None);
         }
         assert_eq!(have.bytes(), 0);
+    }
+
+    #[test]
+    fn lost_blocks_are_taken_over_unless_they_are_here() {
+        let own = [Data(1), Data(2), Zero, Absent, Data(5), Lost(6)];
+        let mut target = [Data(1), Lost(2), Lost(3), Lost(4), Lost(0), Lost(6)];
+        let mut have = Blocks::default();
+        let lost = find_lost(&mut target, Some(&own), &have);
+        assert_eq!(lost.into_iter().collect::<Vec<_>>(), [2, 3, 4, 5]);
+        assert_eq!(target[1], Data(2), "the own block is what it should be");
+        assert_eq!(missing(&target, Some(&own), &have), []);
+        assert_eq!(ranges_of([2, 3, 4, 6].into_iter()), in_bytes(&[(2, 3), (6, 1)]));
+        // Somebody has one of two; what it should be is checked.
+        let asked = in_bytes(&[(2, 2)]);
+        let mut found = data(&[(2, 1)], |_| 3);
+        found.extents.push(Extent { offset: 3 * BLOCK_SIZE, len: BLOCK_SIZE, state: ExtentState::Lost });
+        found.crcs.push(4);
+        let mut wrong = found.clone();
+        wrong.crcs[0] = 9;
+        assert_eq!(have.take(wrong, &asked, Some(&target)), None);
+        assert_eq!(have.take(found, &asked, Some(&target)), Some(vec![3]));
+        target[2] = Data(3);
+        let pieces = pieces(&target, Some(&own), &have).unwrap();
+        let shape: Vec<_> = pieces.iter().map(|p| (p.offset / BLOCK_SIZE, p.body.clone())).collect();
+        assert_eq!(shape.len(), 2);
+        assert!(matches!(&shape[0], (2, Body::Data { crcs, .. }) if *crcs == [3]));
+        assert_eq!(shape[1], (3, Body::Lost { crcs: vec![4, 0] }), "and what is lost on both sides stays");
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Replica {
         // A walk that still asks has not found out more than this.
         let walk = self.recovery.walks.get(&object).map(|walk| &walk.phase);
         let busy = self.replacing.contains(&object)
-            || self.damaged.contains(&object)
+            || self.scrub.doubt(object).is_some()
             || !matches!(walk, None | Some(Phase::Asking { .. }))
             || self.recovery.is_lost(object);
         let careless = self.config.mutants.is(Mutant::ConfirmAnyVersion);

@@ -3,9 +3,11 @@
 //! The source is asked for its *digest*: version, extents and checksums of one instant. Compared with the own copy
 //! that says which blocks are missing; they are fetched in bounded pieces, several at once, each from exactly that
 //! version. If the source has gone on meanwhile it says so, and its digest is asked for again: what has come and
-//! has not changed is not fetched again. In the end one change of the store takes contents and version over.
+//! has not changed is not fetched again. What the source has lost itself is asked of everybody ([`super::help`]). A copy
+//! that lacks blocks is made good the same way, with itself as the source. In the end one change of the store takes contents and version over.
 
-use super::compare::{Blocks, Cell, cells, missing, must_forget, next_ranges, pieces};
+use super::compare::{Blocks, Cell, cells, find_lost, missing, must_forget, next_ranges, pieces};
+use super::help::Help;
 use super::{AskKind, Phase};
 use crate::replica::{Contents, Job, Replica, Then, read_data};
 use crate::{Mutant, View};
@@ -44,31 +46,35 @@ enum Own {
 /// An object that is being fetched.
 #[derive(Debug)]
 pub(super) struct Fetch {
-    object: ObjectId,
-    birth: Birth,
-    source: Member,
+    pub(super) object: ObjectId,
+    pub(super) birth: Birth,
+    pub(super) source: Member,
     /// Only this version will do.
     version: Option<Version>,
     purpose: Purpose,
     /// Version of the own copy when this began.
     began: Option<Version>,
     own: Own,
-    digest: Option<(ObjectDigest, Vec<Cell>)>,
+    pub(super) digest: Option<(ObjectDigest, Vec<Cell>)>,
     /// A question for the digest is on its way.
     asking: bool,
-    blocks: Blocks,
+    pub(super) blocks: Blocks,
     missing: VecDeque<(u32, u32)>,
+    /// Blocks that the source does not have either, and who else is asked for them.
+    pub(super) help: Help,
+    /// All blocks of the own copy were read: those that are bad are known.
+    checked: bool,
     /// Questions for blocks on their way.
-    asked: usize,
+    pub(super) asked: usize,
     restarts: u32,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// Objects being fetched, and what is left of attempts that failed.
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     next: u64,
-    all: BTreeMap<u64, Fetch>,
+    pub(super) all: BTreeMap<u64, Fetch>,
     kept: BTreeMap<ObjectId, Blocks>,
     kept_bytes: u64,
 }
@@ -177,8 +183,10 @@ impl Replica {
         let copy = self.copy(view, object);
         let number = self.recovery.fetches.next;
         self.recovery.fetches.next += 1;
-        // What failed a checksum proves nothing about itself.
-        let useful = copy.is_some() && !self.damaged.contains(&object);
+        // A copy in doubt proves nothing about itself; one that is damaged is read, to see where.
+        let useful = copy.is_some() && self.scrub.doubt(object).is_none();
+        let checked = self.damaged.contains(&object);
+        let heals = source == self.me;
         let blocks = self.recovery.fetches.take_kept(object);
         let fetch = Fetch {
             object,
@@ -192,22 +200,29 @@ impl Replica {
             asking: true,
             blocks,
             missing: VecDeque::new(),
+            help: Help::default(),
+            checked,
             asked: 0,
             restarts: 0,
             bytes: 0,
         };
         self.recovery.fetches.all.insert(number, fetch);
-        let request = Request::Digest { object, birth, version };
-        self.ask_for(now, view, source, request, AskKind::Digest { fetch: number });
+        if !heals {
+            let request = Request::Digest { object, birth, version };
+            self.ask_for(now, view, source, request, AskKind::Digest { fetch: number });
+        }
+        let len = view.state.geometry().object_size();
+        let look = if checked { Op::Salvage { object, offset: 0, len } } else { Op::Inspect { object } };
         if useful {
-            self.submit(Op::Inspect { object }, Job::Own { fetch: number });
+            self.submit(look, Job::Own { fetch: number });
         }
         number
     }
 
     /// The store has said what the own copy holds.
-    pub(crate) fn take_own(&mut self, fetch: u64, result: Result<Outcome, StoreError>) {
-        let Some(geometry) = self.view.as_ref().map(|view| view.state.geometry()) else { return };
+    pub(crate) fn take_own(&mut self, now: Time, fetch: u64, result: Result<Outcome, StoreError>) {
+        let Some(view) = self.view.clone() else { return };
+        let geometry = view.state.geometry();
         let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
         match (&state.own, result) {
             (Own::Awaited, Ok(Outcome::Inspect(found))) if Some(found.header.version) == state.began => {
@@ -215,11 +230,22 @@ impl Replica {
                 let cells = cells(&extents, &found.crcs, geometry);
                 state.own = cells.map_or(Own::Nothing, Own::Copy);
             }
+            (Own::Awaited, Ok(Outcome::Read(read))) if Some(read.version) == state.began => {
+                if !crate::replica::is_damaged(&read.extents) {
+                    self.damaged.remove(&state.object);
+                    self.scrub.not_damaged(state.object);
+                }
+                let cells = cells(&crate::replica::extents(&read.extents), &read.crcs, geometry);
+                state.own = cells.map_or(Own::Nothing, Own::Copy);
+            }
             (Own::Reading, Ok(Outcome::Read(read))) => {
                 state.blocks.take_own(read_data(read));
                 state.own = Own::Nothing;
             }
             _ => state.own = Own::Nothing,
+        }
+        if state.source == self.me {
+            return self.heal_own(now, &view, fetch);
         }
         self.compare(fetch);
     }
@@ -236,20 +262,44 @@ impl Replica {
         self.compare(fetch);
     }
 
+    /// A copy that is to be made good is its own source: it has its version, and everything but what is bad.
+    fn heal_own(&mut self, now: Time, view: &View, fetch: u64) {
+        let copy = self.recovery.fetches.all.get(&fetch).and_then(|state| self.copy(view, state.object));
+        let hot = copy.is_some_and(|copy| self.hot.is_hot(copy.id));
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        let (Own::Copy(cells), Some(copy)) = (&state.own, copy) else {
+            return self.fetch_failed(now, fetch, Refusal::Busy);
+        };
+        if Some(copy.version) != state.began {
+            return self.fetch_failed(now, fetch, Refusal::OtherVersion);
+        }
+        let digest = ObjectDigest {
+            birth: copy.birth,
+            pending: copy.pending,
+            hot,
+            version: copy.version,
+            ..ObjectDigest::default()
+        };
+        state.digest = Some((digest, cells.clone()));
+        state.asking = false;
+        self.compare(fetch);
+    }
+
     /// Finds out what is missing, once both sides are known.
     fn compare(&mut self, fetch: u64) {
         let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
-        let Some((_, target)) = &state.digest else { return };
+        let Some((_, target)) = &mut state.digest else { return };
         let own = match &state.own {
             Own::Awaited | Own::Reading => return,
             Own::Nothing => None,
             Own::Copy(cells) if must_forget(target, cells) => {
                 state.own = Own::Reading;
                 let (object, len) = (state.object, target.len() as u32 * BLOCK_SIZE);
-                return self.submit(Op::Read { object, offset: 0, len }, Job::Own { fetch });
+                return self.submit(Op::Salvage { object, offset: 0, len }, Job::Own { fetch });
             }
             Own::Copy(cells) => Some(cells.as_slice()),
         };
+        state.help = Help::new(find_lost(target, own, &state.blocks));
         state.missing = missing(target, own, &state.blocks);
     }
 
@@ -284,7 +334,11 @@ impl Replica {
                 let request = Request::Digest { object, birth, version: fetch.version };
                 self.ask_for(now, view, source, request, AskKind::Digest { fetch: number });
             }
-            Some(_) if fetch.missing.is_empty() => self.end_fetch(now, view, number),
+            Some(_) if fetch.missing.is_empty() => {
+                if !self.ask_for_help(now, view, number) {
+                    self.end_fetch(now, view, number);
+                }
+            }
             Some((digest, _)) => {
                 let version = digest.version;
                 fetch.asked += 1;
@@ -308,12 +362,13 @@ impl Replica {
             None => (None, None),
         };
         let right = careless || version.is_none_or(|version| version == data.version);
-        let took = right && state.blocks.take(data, ranges, want.filter(|_| !careless));
+        let took = state.blocks.take(data, ranges, want.filter(|_| !careless)).filter(|_| right);
         state.bytes += bytes;
         self.recovery.bytes_done += bytes;
         self.recovery.bytes_ever += bytes;
-        if !took {
-            self.fetch_failed(now, fetch, Refusal::OtherVersion);
+        match took {
+            Some(lost) => state.note_lost(&lost),
+            None => self.fetch_failed(now, fetch, Refusal::OtherVersion),
         }
     }
 
@@ -326,6 +381,7 @@ impl Replica {
             return self.fetch_failed(now, fetch, Refusal::OtherVersion);
         }
         state.digest = None;
+        state.help = Help::default();
         state.missing.clear();
     }
 
@@ -367,12 +423,18 @@ impl Replica {
             version: fetch.began.filter(|_| keeps).unwrap_or(digest.version),
             pending: digest.pending,
             hot: digest.hot,
+            whole: fetch.help.left().is_empty(),
             patches: own.is_some(),
             pieces,
         });
         // The own copy must still be the one that this began with, or the difference means nothing.
         let changed = self.copy(view, object).map(|copy| copy.version) != fetch.began;
-        let changed = changed || (own.is_some() && self.damaged.contains(&object));
+        let changed = changed || (own.is_some() && !fetch.checked && self.damaged.contains(&object));
+        let left = fetch.help.left();
+        if fetch.source == self.me && contents.as_ref().is_some_and(|found| found.pieces.is_empty()) {
+            return self.end_heal(object, left);
+        }
+        self.tell_lost(object, &left);
         match (fetch.purpose, contents) {
             (Purpose::Walk, Some(contents)) => {
                 self.end_walk_fetch(now, view, object, contents, changed, fetch.bytes);
@@ -408,7 +470,9 @@ impl Replica {
                         let newer = contents.version >= doubt.by && doubt.by > doubt.version;
                         own.version == doubt.version && (newer || any)
                     });
-                    contents.patches || (own.version != contents.version && (changed || !ahead))
+                    // A patch is of the very version that was compared.
+                    let patched = contents.patches && !changed && own.version == contents.version;
+                    !patched && (contents.patches || (own.version != contents.version && (changed || !ahead)))
                 }
                 None => changed,
             };

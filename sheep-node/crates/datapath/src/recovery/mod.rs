@@ -8,6 +8,7 @@ mod compare;
 mod confirm;
 mod decide;
 mod fetch;
+mod help;
 mod list;
 mod outbox;
 mod run;
@@ -21,7 +22,7 @@ use sheep_wire::Standing;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use announce::FLOORS;
-pub(crate) use compare::{Cell, cells};
+pub(crate) use compare::{Cell, cells, ranges_of};
 use fetch::Fetches;
 use list::Lists;
 use walk::Source;
@@ -122,6 +123,8 @@ pub(crate) enum AskKind {
     Digest { fetch: u64 },
     /// Some blocks of it.
     Blocks { fetch: u64, ranges: Vec<(u32, u32)> },
+    /// Blocks that the source of a fetch does not have.
+    Help { fetch: u64, ranges: Vec<(u32, u32)> },
     /// This node decides: make your copy equal.
     Equalize { object: ObjectId, version: Version },
     /// The same for copies that are equal already: make them durable.
@@ -169,6 +172,8 @@ pub(crate) struct Recovery {
     asks: BTreeMap<u64, Ask>,
     /// Objects of which no copy can be trusted.
     lost: BTreeSet<ObjectId>,
+    /// Objects with blocks that somebody may have who could not say so, and how often that was.
+    unsure: BTreeMap<ObjectId, u32>,
     surplus: surplus::Surplus,
     announced: Announced,
     objects_done: u64,
@@ -205,6 +210,7 @@ impl Recovery {
         self.urgent.remove(&object);
         self.lost.remove(&object);
         self.surplus.forget(object);
+        self.unsure.remove(&object);
         self.fetches.drop_kept(object);
     }
 

@@ -58,8 +58,22 @@ impl Replica {
         let urgent = self.recovery.urgent.pop_first();
         let Some(object) = urgent.or_else(|| self.recovery.ready.pop_first()) else { return false };
         let Some(todo) = self.recovery.todo.remove(&object) else { return true };
-        if self.current_in(view, object) && !self.damaged.contains(&object) {
+        let own = self.copy(view, object).filter(|_| self.current_in(view, object));
+        if let Some(copy) = own.filter(|_| self.scrub.doubt(object).is_none()) {
             self.wake(object);
+            if self.is_wounded(object) {
+                // Itself is what it is made good from, with what others have of it.
+                let (node, hot) = (self.me.node, self.hot.is_hot(object));
+                let source = Source { node, version: copy.version, hot, serves: true };
+                let phase = Phase::Queued(source);
+                self.recovery.walks.insert(object, Walk { phase, tries: todo.tries, urgent: todo.urgent });
+                let queue = if todo.urgent {
+                    &mut self.recovery.fetch_urgent
+                } else {
+                    &mut self.recovery.fetch_ready
+                };
+                queue.insert(object);
+            }
             return true;
         }
         if self.replacing.contains(&object) {
@@ -79,8 +93,8 @@ impl Replica {
         members.extend(view.up_set(object));
         members.remove(&self.me);
         let mut own = self.standing(view, object, at);
-        if self.damaged.contains(&object) && at == view.epoch() && own.kind == StandingKind::Live {
-            // It serves what it can, but is repaired from somebody else.
+        if self.scrub.doubt(object).is_some() && at == view.epoch() && own.kind == StandingKind::Live {
+            // It serves, but is made equal to somebody else's.
             own.kind = StandingKind::Unknown;
         }
         let answers = BTreeMap::from([(self.me.node, own)]);
@@ -104,6 +118,7 @@ impl Replica {
             AskKind::Digest { .. }
             | AskKind::Scrub { .. }
             | AskKind::Blocks { .. }
+            | AskKind::Help { .. }
             | AskKind::Equalize { .. }
             | AskKind::Secure { .. }
             | AskKind::Adopt { .. } => self.config.move_timeout,
@@ -138,6 +153,7 @@ impl Replica {
             (AskKind::Blocks { fetch, .. }, Reply::Refused(Refusal::OtherVersion)) => {
                 self.source_moved(now, fetch);
             }
+            (AskKind::Help { fetch, ranges }, reply) => self.take_help(fetch, &ranges, Some(reply)),
             (AskKind::Digest { fetch } | AskKind::Blocks { fetch, .. }, Reply::Refused(refusal)) => {
                 self.fetch_failed(now, fetch, refusal);
             }
@@ -178,6 +194,7 @@ impl Replica {
             AskKind::Digest { fetch } | AskKind::Blocks { fetch, .. } => {
                 self.fetch_failed(now, fetch, Refusal::Busy);
             }
+            AskKind::Help { fetch, ranges } => self.take_help(fetch, &ranges, None),
             AskKind::Equalize { object, .. } => self.decision_failed(now, object),
             AskKind::Secure { objects } | AskKind::Adopt { objects } => {
                 for (object, _) in objects {
@@ -280,8 +297,9 @@ impl Replica {
         let keep_higher = self.config.mutants.is(Mutant::HigherVersionWins);
         let equal = own == Some(source.version) || (keep_higher && own > Some(source.version));
         let tries = self.recovery.walks.get(&object).map_or(0, |walk| walk.tries);
-        let repair = self.damaged.contains(&object) && source.node != self.me.node && tries < REPAIRS;
-        if equal && !repair && self.damaged.contains(&object) {
+        let doubted = self.scrub.doubt(object).is_some();
+        let repair = doubted && source.node != self.me.node && tries < REPAIRS;
+        if equal && !repair && doubted {
             self.not_repaired(object);
         }
         if equal && !repair {
@@ -306,6 +324,10 @@ impl Replica {
                 self.recovery.confirmed_ever += u64::from(bytes == 0);
             }
             self.recovery.forget(object);
+            // It was equal as it is; what it lacks somebody may have.
+            if bytes == 0 && self.is_wounded(object) {
+                self.want(&view, object, false);
+            }
             return;
         }
         match self.recovery.walks.get(&object).map(|walk| &walk.phase) {
@@ -328,7 +350,7 @@ impl Replica {
     /// The attempt is over; another one follows after a pause.
     pub(crate) fn walk_failed(&mut self, now: Time, object: ObjectId) {
         let Some(walk) = self.recovery.drop_walk(object) else { return };
-        if walk.tries >= REPAIRS && self.damaged.contains(&object) && self.is_current(object) {
+        if walk.tries >= REPAIRS && self.is_wounded(object) && self.is_current(object) {
             // What is good of it serves; the next read or scrub that meets the damage tries again.
             self.recovery.forget(object);
             return self.not_repaired(object);

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Looks for which a copy is kept whose version is that of a member with lost blocks.
+const KEEP: u32 = 50;
 /// Copies looked at at once.
 const BATCH: usize = 512;
 
@@ -21,6 +23,8 @@ pub(super) struct Surplus {
     objects: BTreeSet<ObjectId>,
     /// Members that said that theirs is current.
     current: BTreeMap<ObjectId, BTreeSet<NodeId>>,
+    /// Copies that may have what members have lost, and how often they were kept for that.
+    kept: BTreeMap<ObjectId, u32>,
     /// When to look next; timers of earlier epochs do not count.
     next: Option<Time>,
     /// Where the last look ended.
@@ -35,6 +39,7 @@ impl Surplus {
     pub(super) fn forget(&mut self, object: ObjectId) {
         self.objects.remove(&object);
         self.current.remove(&object);
+        self.kept.remove(&object);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -95,6 +100,15 @@ impl Replica {
         for (object, standing) in objects.iter().zip(list) {
             if standing.kind != StandingKind::Live || !self.recovery.surplus.objects.contains(object) {
                 continue;
+            }
+            // Members ask for what they have lost in each new epoch: they get the time for it.
+            let own = self.raw_header(*object).map(|copy| copy.version);
+            if standing.wounded && own.is_some() && own == standing.version {
+                let kept = self.recovery.surplus.kept.entry(*object).or_default();
+                *kept += 1;
+                if *kept <= KEEP {
+                    continue;
+                }
             }
             let current = self.recovery.surplus.current.entry(*object).or_default();
             current.insert(from.node);

@@ -67,12 +67,14 @@ pub(crate) fn judge(question: &Question<'_>) -> Verdict {
         |kind: StandingKind| question.answers.iter().filter(move |(_, standing)| standing.kind == kind);
     let any = |kind| of_kind(kind).next().is_some();
     let serves = question.at == question.present;
-    // Own copies first (nothing has to be moved), then the highest version: it has most of what is not yet
-    // acknowledged, and is as right as any other.
+    // The highest version has most of what is not yet acknowledged, and is as right as any other. Of equal ones, those
+    // without lost or damaged blocks, then the own one (nothing has to be moved).
     let best = |kind| {
         of_kind(kind)
             .filter_map(|(node, standing)| Some((*node, standing, standing.version?)))
-            .max_by_key(|(node, _, version)| (*version, *node == question.me, core::cmp::Reverse(*node)))
+            .max_by_key(|(node, standing, version)| {
+                (*version, !standing.wounded, *node == question.me, core::cmp::Reverse(*node))
+            })
             .map(|(node, standing, version)| Source { node, version, hot: standing.hot, serves })
     };
     if serves && let Some(source) = best(StandingKind::Live) {
@@ -109,7 +111,7 @@ mod tests {
 
     fn standing(kind: StandingKind, sequence: Option<u64>) -> Standing {
         let version = sequence.map(|sequence| Version { generation: Generation(1), sequence });
-        Standing { kind, version, validated: Epoch(1), hot: false }
+        Standing { kind, version, validated: Epoch(1), hot: false, wounded: false }
     }
 
     fn ask(at: u64, decider: bool, answers: &[(u64, StandingKind, Option<u64>)]) -> Verdict {
@@ -151,6 +153,28 @@ mod tests {
         // The own copy of equal version is preferred.
         let equal = [(1, Restarted, Some(6)), (2, Restarted, Some(6))];
         assert_eq!(ask(4, true, &equal), Verdict::Decide(source(1, 6, false)));
+    }
+
+    #[test]
+    fn of_equal_copies_a_whole_one_is_taken() {
+        let answer = |wounded, sequence| Standing { wounded, ..standing(Restarted, Some(sequence)) };
+        let asked = |own, other| {
+            let answers = BTreeMap::from([(ME, own), (NodeId(2), other)]);
+            judge(&Question {
+                at: Epoch(4),
+                present: Epoch(5),
+                oldest: Epoch(3),
+                me: ME,
+                decider: true,
+                nobody_was_up: false,
+                incomplete: false,
+                unheard: false,
+                answers: &answers,
+            })
+        };
+        assert_eq!(asked(answer(true, 6), answer(false, 6)), Verdict::Decide(source(2, 6, false)));
+        assert_eq!(asked(answer(true, 7), answer(false, 6)), Verdict::Decide(source(1, 7, false)));
+        assert_eq!(asked(answer(true, 6), answer(true, 6)), Verdict::Decide(source(1, 6, false)));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(crate) fn extents(extents: &[StoreExtent]) -> Vec<Extent> {
             sheep_store::BlockState::Absent => ExtentState::Absent,
             sheep_store::BlockState::Zero => ExtentState::Zero,
             sheep_store::BlockState::Data => ExtentState::Data,
+            sheep_store::BlockState::Lost | sheep_store::BlockState::Damaged => ExtentState::Lost,
         },
     };
     extents.iter().map(extent).collect()

@@ -27,6 +27,8 @@ pub(crate) struct Contents {
     pub(crate) pending: bool,
     /// It is hot.
     pub(crate) hot: bool,
+    /// Nothing of it is lost.
+    pub(crate) whole: bool,
     /// The pieces are what differs from the own copy; otherwise they are everything.
     pub(crate) patches: bool,
     /// The contents.
@@ -142,10 +144,13 @@ impl Replica {
         validated: Epoch,
         then: Then,
     ) {
-        let Contents { birth, version, pending, hot, patches, pieces } = contents;
+        let Contents { birth, version, pending, hot, whole, patches, pieces } = contents;
         let header = CopyHeader { id: object, birth, version, validated, pending };
         let hot = hot && !self.config.mutants.is(crate::Mutant::HotNotInherited);
         self.hot.inherit(object, version, hot);
+        if whole {
+            self.damaged.remove(&object);
+        }
         let op = if patches { Op::Patch { header, pieces } } else { Op::Replace { header, pieces } };
         self.replace(object, op, then);
     }

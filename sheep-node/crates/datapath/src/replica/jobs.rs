@@ -98,7 +98,7 @@ impl Replica {
             },
             Job::Part { gather, index } => self.finish_part(now, gather, index, result),
             Job::Scrub { serial } => self.take_scrub(now, serial, result),
-            Job::Own { fetch } => self.take_own(fetch, result),
+            Job::Own { fetch } => self.take_own(now, fetch, result),
             // A flush fails with any disk. What the others have is made durable all the same: headers must not say in
             // memory what they do not say on the disk.
             Job::Confirmed { .. } | Job::ReplaceDurable(..) if result.is_err() && self.failed.is_none() => {
@@ -159,11 +159,20 @@ impl Replica {
 
     pub(super) fn read_failed(&mut self, asker: &Header, object: ObjectId, error: &StoreError) {
         if matches!(error, StoreError::Corrupt { .. } | StoreError::Unreadable { .. }) {
-            self.found_damage(object);
-            if let Some(view) = self.view.clone() {
-                self.want(&view, object, true);
+            // That it is lost is known where the store says so; that is no new damage, but there may be some besides.
+            if self.store.lost_in(object) == 0 {
+                self.found_damage(object);
             }
+            self.damage_met(object);
         }
         self.refuse(asker, refusal_of(error));
+    }
+
+    /// A block of the own copy could not be given to somebody: it is wanted from others.
+    pub(super) fn damage_met(&mut self, object: ObjectId) {
+        self.damaged.insert(object);
+        if let Some(view) = self.view.clone() {
+            self.want(&view, object, true);
+        }
     }
 }

@@ -35,6 +35,7 @@ use waiting::Waiting;
 
 pub(crate) use convert::{extents, read_data};
 pub(crate) use equalize::{Contents, Then};
+pub(crate) use source::is_damaged;
 
 /// The replica of one shard. See the [crate] documentation.
 ///

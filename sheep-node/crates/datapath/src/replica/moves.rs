@@ -1,7 +1,7 @@
 //! Moving copies between disks: when one was added, or is being emptied. One object at a time, when there is nothing to
 //! recover. While it moves, the object is Busy like one that is being replaced, so that nothing changes it.
 
-use super::{Job, Replica, Timer};
+use super::{Job, Replica, Timer, is_damaged};
 use core::time::Duration;
 use sheep_store::{BlockState, Body, Header as CopyHeader, Op, Outcome, Piece, ReadResult, StoreError};
 use sheep_types::{BLOCK_SIZE, ObjectId, Time};
@@ -56,14 +56,15 @@ impl Replica {
             if self.store.located(object).is_none_or(|(slot, _)| slot == to) {
                 continue;
             }
-            if !self.current_in(&view, object) || self.damaged.contains(&object) {
+            let in_repair = self.damaged.contains(&object) && !self.is_hopeless(object);
+            if !self.current_in(&view, object) || in_repair {
                 self.moves.left += 1;
                 continue;
             }
             self.moves.under_way = Some(object);
             self.replacing.insert(object);
             let len = view.state.geometry().object_size();
-            return self.submit(Op::Read { object, offset: 0, len }, Job::MoveRead(object, to));
+            return self.submit(Op::Salvage { object, offset: 0, len }, Job::MoveRead(object, to));
         }
         if more {
             self.timers.set(now + PAUSE, Timer::Move);
@@ -86,15 +87,17 @@ impl Replica {
         let right = view.as_ref().filter(|view| !self.misses_disk && self.is_right(view, object));
         let copy = right.and_then(|view| self.copy(view, object));
         match (result, copy, view) {
+            (Ok(Outcome::Read(read)), _, Some(view))
+                if is_damaged(&read.extents) && !self.is_hopeless(object) =>
+            {
+                self.end_move(now, object, None, false);
+                self.found_damage(object);
+                self.want(&view, object, true);
+            }
             (Ok(Outcome::Read(read)), Some(copy), Some(view)) => {
                 let header = CopyHeader { validated: view.epoch(), ..copy };
                 let token = self.begin_job(Job::MoveWrite(object, to));
                 self.store.begin_move(token, header, pieces(read), to);
-            }
-            (Err(StoreError::Corrupt { .. } | StoreError::Unreadable { .. }), _, Some(view)) => {
-                self.end_move(now, object, None, false);
-                self.damaged.insert(object);
-                self.want(&view, object, true);
             }
             _ => self.end_move(now, object, None, false),
         }
@@ -131,6 +134,10 @@ fn pieces(read: ReadResult) -> Vec<Piece> {
         let body = match extent.state {
             BlockState::Absent => continue,
             BlockState::Zero => Body::Zero { len: extent.len },
+            // Nobody has it; what is left of it stays behind.
+            BlockState::Lost | BlockState::Damaged => {
+                Body::Lost { crcs: crcs.by_ref().take((extent.len / BLOCK_SIZE) as usize).collect() }
+            }
             BlockState::Data => Body::Data {
                 payload: data.next().unwrap_or_default(),
                 crcs: crcs.by_ref().take((extent.len / BLOCK_SIZE) as usize).collect(),

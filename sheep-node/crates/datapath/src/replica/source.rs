@@ -3,7 +3,7 @@
 use super::admit::Served;
 use super::{Job, Replica, convert, read_data};
 use crate::{Mutant, View};
-use sheep_store::{InspectResult, Op, Outcome, ReadResult, StoreError};
+use sheep_store::{BlockState, Extent, InspectResult, Op, Outcome, ReadResult, StoreError};
 use sheep_types::{BLOCK_SIZE, Birth, ObjectId, Time, Version};
 use sheep_wire::{Header, ObjectDigest, ReadData, Refusal, Reply, Request};
 use std::collections::BTreeMap;
@@ -56,6 +56,10 @@ impl Replica {
     }
 
     pub(super) fn finish_digest(&mut self, asker: &Header, object: ObjectId, found: InspectResult) {
+        if is_damaged(&found.extents) {
+            self.found_damage(object);
+            self.damage_met(object);
+        }
         let digest = ObjectDigest {
             birth: found.header.birth,
             pending: found.header.pending,
@@ -103,7 +107,7 @@ impl Replica {
         self.gathers.all.insert(gather, Gather { asker: header, object, parts });
         // All of them begin at this instant, so they see one version.
         for (index, (offset, len)) in ranges.iter().enumerate() {
-            let read = Op::Read { object, offset: *offset, len: *len };
+            let read = Op::Salvage { object, offset: *offset, len: *len };
             self.submit(read, Job::Part { gather, index });
         }
         Ok(None)
@@ -125,6 +129,11 @@ impl Replica {
         let (asker, object) = (state.asker, state.object);
         match result {
             Ok(Outcome::Read(read)) => {
+                if is_damaged(&read.extents) {
+                    self.found_damage(object);
+                    self.damage_met(object);
+                }
+                let Some(state) = self.gathers.all.get_mut(&gather) else { return };
                 if let Some(part) = state.parts.get_mut(index) {
                     *part = Some(read);
                 }
@@ -154,6 +163,11 @@ impl Replica {
         }
         self.answer_held(&state.asker, Reply::Read(whole));
     }
+}
+
+/// Whether there are blocks that are bad, but not known to be lost.
+pub(crate) fn is_damaged(extents: &[Extent]) -> bool {
+    extents.iter().any(|extent| extent.state == BlockState::Damaged)
 }
 
 /// Whether ranges are whole blocks within an object, in order and apart.

@@ -101,6 +101,11 @@ impl Replica {
         runs.is_some_and(|runs| self.is_live(slot, runs))
     }
 
+    /// Whether blocks of the own copy are lost, or known to be damaged, or in doubt.
+    pub(crate) fn is_wounded(&self, object: ObjectId) -> bool {
+        self.damaged.contains(&object) || self.store.lost_in(object) > 0
+    }
+
     /// How this node's copy stands with respect to an epoch.
     pub(crate) fn standing(&self, view: &View, object: ObjectId, at: Epoch) -> Standing {
         let copy = self.copy_at(view, object);
@@ -115,6 +120,7 @@ impl Replica {
             version: copy.map(|(_, header)| header.version),
             validated: copy.map_or(Epoch(0), |(_, header)| header.validated),
             hot: self.hot.is_hot(object),
+            wounded: self.is_wounded(object),
         }
     }
 

@@ -17,7 +17,11 @@ impl Replica {
         if self.damaged.contains(&object) && self.scrub.doubt(object).is_none() {
             // What was damaged has been written over.
             self.damaged.remove(&object);
-            self.scrub.told.remove(&object);
+            self.scrub.whole(object);
+        }
+        if self.is_wounded(object) {
+            // What is lost somebody may have by now.
+            self.want(view, object, false);
         }
         let cells = cells(&extents(&found.extents), &found.crcs, view.state.geometry());
         let others: Vec<_> = view.up_set(object).into_iter().filter(|member| *member != self.me).collect();

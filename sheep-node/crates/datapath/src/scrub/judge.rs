@@ -47,15 +47,23 @@ pub(super) fn judge(me: NodeId, copies: &BTreeMap<NodeId, Seen>) -> Judgement {
             _ => Judgement::Moving,
         };
     }
-    if copies.values().all(|copy| copy.cells == own.cells) {
+    if copies.values().all(|copy| are_alike(&copy.cells, &own.cells)) {
         return Judgement::Equal;
     }
-    let alike = |cells: &[Cell]| copies.values().filter(|copy| copy.cells == cells).count();
+    let alike = |cells: &[Cell]| copies.values().filter(|copy| are_alike(&copy.cells, cells)).count();
     match copies.iter().find(|(_, copy)| 2 * alike(&copy.cells) > copies.len()) {
-        Some((_, copy)) if copy.cells == own.cells => Judgement::Right,
+        Some((_, copy)) if are_alike(&copy.cells, &own.cells) => Judgement::Right,
         Some((node, _)) => Judgement::Wrong(*node),
         None => Judgement::Unresolved,
     }
+}
+
+/// Whether copies hold the same, as far as both have it. What one has lost it is made good elsewhere.
+fn are_alike(one: &[Cell], other: &[Cell]) -> bool {
+    let alike = |(one, other): (&Cell, &Cell)| {
+        one == other || matches!(one, Cell::Lost(_)) || matches!(other, Cell::Lost(_))
+    };
+    one.len() == other.len() && one.iter().zip(other).all(alike)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod status;
 
 use crate::View;
 use crate::recovery::FLOORS;
-use crate::replica::{Job, Replica, Timer};
+use crate::replica::{Job, Replica, Timer, is_damaged};
 use core::time::Duration;
 pub(crate) use record::ScrubRecord;
 use sheep_store::{Op, Outcome, StoreError};
@@ -94,6 +94,10 @@ pub(crate) struct Scrub {
     /// Damage that is told and not made good yet.
     told: BTreeSet<ObjectId>,
     told_lost: BTreeSet<ObjectId>,
+    /// Objects with lost blocks that were told.
+    told_wounds: BTreeSet<ObjectId>,
+    /// Objects with blocks that nobody has: told, and not asked for again when they are moved.
+    hopeless: BTreeSet<ObjectId>,
     findings: VecDeque<Finding>,
     status: ScrubStatus,
 }
@@ -110,6 +114,18 @@ impl Scrub {
     /// How the own copy of an object is to be made good, if its checksums are right.
     pub(crate) fn doubt(&self, object: ObjectId) -> Option<Doubt> {
         self.doubts.get(&object).copied()
+    }
+
+    /// The own copy of an object has nothing bad any more.
+    pub(crate) fn whole(&mut self, object: ObjectId) {
+        self.told.remove(&object);
+        self.told_wounds.remove(&object);
+        self.hopeless.remove(&object);
+    }
+
+    /// All blocks could be read but those that are lost.
+    pub(crate) fn not_damaged(&mut self, object: ObjectId) {
+        self.told.remove(&object);
     }
 
     fn tell(&mut self, finding: Finding) {
@@ -130,6 +146,8 @@ impl Replica {
             objects_again: (scrub.again.len() + scrub.round.len()) as u64,
             last_pass: scrub.record.ended(),
             damaged_now: self.damaged.len() as u64,
+            lost_objects: self.store().lost().count() as u64,
+            lost_blocks: self.store().lost().map(|(_, blocks)| u64::from(blocks)).sum(),
             ..scrub.status
         }
     }
@@ -306,7 +324,7 @@ impl Replica {
         }
         *under_way = true;
         let (offset, len) = (*offset, READ.min(size - *offset));
-        self.submit(Op::Read { object, offset, len }, Job::Scrub { serial });
+        self.submit(Op::Salvage { object, offset, len }, Job::Scrub { serial });
     }
 
     /// The store has answered.
@@ -316,6 +334,11 @@ impl Replica {
         let Some(check) = &mut self.scrub.check else { return };
         let (object, took) = (check.object, now.since(check.since));
         match (result, &mut check.stage) {
+            (Ok(Outcome::Read(read)), _) if is_damaged(&read.extents) => {
+                self.found_damage(object);
+                self.want(&view, object, false);
+                self.object_done(now);
+            }
             (Ok(Outcome::Read(read)), Stage::Reading { offset, under_way }) => {
                 *under_way = false;
                 *offset = offset.saturating_add(READ);
@@ -348,7 +371,12 @@ impl Replica {
     /// The own copy was replaced, durably.
     pub(crate) fn copy_replaced(&mut self, object: ObjectId) {
         self.scrub.doubts.remove(&object);
-        if !self.damaged.contains(&object) && self.scrub.told.remove(&object) {
+        if self.is_wounded(object) {
+            return;
+        }
+        let told = self.scrub.told.contains(&object) || self.scrub.told_wounds.contains(&object);
+        self.scrub.whole(object);
+        if told {
             self.scrub.status.repaired += 1;
             self.scrub.tell(Finding::Repaired(object));
         }
@@ -362,8 +390,22 @@ impl Replica {
             self.scrub.told.remove(&object);
         } else {
             self.scrub.status.unrepairable += 1;
-            self.scrub.tell(Finding::Unrepairable(object));
+            if self.scrub.hopeless.insert(object) {
+                self.scrub.tell(Finding::Unrepairable(object));
+            }
         }
+    }
+
+    /// Blocks that nobody has, as ranges of bytes, become lost here or stay so.
+    pub(crate) fn tell_lost(&mut self, object: ObjectId, ranges: &[(u32, u32)]) {
+        if !ranges.is_empty() && self.scrub.told_wounds.insert(object) {
+            self.scrub.tell(Finding::BlocksLost(object, ranges.to_vec()));
+        }
+    }
+
+    /// Whether it was tried in vain to make the own copy good.
+    pub(crate) fn is_hopeless(&self, object: ObjectId) -> bool {
+        self.scrub.hopeless.contains(&object)
     }
 
     /// No copy of the object can be trusted.

@@ -51,6 +51,10 @@ pub struct ScrubStatus {
     pub skipped: u64,
     /// Copies of this node that are known to be damaged now.
     pub damaged_now: u64,
+    /// Copies of this node with blocks that are lost: no copy had them when this one was made.
+    pub lost_objects: u64,
+    /// These blocks.
+    pub lost_blocks: u64,
 }
 
 /// Something that an operator should know of.
@@ -68,6 +72,8 @@ pub enum Finding {
     Unrepairable(ObjectId),
     /// The copies on these nodes differ, and nobody can say which is right.
     Unresolved(ObjectId, Vec<NodeId>),
+    /// Nobody has these parts of the object, as offsets and lengths in bytes.
+    BlocksLost(ObjectId, Vec<(u32, u32)>),
     /// No copy of the object can be trusted.
     Lost(ObjectId),
 }

@@ -194,7 +194,13 @@ impl Replica {
             (None, _) if self.recovered => StandingKind::Never,
             (None, _) => StandingKind::Unknown,
         };
-        Standing { kind, version: copy.map(|copy| copy.version), validated: Epoch(0), hot: false }
+        Standing {
+            kind,
+            version: copy.map(|copy| copy.version),
+            validated: Epoch(0),
+            hot: false,
+            wounded: false,
+        }
     }
 
     fn is_hot(&self, version: Version) -> bool {

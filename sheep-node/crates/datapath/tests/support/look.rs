@@ -120,4 +120,15 @@ impl Net {
         self.outside.remove(&node);
         self.cut.retain(|(from, to)| *from != node && *to != node);
     }
+
+    /// Damages the blocks on a node's disk that hold one of these tags; how many there were.
+    pub(crate) fn rot_tags(&mut self, node: u64, tags: &[u64]) -> usize {
+        let file = sheep_store::FileId::BLOCKS;
+        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
+        let wanted: Vec<bytes::Bytes> = tags.iter().map(|tag| super::block(*tag).0).collect();
+        let holds = |place: &u64| disk.durable(file, *place).is_some_and(|found| wanted.contains(&found));
+        let places: Vec<u64> = disk.durable_blocks(file).into_iter().filter(holds).collect();
+        places.iter().for_each(|place| assert!(disk.rot(file, *place, 1234)));
+        places.len()
+    }
 }

@@ -119,6 +119,7 @@ impl Held {
             match extent.state {
                 ExtentState::Absent => blocks.extend(vec![None; count]),
                 ExtentState::Zero => blocks.extend(vec![Some(0); count]),
+                ExtentState::Lost => panic!("a read tells what is lost by an error"),
                 ExtentState::Data => {
                     let bytes = data.next().unwrap().chunks(super::BLOCK);
                     blocks.extend(bytes.map(|b| Some(u64::from_le_bytes(*b.first_chunk().unwrap()))));

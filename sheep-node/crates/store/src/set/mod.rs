@@ -276,6 +276,20 @@ impl StoreSet {
         all.filter(move |header| !self.hidden.contains(&(header.id, slot)))
     }
 
+    /// Objects with lost blocks, and how many each has.
+    pub fn lost(&self) -> impl Iterator<Item = (ObjectId, u32)> {
+        let stores = (0..self.slots.len()).filter_map(|slot| Some((slot, self.store(slot)?)));
+        let all = stores.flat_map(|(slot, store)| store.lost().iter().map(move |lost| (slot, lost)));
+        all.filter(|(slot, (object, _))| !self.hidden.contains(&(**object, *slot)))
+            .map(|(_, (o, n))| (*o, *n))
+    }
+
+    /// Lost blocks of an object.
+    pub fn lost_in(&self, object: ObjectId) -> u32 {
+        let store = self.find(object).and_then(|(slot, _)| self.store(slot));
+        store.and_then(|store| store.lost().get(&object).copied()).unwrap_or_default()
+    }
+
     /// A disk's own note.
     pub fn note_on(&self, slot: u8, note: ObjectId) -> Option<&Header> {
         self.store(usize::from(slot))?.header(note)

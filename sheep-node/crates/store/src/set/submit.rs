@@ -12,7 +12,10 @@ impl Op {
             | Self::SetHeader { header }
             | Self::Replace { header, .. }
             | Self::Patch { header, .. } => Some(header.id),
-            Self::Read { object, .. } | Self::Inspect { object } | Self::Delete { object } => Some(*object),
+            Self::Read { object, .. }
+            | Self::Salvage { object, .. }
+            | Self::Inspect { object }
+            | Self::Delete { object } => Some(*object),
             // A clone shares blocks with its source, which only one disk has.
             Self::CloneBlocks { from, .. } => Some(*from),
             Self::Flush => None,
@@ -33,7 +36,7 @@ impl StoreSet {
             };
         }
         let Some(object) = op.object() else { return self.submit_to_all(token, &op) };
-        if object.vid() == NOTES && !matches!(op, Op::Read { .. } | Op::Inspect { .. }) {
+        if object.vid() == NOTES && !matches!(op, Op::Read { .. } | Op::Salvage { .. } | Op::Inspect { .. }) {
             return self.submit_to_all(token, &op);
         }
         if let Op::Delete { object } = op {

@@ -143,6 +143,7 @@ impl Store {
     }
 
     fn mark_object(&mut self, id: ObjectId) -> Result<(), StoreError> {
+        self.index.count_lost(id);
         let Some(object) = self.index.get(id) else { return Ok(()) };
         let pages = object.sums.pages().map(|page| Run { place: page.place, len: 1 });
         let users: Vec<Run> = object.map.data().chain(pages).collect();

@@ -16,7 +16,10 @@ const READ_AHEAD: usize = 64;
 /// Objects whose whole maps an operation needs: to find data, or to know which blocks it puts out of use.
 fn needs(op: &Op) -> impl Iterator<Item = ObjectId> + use<> {
     let (first, second) = match op {
-        Op::Read { object, .. } | Op::Inspect { object } | Op::Delete { object } => (Some(*object), None),
+        Op::Read { object, .. }
+        | Op::Salvage { object, .. }
+        | Op::Inspect { object }
+        | Op::Delete { object } => (Some(*object), None),
         Op::Write { header, .. } | Op::Replace { header, .. } | Op::Patch { header, .. } => {
             (Some(header.id), None)
         }

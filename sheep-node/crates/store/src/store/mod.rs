@@ -10,6 +10,7 @@ mod startup;
 mod verify;
 mod write;
 
+use self::read::Mode;
 use crate::index::Index;
 use crate::map::Run;
 use crate::shares::Shares;
@@ -241,6 +242,11 @@ impl Store {
         self.index.from(from).map(|o| &o.header)
     }
 
+    /// Objects with lost blocks, and how many each has.
+    pub fn lost(&self) -> &BTreeMap<ObjectId, u32> {
+        self.index.lost()
+    }
+
     /// How full the store is.
     pub fn usage(&self) -> Usage {
         let fixed = u64::from(startup::fixed_blocks(&self.superblock));
@@ -307,7 +313,10 @@ impl Store {
             return Some(op);
         }
         match op {
-            Op::Read { object, offset, len } => self.start_read(token, object, offset, len),
+            Op::Read { object, offset, len } => self.start_read(token, object, (offset, len), Mode::Whole),
+            Op::Salvage { object, offset, len } => {
+                self.start_read(token, object, (offset, len), Mode::Salvage)
+            }
             Op::Inspect { object } => self.start_inspect(token, object),
             Op::Flush => self.start_flush(token),
             change => return self.execute_change(token, change),

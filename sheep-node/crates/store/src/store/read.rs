@@ -7,11 +7,24 @@ use crate::{BlockState, DiskResult, Extent, Header, InspectResult, Outcome, Read
 use bytes::Bytes;
 use sheep_types::{BLOCK_SIZE, ObjectId};
 
+/// What a read is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// All contents, or an error.
+    Whole,
+    /// What can be read.
+    Salvage,
+    /// States and checksums.
+    Inspect,
+}
+
 /// Part of a read that the disk is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// Piece of data with this number.
     Data(usize),
+    /// One block of it, after the disk could not read all of them together.
+    Block(usize, u32),
     /// The checksum page.
     Page(PageRef),
 }
@@ -25,10 +38,14 @@ enum Contents {
     Memory(Bytes),
     /// From the disk, to be checked.
     Disk(Bytes),
+    /// From the disk, block by block, to be checked.
+    Blocks(Vec<Option<Bytes>>),
     /// The disk could not read it.
     Unreadable,
     /// Not asked for.
     Skipped,
+    /// Lost.
+    Lost,
 }
 
 #[derive(Debug)]
@@ -36,7 +53,63 @@ struct DataPiece {
     /// First block in the object.
     block: u32,
     blocks: u32,
+    /// Where it is.
+    place: u32,
     contents: Contents,
+}
+
+/// What is wrong with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Corrupt,
+    Unreadable,
+    Lost,
+}
+
+impl Fault {
+    fn error(self, object: ObjectId, block: u32) -> StoreError {
+        match self {
+            Self::Corrupt | Self::Lost => StoreError::Corrupt { object, block },
+            Self::Unreadable => StoreError::Unreadable { object, block },
+        }
+    }
+
+    fn state(self) -> BlockState {
+        if self == Self::Lost { BlockState::Lost } else { BlockState::Damaged }
+    }
+}
+
+impl DataPiece {
+    /// Whether a block of it is bad; `sum` is its checksum.
+    fn fault(&self, i: u32, sum: Option<u32>) -> Option<Fault> {
+        let at = i as usize * BLOCK_SIZE as usize;
+        let block = match &self.contents {
+            Contents::Lost => return Some(Fault::Lost),
+            // The page is lost, and what the block should be with it.
+            _ if sum.is_none() => return Some(Fault::Corrupt),
+            Contents::Memory(_) | Contents::Skipped => return None,
+            Contents::Awaited | Contents::Unreadable => return Some(Fault::Unreadable),
+            Contents::Disk(bytes) => bytes.get(at..at + BLOCK_SIZE as usize),
+            Contents::Blocks(blocks) => blocks.get(i as usize).and_then(Option::as_deref),
+        };
+        match block {
+            None => Some(Fault::Unreadable),
+            Some(block) => (Some(crc32c::crc32c(block)) != sum).then_some(Fault::Corrupt),
+        }
+    }
+
+    /// The bytes of some of its blocks.
+    fn bytes(&self, from: u32, to: u32) -> Option<Bytes> {
+        let range = from as usize * BLOCK_SIZE as usize..to as usize * BLOCK_SIZE as usize;
+        match &self.contents {
+            Contents::Memory(bytes) | Contents::Disk(bytes) => Some(bytes.slice(range)),
+            Contents::Blocks(blocks) => {
+                let blocks = blocks.get(from as usize..to as usize)?.iter().flatten();
+                Some(blocks.flat_map(|block| block.iter().copied()).collect())
+            }
+            Contents::Awaited | Contents::Unreadable | Contents::Skipped | Contents::Lost => None,
+        }
+    }
 }
 
 /// A read under way.
@@ -48,11 +121,11 @@ pub(super) struct Job {
     header: Header,
     extents: Vec<Extent>,
     pieces: Vec<DataPiece>,
-    /// Checksum of each data block; `None` until the page is there.
+    /// Checksum of each block that has one; `None` until the page is there.
     sums: Vec<Option<u32>>,
     /// Disk operations under way.
     waits: usize,
-    inspect: bool,
+    mode: Mode,
 }
 
 impl Job {
@@ -74,58 +147,64 @@ impl Job {
 
     /// The result, once everything is there.
     fn finish(self) -> Result<Outcome, StoreError> {
-        let object = self.header.id;
+        let (header, mode) = (self.header, self.mode);
+        let (mut extents, mut data) = (Vec::with_capacity(self.extents.len()), Vec::new());
         let mut crcs = Vec::with_capacity(self.sums.len());
-        let mut data = Vec::new();
-        let mut sums = self.sums.into_iter();
-        for piece in self.pieces {
-            let mut want = Vec::with_capacity(piece.blocks as usize);
-            for block in piece.block..piece.block + piece.blocks {
-                // The page is lost, and what the block should be with it.
-                want.push(sums.next().flatten().ok_or(StoreError::Corrupt { object, block })?);
+        let (mut sums, mut pieces) = (self.sums.as_slice(), self.pieces.iter());
+        for extent in self.extents {
+            if !extent.state.has_sums() {
+                extents.push(extent);
+                continue;
             }
-            match piece.contents {
-                Contents::Skipped => {}
-                Contents::Memory(bytes) => data.push(bytes),
-                Contents::Disk(bytes) => {
-                    for (i, (block, crc)) in bytes.chunks(BLOCK_SIZE as usize).zip(&want).enumerate() {
-                        if crc32c::crc32c(block) != *crc {
-                            return Err(StoreError::Corrupt { object, block: piece.block + i as u32 });
-                        }
-                    }
-                    data.push(bytes);
+            let Some(piece) = pieces.next() else { break };
+            let (own, rest) = sums.split_at_checked(piece.blocks as usize).unwrap_or_default();
+            sums = rest;
+            crcs.extend(own.iter().map(|sum| sum.unwrap_or_default()));
+            let (mut first, mut present) = (0, BlockState::Data);
+            let mut push = |from: u32, to: u32, state: BlockState| {
+                push_extent(&mut extents, piece.block + from, piece.block + to, state);
+                let bytes = (from < to && state == BlockState::Data).then(|| piece.bytes(from, to));
+                data.extend(bytes.flatten());
+            };
+            for i in 0..piece.blocks {
+                let fault = piece.fault(i, own.get(i as usize).copied().flatten());
+                if let (Mode::Whole, Some(fault)) = (mode, fault) {
+                    return Err(fault.error(header.id, piece.block + i));
                 }
-                Contents::Awaited | Contents::Unreadable => {
-                    return Err(StoreError::Unreadable { object, block: piece.block });
+                let state = fault.map_or(BlockState::Data, Fault::state);
+                if state != present {
+                    push(first, i, present);
+                    (first, present) = (i, state);
                 }
             }
-            crcs.append(&mut want);
+            push(first, piece.blocks, present);
         }
-        Ok(if self.inspect {
-            Outcome::Inspect(InspectResult { header: self.header, extents: self.extents, crcs })
-        } else {
-            let version = self.header.version;
-            Outcome::Read(ReadResult { version, extents: self.extents, data, crcs })
+        Ok(match mode {
+            Mode::Inspect => Outcome::Inspect(InspectResult { header, extents, crcs }),
+            Mode::Whole | Mode::Salvage => {
+                Outcome::Read(ReadResult { version: header.version, extents, data, crcs })
+            }
         })
     }
 }
 
 impl Store {
-    pub(super) fn start_read(&mut self, token: u64, object: ObjectId, offset: u32, len: u32) {
+    pub(super) fn start_read(&mut self, token: u64, object: ObjectId, range: (u32, u32), mode: Mode) {
+        let (offset, len) = range;
+        let size = self.config.geometry.object_size();
         let aligned = offset.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE);
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.config.geometry.object_size());
-        if !aligned || !fits {
+        if !aligned || offset.checked_add(len).is_none_or(|end| end > size) {
             return self.done(token, Err(StoreError::Malformed));
         }
         let from = offset / BLOCK_SIZE;
-        self.start_job(token, object, (from, from + len / BLOCK_SIZE), false);
+        self.start_job(token, object, (from, from + len / BLOCK_SIZE), mode);
     }
 
     pub(super) fn start_inspect(&mut self, token: u64, object: ObjectId) {
-        self.start_job(token, object, (0, self.blocks), true);
+        self.start_job(token, object, (0, self.blocks), Mode::Inspect);
     }
 
-    fn start_job(&mut self, token: u64, id: ObjectId, (from, to): (u32, u32), inspect: bool) {
+    fn start_job(&mut self, token: u64, id: ObjectId, (from, to): (u32, u32), mode: Mode) {
         let Some(object) = self.index.get(id) else {
             return self.done(token, Err(StoreError::NotFound(id)));
         };
@@ -141,7 +220,7 @@ impl Store {
             pieces: Vec::new(),
             sums,
             waits: 0,
-            inspect,
+            mode,
         };
         let number = self.next_read;
         self.next_read += 1;
@@ -150,6 +229,11 @@ impl Store {
             push_extent(&mut job.extents, at, run.first(), BlockState::Absent);
             at = run.end();
             match run.data() {
+                None if run.is_lost() => {
+                    push_extent(&mut job.extents, run.first(), run.end(), BlockState::Lost);
+                    let (block, blocks, contents) = (run.first(), run.count(), Contents::Lost);
+                    job.pieces.push(DataPiece { block, blocks, place: run.place, contents });
+                }
                 None => push_extent(&mut job.extents, run.first(), run.end(), BlockState::Zero),
                 Some(data) => self.read_run(number, &mut job, run.first(), data),
             }
@@ -178,13 +262,14 @@ impl Store {
     fn read_run(&mut self, number: u64, job: &mut Job, first: u32, run: Run) {
         let mut at = run.place;
         while at < run.end() {
-            let (end, memory) = if job.inspect { (run.end(), None) } else { self.inflight_at(at, run.end()) };
+            let inspect = job.mode == Mode::Inspect;
+            let (end, memory) = if inspect { (run.end(), None) } else { self.inflight_at(at, run.end()) };
             let part = Run { place: at, len: end - at };
             let block = first + (at - run.place);
             push_extent(&mut job.extents, block, block + part.len, BlockState::Data);
             let contents = match memory {
                 Some(bytes) => Contents::Memory(bytes),
-                None if job.inspect => Contents::Skipped,
+                None if inspect => Contents::Skipped,
                 None => {
                     job.waits += 1;
                     let part_number = Part::Data(job.pieces.len());
@@ -192,7 +277,7 @@ impl Store {
                     Contents::Awaited
                 }
             };
-            job.pieces.push(DataPiece { block, blocks: part.len, contents });
+            job.pieces.push(DataPiece { block, blocks: part.len, place: at, contents });
             at = end;
         }
     }
@@ -217,11 +302,28 @@ impl Store {
     pub(super) fn read_done(&mut self, number: u64, part: Part, result: DiskResult) {
         let Some(job) = self.reads.get_mut(&number) else { return };
         job.waits -= 1;
+        let salvage = job.mode == Mode::Salvage;
+        let mut again = None;
         match part {
             Part::Data(i) => {
                 if let Some(piece) = job.pieces.get_mut(i) {
                     let len = piece.blocks as usize * BLOCK_SIZE as usize;
-                    piece.contents = bytes_read(result, len).map_or(Contents::Unreadable, Contents::Disk);
+                    piece.contents = match bytes_read(result, len) {
+                        Ok(bytes) => Contents::Disk(bytes),
+                        Err(_) if salvage && piece.blocks > 1 => {
+                            job.waits += piece.blocks as usize;
+                            again = Some((i, Run { place: piece.place, len: piece.blocks }));
+                            Contents::Blocks(vec![None; piece.blocks as usize])
+                        }
+                        Err(_) => Contents::Unreadable,
+                    };
+                }
+            }
+            Part::Block(i, k) => {
+                if let Some(Contents::Blocks(blocks)) = job.pieces.get_mut(i).map(|piece| &mut piece.contents)
+                    && let Some(block) = blocks.get_mut(k as usize)
+                {
+                    *block = bytes_read(result, BLOCK_SIZE as usize).ok();
                 }
             }
             Part::Page(page) => {
@@ -233,7 +335,12 @@ impl Store {
                 }
             }
         }
-        if job.waits == 0
+        if let Some((i, run)) = again {
+            for k in 0..run.len {
+                let one = Run { place: run.place + k, len: 1 };
+                self.issue_read(Pending::Read { job: number, part: Part::Block(i, k) }, one);
+            }
+        } else if job.waits == 0
             && let Some(job) = self.reads.remove(&number)
         {
             let token = job.token;

@@ -3,7 +3,7 @@
 use super::commit::{log_place, next_position};
 use super::startup::Step;
 use super::{Pending, Store, bytes_read};
-use crate::map::{MapRun, Run};
+use crate::map::Run;
 use crate::record::{Batch, Record};
 use crate::superblock::{BLOCK, LOG_START};
 use crate::{DiskResult, StoreError};
@@ -170,9 +170,11 @@ impl Store {
         for record in records {
             let Record::Put { runs, crcs, .. } = record else { continue };
             let mut crcs = crcs.as_slice();
-            for run in runs.iter().copied().filter_map(MapRun::data) {
-                let Some((now, later)) = crcs.split_at_checked(run.len as usize) else { break };
+            for run in runs.iter().filter(|run| !run.is_zero()) {
+                let Some((now, later)) = crcs.split_at_checked(run.count() as usize) else { break };
                 crcs = later;
+                // What is lost is nowhere.
+                let Some(run) = run.data() else { continue };
                 for (i, part) in now.chunks(VERIFY_BLOCKS as usize).enumerate() {
                     let place = run.place.saturating_add(i as u32 * VERIFY_BLOCKS);
                     claims.push((Run { place, len: part.len() as u32 }, part.to_vec()));

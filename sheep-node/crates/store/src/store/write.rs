@@ -1,7 +1,7 @@
 //! Changes of objects.
 
 use super::{MERGED_WRITE_MAX, Pending, Store, byte};
-use crate::map::{MapRun, Run, ZERO_PLACE};
+use crate::map::{LOST_PLACE, MapRun, Run, ZERO_PLACE};
 use crate::record::{Record, record_len_max};
 use crate::{Body, DiskOpId, DiskOpKind, DiskResult, FileId, Header, Op, Outcome, Piece, StoreError};
 use bytes::Bytes;
@@ -42,7 +42,7 @@ impl Store {
             Op::CloneBlocks { from, header } => Ok(Record::Clone { header: *header, from: *from }),
             Op::Delete { object } if self.index.get(*object).is_none() => return Attempt::Done,
             Op::Delete { object } => Ok(Record::Delete(*object)),
-            Op::Read { .. } | Op::Inspect { .. } | Op::Flush => {
+            Op::Read { .. } | Op::Salvage { .. } | Op::Inspect { .. } | Op::Flush => {
                 return Attempt::Refused(StoreError::Malformed);
             }
         };
@@ -158,11 +158,22 @@ impl Store {
         let mut rest: Option<Run> = None;
         for (offset, body) in pieces {
             let (start, blocks) = (offset / BLOCK_SIZE, body.len() as u32 / BLOCK_SIZE);
-            let Body::Data { payload, crcs } = body else {
-                if blocks > 0 {
-                    runs.push(MapRun { start: start as u16, len: blocks as u16, place: ZERO_PLACE });
+            let mut push = |at: u32, len: u32, place: u32| {
+                if len > 0 {
+                    runs.push(MapRun { start: (start + at) as u16, len: len as u16, place });
                 }
-                continue;
+            };
+            let (payload, crcs) = match body {
+                Body::Data { payload, crcs } => (payload, crcs),
+                Body::Zero { .. } => {
+                    push(0, blocks, ZERO_PLACE);
+                    continue;
+                }
+                Body::Lost { crcs } => {
+                    all_crcs.extend_from_slice(crcs);
+                    push(0, blocks, LOST_PLACE);
+                    continue;
+                }
             };
             all_crcs.extend_from_slice(crcs);
             let mut at = 0;
@@ -172,7 +183,7 @@ impl Store {
                 if len < run.len {
                     rest = Some(Run { place: run.place + len, len: run.len - len });
                 }
-                runs.push(MapRun { start: (start + at) as u16, len: len as u16, place: run.place });
+                push(at, len, run.place);
                 let bytes = (at * BLOCK_SIZE) as usize..((at + len) * BLOCK_SIZE) as usize;
                 self.write_data(run.place, len, payload.slice(bytes));
                 at += len;
@@ -190,7 +201,7 @@ impl Store {
     ) -> Option<u32> {
         let block = pieces.next()?.0.checked_sub(BLOCK_SIZE)? / BLOCK_SIZE;
         let place = (!reset).then(|| self.index.get(object)?.map.place(block)).flatten()?;
-        (place != ZERO_PLACE).then_some(place)
+        (place != ZERO_PLACE && place != LOST_PLACE).then_some(place)
     }
 
     /// Space for a write, or what to do without.

@@ -82,11 +82,19 @@ pub fn data(tags: &[u64]) -> Body {
     Body::Data { payload, crcs }
 }
 
+/// Blocks that are lost, with the checksums of these contents.
+pub fn lost(tags: &[u64]) -> Body {
+    let Body::Data { crcs, .. } = data(tags) else { panic!() };
+    Body::Lost { crcs }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cell {
     Absent,
     Zero,
     Data(u64),
+    /// With the checksum that it should have.
+    Lost(u32),
 }
 
 /// What a store should hold.
@@ -99,6 +107,7 @@ pub fn apply(model: &mut Model, op: &Op) {
         for i in 0..body.len() / BLOCK {
             cells[first + i] = match body {
                 Body::Zero { .. } => Cell::Zero,
+                Body::Lost { crcs } => Cell::Lost(crcs[i]),
                 Body::Data { payload, .. } => {
                     Cell::Data(u64::from_le_bytes(payload[i * BLOCK..i * BLOCK + 8].try_into().unwrap()))
                 }
@@ -149,7 +158,11 @@ pub fn random_op(rng: &mut Rng, objects: u32, sequence: u64) -> Op {
     let len = 1 + rng.below(u64::from((BLOCKS - start).min(5))) as u32;
     let tags: Vec<u64> = (0..len).map(|i| (sequence << 8) | u64::from(i)).collect();
     let offset = start * BLOCK_SIZE;
-    match rng.below(22) {
+    match rng.below(24) {
+        22 | 23 => {
+            let piece = Piece { offset, body: lost(&tags) };
+            Op::Patch { header: head, pieces: vec![piece] }
+        }
         20 | 21 => Op::Patch { header: head, pieces: random_pieces(rng, sequence) },
         0..=9 => Op::Write { header: head, create: false, offset, body: data(&tags) },
         10..=12 => Op::Write { header: head, create: true, offset, body: data(&tags) },
@@ -310,12 +323,24 @@ impl Bench {
         }
     }
 
+    /// All blocks of an object with lost ones; `None` if others are bad.
+    pub fn salvage(&mut self, n: u32) -> Option<Vec<Cell>> {
+        let op = Op::Salvage { object: object(n), offset: 0, len: BLOCKS * BLOCK_SIZE };
+        let Ok(Outcome::Read(result)) = self.run(op) else { return None };
+        let damaged = result.extents.iter().any(|extent| extent.state == BlockState::Damaged);
+        let lost = result.extents.iter().any(|extent| extent.state == BlockState::Lost);
+        (lost && !damaged).then(|| cells(&result, 0))
+    }
+
     /// Everything the store holds.
     pub fn contents(&mut self) -> Result<Model, StoreError> {
         let headers: Vec<Header> = self.store.objects(ObjectId(0)).copied().collect();
         let mut model = Model::new();
         for h in headers {
-            let cells = self.read(h.id.index(), 0, BLOCKS)?;
+            let cells = match self.read(h.id.index(), 0, BLOCKS) {
+                Err(bad @ StoreError::Corrupt { .. }) => self.salvage(h.id.index()).ok_or(bad)?,
+                found => found?,
+            };
             model.insert(h.id, (h, cells));
         }
         Ok(model)
@@ -332,6 +357,11 @@ pub fn cells(result: &ReadResult, mut at: u32) -> Vec<Cell> {
         match extent.state {
             BlockState::Absent => out.extend(vec![Cell::Absent; extent.len as usize / BLOCK]),
             BlockState::Zero => out.extend(vec![Cell::Zero; extent.len as usize / BLOCK]),
+            BlockState::Lost => {
+                let blocks = extent.len as usize / BLOCK;
+                out.extend(crcs.by_ref().take(blocks).map(|crc| Cell::Lost(*crc)));
+            }
+            BlockState::Damaged => panic!("damaged"),
             BlockState::Data => {
                 let bytes = data.next().expect("data for each extent");
                 assert_eq!(bytes.len(), extent.len as usize);

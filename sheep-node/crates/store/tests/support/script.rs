@@ -28,6 +28,7 @@ pub fn script() -> Vec<Step> {
             Piece { offset: (i % 4) * BLOCK_SIZE, body: data(&[next()]) },
             Piece { offset: (5 + i % 5) * BLOCK_SIZE, body: if i % 3 == 0 { zero } else { data(&[next()]) } },
             Piece { offset: 12 * BLOCK_SIZE, body: data(&[next(), next()]) },
+            Piece { offset: (14 + i % 2) * BLOCK_SIZE, body: lost(&[next()]) },
         ];
         out.push(Step::Do(Op::Patch { header: header((i + 1) % 3, next()), pieces }));
         out.extend([FLUSH, if i % 2 == 0 { Step::Settle } else { Step::Moves(4) }]);

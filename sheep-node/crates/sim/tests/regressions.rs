@@ -97,6 +97,19 @@ fn rotten_seeds_that_failed_once_pass() {
     }
 }
 
+/// The only copy that counted had a damaged block: nobody could become equal to it, and its object, and with it the epoch,
+/// was never recovered.
+#[test]
+fn a_damaged_block_of_the_only_copy_holds_nothing_up() {
+    for seed in [3, 34, 56, 112] {
+        for rivals in [false, true] {
+            let mut options = Options::from_seed(seed);
+            (options.rot.unflushed, options.rivals) = (true, rivals);
+            check(options);
+        }
+    }
+}
+
 /// A disk could not be opened when its node started, and was given up; the only other holders had restarted. Nobody could
 /// say anything of the epochs that had counted on the disk, so nothing of before was found.
 #[test]

@@ -94,7 +94,9 @@ impl Replica {
                 self.recovery.forget(header.id);
                 self.delete_copy(header.id, Job::Forget);
             } else if view.in_up_set(header.id, self.me) {
-                if !self.current_in(view, header.id) || self.is_wounded(header.id) {
+                // What is bad somebody may have who has come back.
+                let heals = self.is_wounded(header.id) && !view.state.settings().recovery_paused;
+                if heals || !self.current_in(view, header.id) {
                     self.want(view, header.id, false);
                 }
             } else if view.vid(header.id.vid()).is_some() {

@@ -425,6 +425,7 @@ impl Replica {
         self.hot.forget(object);
         self.pending.remove(&object);
         self.damaged.remove(&object);
+        self.scrub.whole(object);
         self.submit(Op::Delete { object }, job);
     }
 

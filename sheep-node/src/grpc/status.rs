@@ -25,6 +25,9 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::BadSize { .. }
         | Refusal::BadCopies
         | Refusal::BadAttribute
+        | Refusal::BadGroup
+        | Refusal::NotASnapshot
+        | Refusal::NotItsSnapshot
         | Refusal::BadMapIndex(_) => Code::InvalidArgument,
         Refusal::OldIncarnation { .. }
         | Refusal::Removed(_)
@@ -41,6 +44,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::NotClean
         | Refusal::Attached(_)
         | Refusal::NotAttached
+        | Refusal::Paused
         | Refusal::IsSnapshot => Code::FailedPrecondition,
     }
 }

@@ -103,8 +103,52 @@ pub enum Guard {
     /// Nobody holds it, and it is settled.
     ClosedClean,
     /// Nobody holds it, and the last grant was this one (zero: none); it need not be settled. Only for
-    /// deletion.
+    /// deletion and rollback.
     Closed(Generation),
+    /// Somebody, not necessarily the origin, holds the lock with this generation and has paused for the snapshot with
+    /// this token. Only for snapshots.
+    Paused {
+        /// Of the holder.
+        generation: Generation,
+        /// Of the group.
+        token: u64,
+    },
+}
+
+/// A snapshot to be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotItem {
+    /// The volume.
+    pub vdi: VdiId,
+    /// What it was like.
+    pub guard: Guard,
+    /// The snapshot's name is the volume's, `@` and this.
+    pub tag: String,
+    /// Free attributes of the snapshot.
+    pub attributes: BTreeMap<String, String>,
+    /// Wall-clock time at the client, milliseconds since 1970.
+    pub created_unix_ms: u64,
+}
+
+/// What a clone looks like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneVdi {
+    /// The snapshot that it begins with.
+    pub snapshot: VdiId,
+    /// Unique name.
+    pub name: String,
+    /// Size, bytes: at least the snapshot's, which is meant if there is none.
+    pub size: Option<u64>,
+    /// Copies, or as many as the snapshot has.
+    pub copies: Option<u8>,
+    /// Least copies for writes, or as the snapshot (at most `copies`).
+    pub min_copies: Option<u8>,
+    /// When writes become durable.
+    pub cache: CacheMode,
+    /// Free attributes.
+    pub attributes: BTreeMap<String, String>,
+    /// Wall-clock time at the client, milliseconds since 1970.
+    pub created_unix_ms: u64,
 }
 
 /// What a node may order. Everything conditional names what its origin saw.
@@ -299,6 +343,69 @@ pub enum Command {
         vid: Vid,
         /// Their indexes.
         maps: Vec<u32>,
+        /// Generation of the holder.
+        generation: Generation,
+    },
+    /// Snapshots are taken, of several volumes at one instant: all, or none.
+    Snapshot {
+        /// Of what; each volume once.
+        items: Vec<SnapshotItem>,
+    },
+    /// The holder has drained and flushed everything, map entries included, and takes nothing further until it sees,
+    /// in the order, the snapshot with this token or [`Resume`](Self::Resume).
+    Pause {
+        /// The volume.
+        vdi: VdiId,
+        /// Generation of the holder.
+        generation: Generation,
+        /// Of the group.
+        token: u64,
+    },
+    /// A pause ends without a snapshot; anybody may say so.
+    Resume {
+        /// The volume.
+        vdi: VdiId,
+        /// Generation of the holder.
+        generation: Generation,
+        /// Of the group.
+        token: u64,
+    },
+    /// A volume is made that begins with the contents of a snapshot.
+    CloneVdi(CloneVdi),
+    /// A closed and clean volume gets the contents of one of its snapshots again.
+    Rollback {
+        /// The volume.
+        vdi: VdiId,
+        /// Its snapshot.
+        snapshot: VdiId,
+        /// What the volume was like: `ClosedClean`, or better `Closed`, which a later use of the volume does not fulfil;
+        /// it must be clean in any case.
+        guard: Guard,
+    },
+    /// The holder has replaced entries of its map, durable and confirmed on all members, that named objects of these
+    /// dead vids. Said once.
+    Replaced {
+        /// The volume.
+        vdi: VdiId,
+        /// Generation of the holder.
+        generation: Generation,
+        /// The vids; those that are not dead are passed over.
+        vids: Vec<Vid>,
+    },
+    /// The origin, a storage node, has swept a dead vid: removed from all members what nobody in the frontier reaches.
+    Swept {
+        /// The vid.
+        vid: Vid,
+        /// Index of the state that the frontier was taken from. A sweep that became due later is still due.
+        seen: LogIndex,
+        /// Nobody in the frontier reaches anything of it.
+        empty: bool,
+    },
+    /// The map of a clone has no absent block, no partial entry and no entry of another lineage left: it does not read
+    /// through its origin any more.
+    Flattened {
+        /// The clone.
+        vdi: VdiId,
         /// Generation of the holder.
         generation: Generation,
     },

@@ -22,16 +22,17 @@ mod settings;
 mod shared_map;
 mod snapshot;
 mod state;
+mod tree;
 mod vdi;
 mod voters;
 
-pub use command::{Command, CreateVdi, EntryKind, Genesis, Guard, NodeUp};
+pub use command::{CloneVdi, Command, CreateVdi, EntryKind, Genesis, Guard, NodeUp, SnapshotItem};
 pub use epoch::{EpochMember, EpochMembers, MemberState};
 pub use lineage::{LineageRecord, PastCopies};
 #[cfg(feature = "mutants")]
 pub use mutants::Mutant;
 pub use nodes::{Addresses, DiskRecord, DiskState, DownCause, NodeRecord, NodeState, Role};
-pub use outcome::{Answer, Applied, Changes, Limited, Outcome, Refusal};
+pub use outcome::{Answer, Applied, Changes, Limited, Outcome, Refusal, SnapshotMade};
 pub use reports::ReportRecord;
 pub use settings::{PastLease, Settings, WhenUnavailable};
 pub use snapshot::SnapshotError;

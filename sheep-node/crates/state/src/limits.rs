@@ -35,6 +35,14 @@ pub const MAX_COPIES: u8 = 16;
 pub const MAX_EPOCHS: usize = 65_536;
 /// Most changes of one VDI's number of copies that are remembered while nodes have not recovered.
 pub const MAX_PAST_COPIES: usize = 64;
+/// Most vids that are known at once, dead ones included.
+pub const MAX_VIDS: usize = 4 * MAX_VDIS;
+/// Most vids of one lineage that are known at once: a volume, its snapshots, and dead ones.
+pub const MAX_LINEAGE_VIDS: u32 = 65_536;
+/// Most snapshots that one command may take.
+pub const MAX_SNAPSHOTS_PER_COMMAND: usize = 256;
+/// Most vids of which one command may say that entries that named them were replaced.
+pub const MAX_REPLACED_PER_COMMAND: usize = 256;
 /// Largest weight of a node or disk.
 pub const MAX_WEIGHT: u32 = 1 << 24;
 /// Vids are below this: the top bit of a map entry is a flag.

@@ -34,6 +34,11 @@ pub struct LineageRecord {
 }
 
 impl LineageRecord {
+    /// One that has no vids yet.
+    pub(crate) fn new(lineage: Vid, copies: u8, min_copies: u8) -> Self {
+        Self { lineage, copies, min_copies, past_copies: Vec::new(), origin: None, vids: 0, inheriting: 0 }
+    }
+
     /// Number of copies that objects had in `epoch`.
     pub fn copies_at(&self, epoch: Epoch) -> u8 {
         self.past_copies.iter().find(|past| epoch < past.until).map_or(self.copies, |past| past.copies)

@@ -13,4 +13,14 @@ pub enum Mutant {
     VidReuse,
     /// A lock request's attachment is not looked at, and ending an attachment leaves its lock.
     LockIgnoresAttachment,
+    /// A snapshot does not look at what its volume was like.
+    SnapshotUnguarded,
+    /// A deleted vid is forgotten although others may reach its objects.
+    DeletedVidForgotten,
+    /// Of several vids that may reach objects of a dead one, only one is asked.
+    FrontierOverlooksSiblings,
+    /// The map of a dead vid is given up although clones read through it.
+    OriginsMapDropped,
+    /// When a vid dies, those above it are not swept again.
+    DeathLeavesSweepsAlone,
 }

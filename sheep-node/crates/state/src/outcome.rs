@@ -6,7 +6,7 @@ use sheep_types::{CommandSeq, Epoch, Generation, LogIndex, Member, NodeId, VdiId
 use thiserror::Error;
 
 /// Result of a command that did something, or had nothing left to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Done, or already so.
     Done,
@@ -31,11 +31,31 @@ pub enum Outcome {
         /// Wait one lease after this entry was applied here, before serving.
         wait_after: Option<LogIndex>,
     },
+    /// Snapshots were taken, in the order of the command.
+    Snapshots(Vec<SnapshotMade>),
+    /// A volume has the contents of a snapshot again.
+    RolledBack {
+        /// The vid that writes go to now.
+        vid: Vid,
+    },
     /// A report is open.
     Reported {
         /// Its index.
         report: LogIndex,
     },
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMade {
+    /// Its identity.
+    pub vdi: VdiId,
+    /// Its vid, which was the volume's.
+    pub vid: Vid,
+    /// The volume.
+    pub volume: VdiId,
+    /// The vid that writes to the volume go to now.
+    pub working: Vid,
 }
 
 /// Why a command did nothing.
@@ -149,10 +169,8 @@ pub enum Refusal {
     /// Shared readers are there.
     #[error("in use by {0} shared readers")]
     InUseByReaders(u32),
-    /// Shared readers need settled copies.
-    #[error(
-        "the VDI was not closed cleanly; it must be opened for writing once before it can be shared for reading"
-    )]
+    /// Shared readers, snapshots and the like need settled copies.
+    #[error("the VDI was not closed cleanly; it must be opened for writing and closed once before")]
     NotClean,
     /// It is attached elsewhere.
     #[error("attached to node {0}")]
@@ -163,6 +181,18 @@ pub enum Refusal {
     /// Snapshots stay as they are.
     #[error("this is a snapshot, which cannot be changed")]
     IsSnapshot,
+    /// Clones are made of snapshots.
+    #[error("this is not a snapshot")]
+    NotASnapshot,
+    /// A volume goes back to its own snapshots only.
+    #[error("this is a snapshot of another volume")]
+    NotItsSnapshot,
+    /// Something is wrong with the list of a snapshot of several volumes.
+    #[error("a snapshot names at least one volume, and each once")]
+    BadGroup,
+    /// A snapshot of another group is under way.
+    #[error("the volume is paused for another snapshot")]
+    Paused,
     /// An attribute is too large.
     #[error("attribute keys have 1 to 255 bytes, values at most 4096")]
     BadAttribute,
@@ -187,8 +217,10 @@ pub enum Refusal {
 pub enum Limited {
     /// VDIs of the cluster.
     Vdis,
-    /// Vids ever used.
+    /// Vids ever used, or known at once.
     Vids,
+    /// Vids of a lineage.
+    LineageVids,
     /// Nodes of the cluster.
     Nodes,
     /// Attributes of a VDI.
@@ -201,6 +233,10 @@ pub enum Limited {
     Reports,
     /// Map objects in a command.
     Maps,
+    /// Snapshots in a command.
+    Snapshots,
+    /// Vids in a command about replaced entries.
+    Replaced,
     /// Changes of a VDI's copies that nodes have not yet followed.
     CopiesChanges,
 }
@@ -210,12 +246,15 @@ impl core::fmt::Display for Limited {
         f.write_str(match self {
             Self::Vdis => "VDIs",
             Self::Vids => "vids",
+            Self::LineageVids => "snapshots of a volume, deleted ones included",
             Self::Nodes => "nodes",
             Self::Attributes => "attributes",
             Self::Attachments => "attachments",
             Self::Readers => "readers",
             Self::Reports => "reports",
             Self::Maps => "map objects",
+            Self::Snapshots => "snapshots in one command",
+            Self::Replaced => "vids in one command",
             Self::CopiesChanges => "unrecovered changes of copies",
         })
     }

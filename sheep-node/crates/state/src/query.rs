@@ -232,6 +232,9 @@ impl ClusterState {
             Guard::Held(generation) => vdi.is_held_by(origin, generation),
             Guard::ClosedClean => vdi.lock.is_none() && vdi.is_clean(),
             Guard::Closed(last) => vdi.lock.is_none() && vdi.last_generation == last,
+            Guard::Paused { generation, token } => {
+                vdi.lock.is_some_and(|lock| lock.generation == generation && lock.paused == Some(token))
+            }
         }
     }
 

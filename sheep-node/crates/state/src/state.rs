@@ -3,6 +3,7 @@
 use crate::epoch::EpochHistory;
 use crate::origins::Origins;
 use crate::shared_map::SharedMap;
+use crate::tree::Kin;
 use crate::{
     Changes, EpochMember, MemberState, NodeRecord, NodeState, PastLease, ReportRecord, Role, Settings,
 };
@@ -42,6 +43,15 @@ pub struct ClusterState {
     /// Derived: VDIs that a node holds, reads or has attached.
     #[serde(skip)]
     pub(crate) uses: Arc<BTreeMap<NodeId, Arc<BTreeSet<VdiId>>>>,
+    /// Derived: what records say of other vids.
+    #[serde(skip)]
+    pub(crate) kin: SharedMap<Vid, Kin>,
+    /// Derived: dead vids whose sweep is due.
+    #[serde(skip)]
+    pub(crate) due: SharedMap<Vid, LogIndex>,
+    /// Derived: snapshots of a volume, also of a deleted one.
+    #[serde(skip)]
+    pub(crate) snapshots: SharedMap<VdiId, BTreeSet<VdiId>>,
     #[cfg(feature = "mutants")]
     #[serde(skip)]
     pub(crate) mutant: MutantSlot,
@@ -127,10 +137,13 @@ impl ClusterState {
     pub(crate) fn rebuild_indexes(&mut self) {
         self.names = SharedMap::default();
         self.uses = Arc::default();
+        self.snapshots = SharedMap::default();
+        self.rebuild_kin();
         let records: Vec<Arc<VdiRecord>> =
             self.vdis.sorted().into_iter().map(|(_, record)| Arc::clone(record)).collect();
         for record in records {
             self.names.insert(record.name.clone(), record.id);
+            self.index_snapshot(&record, true);
             self.index_users(record.id, &BTreeSet::new(), &users(&record));
         }
     }

@@ -128,6 +128,33 @@ pub struct VdiRecord {
 }
 
 impl VdiRecord {
+    /// A new one that nobody has used, with vid 0.
+    pub(crate) fn new(id: VdiId, name: String, size: u64, at: LogIndex, created_unix_ms: u64) -> Self {
+        Self {
+            id,
+            name,
+            snapshot_of: None,
+            vid: Vid(0),
+            size,
+            cache: CacheMode::default(),
+            created_unix_ms,
+            attributes: BTreeMap::new(),
+            // Nothing was ever written, or everything is settled.
+            clean_since: Some(at),
+            lock: None,
+            last_generation: Generation(0),
+            last_settled: Generation(0),
+            ended: Vec::new(),
+            attachments: Vec::new(),
+            readers: Vec::new(),
+        }
+    }
+
+    /// Held, and the holder began on settled copies or has settled them.
+    pub fn is_settled(&self) -> bool {
+        self.lock.is_some_and(|lock| lock.settled || lock.granted_clean)
+    }
+
     /// Whether this is a snapshot.
     pub fn is_snapshot(&self) -> bool {
         self.snapshot_of.is_some()
@@ -199,6 +226,21 @@ pub struct VidRecord {
 }
 
 impl VidRecord {
+    /// A working one in a lineage of its own.
+    pub(crate) fn new(vid: Vid, vdi: VdiId, birth: Birth, size: u64) -> Self {
+        Self {
+            vid,
+            vdi: Some(vdi),
+            lineage: vid,
+            birth,
+            parent: None,
+            kind: VidKind::Working,
+            size,
+            inherits: false,
+            maps: Arc::default(),
+        }
+    }
+
     /// Whether it is the contents of a VDI.
     pub fn is_alive(&self) -> bool {
         !matches!(self.kind, VidKind::Dead { .. })

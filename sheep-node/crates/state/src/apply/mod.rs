@@ -4,6 +4,8 @@ mod attachments;
 mod locks;
 mod membership;
 mod nodes;
+mod snapshots;
+mod tree;
 mod vdis;
 
 use crate::epoch::EpochHistory;
@@ -147,6 +149,14 @@ impl ClusterState {
             Command::ConfirmEnded { vdi, generation } => self.confirm_ended(step, *vdi, *generation),
             Command::MarkSettled { vdi, generation } => self.mark_settled(step, *vdi, *generation),
             Command::MapExists { vid, maps, generation } => self.map_exists(step, *vid, maps, *generation),
+            Command::Snapshot { items } => self.snapshot(step, items),
+            Command::Pause { vdi, generation, token } => self.pause(step, *vdi, *generation, *token),
+            Command::Resume { vdi, generation, token } => self.resume(step, *vdi, *generation, *token),
+            Command::CloneVdi(clone) => self.clone_vdi(step, clone),
+            Command::Rollback { vdi, snapshot, guard } => self.rollback(step, *vdi, *snapshot, *guard),
+            Command::Replaced { vdi, generation, vids } => self.replaced(step, *vdi, *generation, vids),
+            Command::Swept { vid, seen, empty } => self.swept(step, *vid, *seen, *empty),
+            Command::Flattened { vdi, generation } => self.flattened(step, *vdi, *generation),
         }
     }
 

@@ -3,13 +3,14 @@
 use super::{Result, Step, is_printable};
 use crate::limits::{
     MAX_ATTRIBUTE_VALUE, MAX_ATTRIBUTES, MAX_COPIES, MAX_MAPS_PER_COMMAND, MAX_NAME, MAX_PAST_COPIES,
-    MAX_VDIS, VID_LIMIT,
+    MAX_VDIS,
 };
 use crate::{
     ClusterState, CreateVdi, Guard, Limited, LineageRecord, Outcome, PastCopies, Refusal, SNAPSHOT_MARK,
-    VdiRecord, VidKind, VidRecord,
+    VdiRecord, VidRecord,
 };
-use sheep_types::{Birth, Epoch, Generation, MIN_VOLUME_SIZE, SECTOR_SIZE, VdiId, Vid};
+use sheep_types::{Birth, Epoch, MIN_VOLUME_SIZE, SECTOR_SIZE, VdiId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl ClusterState {
@@ -19,83 +20,35 @@ impl ClusterState {
         let copies = create.copies.unwrap_or(self.settings.copies);
         let min_copies = create.min_copies.unwrap_or(self.settings.min_copies.min(copies));
         check_copies(copies, min_copies)?;
-        if create.attributes.len() > MAX_ATTRIBUTES {
-            return Err(Refusal::Limit { what: Limited::Attributes, limit: MAX_ATTRIBUTES as u64 });
-        }
-        create.attributes.iter().try_for_each(|(key, value)| check_attribute(key, value))?;
-        if self.vdis.len() >= MAX_VDIS {
-            return Err(Refusal::Limit { what: Limited::Vdis, limit: MAX_VDIS as u64 });
-        }
-        let vid = self.new_vid()?;
-        let id = VdiId(step.at.0);
-        self.vids.insert(
+        check_attributes(&create.attributes)?;
+        self.check_room()?;
+        let (vid, id) = (self.new_vid(), VdiId(step.at.0));
+        self.lineages.insert(vid, LineageRecord::new(vid, copies, min_copies));
+        self.add_vid(step, VidRecord::new(vid, id, Birth(step.at.0), create.size));
+        let record = VdiRecord {
             vid,
-            VidRecord {
-                vid,
-                vdi: Some(id),
-                lineage: vid,
-                birth: Birth(step.at.0),
-                parent: None,
-                kind: VidKind::Working,
-                size: create.size,
-                inherits: false,
-                maps: Arc::default(),
-            },
-        );
-        self.lineages.insert(
-            vid,
-            LineageRecord {
-                lineage: vid,
-                copies,
-                min_copies,
-                past_copies: Vec::new(),
-                origin: None,
-                vids: 1,
-                inheriting: 0,
-            },
-        );
-        self.vdis.insert(
-            id,
-            VdiRecord {
-                id,
-                name: create.name.clone(),
-                snapshot_of: None,
-                vid,
-                size: create.size,
-                cache: create.cache,
-                created_unix_ms: create.created_unix_ms,
-                attributes: create.attributes.clone(),
-                // Nothing was ever written.
-                clean_since: Some(step.at),
-                lock: None,
-                last_generation: Generation(0),
-                last_settled: Generation(0),
-                ended: Vec::new(),
-                attachments: Vec::new(),
-                readers: Vec::new(),
-            },
-        );
-        self.names.insert(create.name.clone(), id);
-        step.changes.vdis.push(id);
-        step.changes.vids.push(vid);
+            cache: create.cache,
+            attributes: create.attributes.clone(),
+            ..VdiRecord::new(id, create.name.clone(), create.size, step.at, create.created_unix_ms)
+        };
+        self.add_vdi(step, record);
         Ok(Outcome::Created { vdi: id, vid })
     }
 
-    /// Takes the next vid. A number once used is never used again: a node that slept through the deletion would
-    /// take old objects for those of the new VDI.
-    fn new_vid(&mut self) -> Result<Vid> {
-        #[cfg(feature = "mutants")]
-        if self.is_mutant(crate::Mutant::VidReuse)
-            && let Some(free) = (1..self.next_vid).map(Vid).find(|vid| self.vid(*vid).is_none())
-        {
-            return Ok(free);
+    /// Whether there may be one more VDI.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.vdis.len() >= MAX_VDIS {
+            return Err(Refusal::Limit { what: Limited::Vdis, limit: MAX_VDIS as u64 });
         }
-        if self.next_vid >= VID_LIMIT {
-            return Err(Refusal::Limit { what: Limited::Vids, limit: u64::from(VID_LIMIT) - 1 });
-        }
-        let vid = Vid(self.next_vid);
-        self.next_vid += 1;
-        Ok(vid)
+        self.check_new_vids(1)
+    }
+
+    /// Enters a new VDI whose vid is known.
+    pub(crate) fn add_vdi(&mut self, step: &mut Step, record: VdiRecord) {
+        self.names.insert(record.name.clone(), record.id);
+        self.index_snapshot(&record, true);
+        step.changes.vdis.push(record.id);
+        self.vdis.insert(record.id, record);
     }
 
     pub(crate) fn delete_vdi(&mut self, step: &mut Step, vdi: VdiId, guard: Guard) -> Result {
@@ -105,13 +58,11 @@ impl ClusterState {
         if !self.guard_holds(&record, guard, step.origin) {
             return Err(Refusal::StaleGuard);
         }
-        if let Some(vid) = self.vids.remove(&record.vid) {
-            self.lineages.remove(&vid.lineage);
-        }
         self.names.remove(record.name.as_str());
+        self.index_snapshot(&record, false);
         self.vdis.remove(&vdi);
         step.changes.vdis.push(vdi);
-        step.changes.vids.push(record.vid);
+        self.bury(step, record.vid);
         Ok(Outcome::Done)
     }
 
@@ -138,11 +89,10 @@ impl ClusterState {
         shrink: bool,
     ) -> Result {
         self.check_size(size)?;
-        let record = Arc::clone(self.existing(vdi)?);
-        if record.is_snapshot() {
-            return Err(Refusal::IsSnapshot);
-        }
-        if matches!(guard, Guard::Closed(_)) || !self.guard_holds(&record, guard, step.origin) {
+        let record = Arc::clone(self.volume(vdi)?);
+        if matches!(guard, Guard::Closed(_) | Guard::Paused { .. })
+            || !self.guard_holds(&record, guard, step.origin)
+        {
             return Err(Refusal::StaleGuard);
         }
         if size < record.size {
@@ -161,16 +111,32 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
+    /// A volume's snapshots take its new name on; a snapshot gets another tag.
     pub(crate) fn rename_vdi(&mut self, step: &mut Step, vdi: VdiId, name: &str) -> Result {
         let record = self.existing(vdi)?;
         if record.name == name {
             return Ok(Outcome::Done);
         }
-        let former = record.name.clone();
-        self.check_name(name)?;
-        self.edit_vdi(vdi, &mut step.changes, |record| record.name = name.to_owned());
-        self.names.remove(former.as_str());
-        self.names.insert(name.to_owned(), vdi);
+        let mut renamed = vec![(vdi, name.to_owned())];
+        match (record.name.split_once(SNAPSHOT_MARK), name.split_once(SNAPSHOT_MARK)) {
+            (None, None) => {
+                check_plain(name)?;
+                let snapshots = self.snapshots_of(vdi).into_iter();
+                let tagged = snapshots.filter_map(|record| Some((record.id, record.tag()?)));
+                renamed.extend(tagged.map(|(id, tag)| (id, format!("{name}{SNAPSHOT_MARK}{tag}"))));
+            }
+            (Some((volume, _)), Some((same, tag))) if volume == same => check_plain(tag)?,
+            (_, _) => return Err(Refusal::BadName),
+        }
+        renamed.iter().try_for_each(|(_, name)| self.check_free(name))?;
+        for (vdi, name) in renamed {
+            let former = self
+                .edit_vdi(vdi, &mut step.changes, |record| std::mem::replace(&mut record.name, name.clone()));
+            if let Some(former) = former {
+                self.names.remove(former.as_str());
+            }
+            self.names.insert(name, vdi);
+        }
         Ok(Outcome::Done)
     }
 
@@ -218,45 +184,32 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    pub(crate) fn map_exists(
-        &mut self,
-        step: &mut Step,
-        vid: Vid,
-        maps: &[u32],
-        generation: Generation,
-    ) -> Result {
+    /// Whether a command may name these map objects.
+    pub(crate) fn check_maps(&self, maps: &[u32]) -> Result<()> {
         if maps.len() > MAX_MAPS_PER_COMMAND {
             return Err(Refusal::Limit { what: Limited::Maps, limit: MAX_MAPS_PER_COMMAND as u64 });
         }
         let limit = self.geometry.objects_in(self.geometry.max_volume_size());
         let limit = limit.div_ceil(u64::from(self.geometry.entries_per_map()));
-        if let Some(beyond) = maps.iter().find(|map| u64::from(**map) >= limit) {
-            return Err(Refusal::BadMapIndex(*beyond));
+        match maps.iter().find(|map| u64::from(**map) >= limit) {
+            Some(beyond) => Err(Refusal::BadMapIndex(*beyond)),
+            None => Ok(()),
         }
-        if !self.writable(vid) {
-            return Err(Refusal::NotWritable(vid));
-        }
-        if !self.vdi_of(vid).is_some_and(|vdi| vdi.is_held_by(step.origin, generation)) {
-            return Err(Refusal::StaleGuard);
-        }
-        if let Some(record) = self.vids.get_mut(&vid) {
-            Arc::make_mut(&mut record.maps).extend(maps.iter().map(|map| (*map, vid)));
-            step.changes.vids.push(vid);
-        }
-        Ok(Outcome::Done)
     }
 
     pub(crate) fn existing(&self, vdi: VdiId) -> Result<&Arc<VdiRecord>> {
         self.vdi(vdi).ok_or(Refusal::NoSuchVdi)
     }
 
-    fn check_name(&self, name: &str) -> Result<()> {
-        let at_ends = |c: char| c == '/' || c.is_whitespace();
-        if !is_printable(name)
-            || name.contains(SNAPSHOT_MARK)
-            || name.starts_with(at_ends)
-            || name.ends_with(at_ends)
-        {
+    /// Whether a volume can be called so.
+    pub(crate) fn check_name(&self, name: &str) -> Result<()> {
+        check_plain(name)?;
+        self.check_free(name)
+    }
+
+    /// Whether nobody is called so, and the name is not too long.
+    pub(crate) fn check_free(&self, name: &str) -> Result<()> {
+        if name.len() > MAX_NAME {
             return Err(Refusal::BadName);
         }
         match self.vdi_by_name(name) {
@@ -265,14 +218,24 @@ impl ClusterState {
         }
     }
 
-    fn check_size(&self, size: u64) -> Result<()> {
+    pub(crate) fn check_size(&self, size: u64) -> Result<()> {
         let (min, max) = (MIN_VOLUME_SIZE, self.geometry.max_volume_size());
         let fits = (min..=max).contains(&size) && size.is_multiple_of(u64::from(SECTOR_SIZE));
         if fits { Ok(()) } else { Err(Refusal::BadSize { size, min, max }) }
     }
 }
 
-fn check_copies(copies: u8, min_copies: u8) -> Result<()> {
+/// The name of a volume, or the tag of a snapshot.
+pub(crate) fn check_plain(name: &str) -> Result<()> {
+    let at_ends = |c: char| c == '/' || c.is_whitespace();
+    let fits = is_printable(name)
+        && !name.contains(SNAPSHOT_MARK)
+        && !name.starts_with(at_ends)
+        && !name.ends_with(at_ends);
+    if fits { Ok(()) } else { Err(Refusal::BadName) }
+}
+
+pub(crate) fn check_copies(copies: u8, min_copies: u8) -> Result<()> {
     let fits = (1..=MAX_COPIES).contains(&copies) && (1..=copies).contains(&min_copies);
     if fits { Ok(()) } else { Err(Refusal::BadCopies) }
 }
@@ -280,4 +243,11 @@ fn check_copies(copies: u8, min_copies: u8) -> Result<()> {
 fn check_attribute(key: &str, value: &str) -> Result<()> {
     let fits = (1..=MAX_NAME).contains(&key.len()) && value.len() <= MAX_ATTRIBUTE_VALUE;
     if fits { Ok(()) } else { Err(Refusal::BadAttribute) }
+}
+
+pub(crate) fn check_attributes(attributes: &BTreeMap<String, String>) -> Result<()> {
+    if attributes.len() > MAX_ATTRIBUTES {
+        return Err(Refusal::Limit { what: Limited::Attributes, limit: MAX_ATTRIBUTES as u64 });
+    }
+    attributes.iter().try_for_each(|(key, value)| check_attribute(key, value))
 }

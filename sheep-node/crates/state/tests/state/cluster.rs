@@ -1,8 +1,9 @@
 //! A log of one, for tests.
 
 use sheep_state::{
-    Addresses, Applied, ClusterState, Command, CreateVdi, DiskRecord, DiskState, EntryKind, Genesis,
-    NodeState, NodeUp, Outcome, Refusal, Role, Settings,
+    AccessMode, Addresses, Applied, CloneVdi, ClusterState, Command, CreateVdi, DiskRecord, DiskState,
+    EntryKind, Genesis, Guard, NodeState, NodeUp, Outcome, Refusal, Role, Settings, SnapshotItem,
+    SnapshotMade,
 };
 use sheep_types::{
     ClusterId, CommandSeq, ConfigId, Generation, Geometry, Incarnation, LogIndex, Member, NodeId, VdiId, Vid,
@@ -54,6 +55,23 @@ pub(crate) fn create(name: &str) -> CreateVdi {
         cache: Default::default(),
         attributes: BTreeMap::new(),
         created_unix_ms: 1_800_000_000_000,
+    }
+}
+
+pub(crate) fn item(vdi: VdiId, guard: Guard, tag: &str) -> SnapshotItem {
+    SnapshotItem { vdi, guard, tag: tag.to_owned(), attributes: BTreeMap::new(), created_unix_ms: 0 }
+}
+
+pub(crate) fn clone_vdi(snapshot: VdiId, name: &str) -> CloneVdi {
+    CloneVdi {
+        snapshot,
+        name: name.to_owned(),
+        size: None,
+        copies: None,
+        min_copies: None,
+        cache: Default::default(),
+        attributes: BTreeMap::new(),
+        created_unix_ms: 0,
     }
 }
 
@@ -148,6 +166,41 @@ impl Cluster {
             Ok(Outcome::Created { vdi, vid }) => (vdi, vid),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Node 100 opens a volume for writing.
+    pub(crate) fn open(&mut self, vdi: VdiId) -> Generation {
+        let lock = Command::Lock { vdi, attachment: None, mode: AccessMode::Write, take_from: None };
+        match self.run(100, lock) {
+            Ok(Outcome::Locked { generation, .. }) => generation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Node 100 closes it cleanly.
+    pub(crate) fn close(&mut self, vdi: VdiId) {
+        let generation = self.generation(vdi).unwrap();
+        self.run(100, Command::Unlock { vdi, generation, clean: true }).unwrap();
+    }
+
+    /// A snapshot of one volume, ordered by its holder if it has one.
+    pub(crate) fn snapshot(&mut self, vdi: VdiId, tag: &str) -> SnapshotMade {
+        let guard = self.generation(vdi).map_or(Guard::ClosedClean, Guard::Held);
+        match self.run(100, Command::Snapshot { items: vec![item(vdi, guard, tag)] }) {
+            Ok(Outcome::Snapshots(made)) => made[0],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn clone_of(&mut self, snapshot: VdiId, name: &str) -> (VdiId, Vid) {
+        match self.run(1, Command::CloneVdi(clone_vdi(snapshot, name))) {
+            Ok(Outcome::Created { vdi, vid }) => (vdi, vid),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn delete(&mut self, vdi: VdiId) {
+        self.run(1, Command::DeleteVdi { vdi, guard: Guard::ClosedClean }).unwrap();
     }
 
     pub(crate) fn is_up(&self, node: u64) -> bool {

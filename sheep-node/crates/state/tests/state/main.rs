@@ -4,6 +4,8 @@
 
 mod balance;
 mod cluster;
+mod deletion;
+mod forest;
 mod locks;
 mod membership;
 #[cfg(feature = "mutants")]
@@ -11,5 +13,6 @@ mod mutants;
 mod properties;
 mod reports;
 mod snapshot;
+mod tree;
 mod vdis;
 mod voters;

@@ -1,10 +1,10 @@
 //! Random sequences of entries keep the invariants.
 
-use crate::cluster::{Cluster, create, n, node_up};
+use crate::cluster::{Cluster, clone_vdi, create, item, n, node_up};
 use proptest::prelude::*;
 use sheep_state::{
-    AccessMode, ClusterState, Command, CreateVdi, EntryKind, EpochMembers, Guard, MemberState, NodeState,
-    NodeUp, Role,
+    AccessMode, CloneVdi, ClusterState, Command, CreateVdi, EntryKind, EpochMembers, Guard, MemberState,
+    NodeState, NodeUp, Role, VdiRecord, VidKind,
 };
 use sheep_types::{
     Birth, CommandSeq, ConfigId, Epoch, Generation, Incarnation, LogIndex, Member, NodeId, VdiId, Vid,
@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Voters),
         6 => (0..9u8, node(), node(), any::<bool>())
             .prop_map(|(kind, node, other, flag)| Op::Nodes { kind, node, other, flag }),
-        12 => (0..16u8, node(), 0..4usize, 0..6u64, any::<bool>())
+        16 => (0..26u8, node(), 0..6usize, 0..6u64, any::<bool>())
             .prop_map(|(kind, node, vdi, number, flag)| Op::Vdis { kind, node, vdi, number, flag }),
         1 => (node(), 0..30u64).prop_map(|(node, seq)| Op::Resend { node, seq }),
     ]
@@ -86,9 +86,20 @@ impl World {
 
     /// Requests that name an attachment come from its node, or hardly any would be granted.
     fn who_may(&self, command: &Command) -> Option<u64> {
-        let Command::Lock { vdi, attachment: Some(index), .. } = command else { return None };
-        let attachments = &self.cluster.state.vdi(*vdi)?.attachments;
-        attachments.iter().find(|attachment| attachment.index == *index).map(|attachment| attachment.node.0)
+        let state = &self.cluster.state;
+        match command {
+            Command::Lock { vdi, attachment: Some(index), .. } => {
+                let attachments = &state.vdi(*vdi)?.attachments;
+                let named = attachments.iter().find(|attachment| attachment.index == *index);
+                named.map(|attachment| attachment.node.0)
+            }
+            Command::Pause { vdi, .. } | Command::Replaced { vdi, .. } | Command::Flattened { vdi, .. } => {
+                state.vdi(*vdi)?.lock.map(|lock| lock.holder.node.0)
+            }
+            Command::MapExists { vid, .. } => state.vdi_of(*vid)?.lock.map(|lock| lock.holder.node.0),
+            Command::Snapshot { items } => state.vdi(items.first()?.vdi)?.lock.map(|lock| lock.holder.node.0),
+            _ => None,
+        }
     }
 
     /// Any node sends an old or far later number: only ever ignored or refused.
@@ -179,7 +190,43 @@ impl World {
             13 => Command::Revoke { vdi, generation },
             14 if flag => Command::MarkSettled { vdi, generation },
             14 => Command::ConfirmEnded { vdi, generation },
-            _ => Command::MapExists { vid: record.vid, maps: vec![number as u32], generation },
+            15 | 16 => Command::MapExists { vid: record.vid, maps: vec![number as u32], generation },
+            _ => self.tree_command(kind, &record, number, flag),
+        }
+    }
+
+    fn tree_command(&self, kind: u8, record: &VdiRecord, number: u64, flag: bool) -> Command {
+        let state = &self.cluster.state;
+        let vdi = record.id;
+        let generation = record.lock.map_or(record.last_generation, |lock| lock.generation);
+        let guard = match record.lock {
+            Some(lock) if number < 4 => Guard::Held(lock.generation),
+            Some(_) => Guard::Paused { generation, token: number % 2 },
+            None if flag => Guard::Closed(generation),
+            None => Guard::ClosedClean,
+        };
+        let others = state.vdis();
+        let other = others.get(number as usize % others.len()).map_or(vdi, |other| other.id);
+        let snapshot = state.snapshots_of(vdi).last().map_or(other, |record| record.id);
+        match kind {
+            17..=19 => {
+                let items = [vdi, other].map(|vdi| item(vdi, guard, &format!("t{number}")));
+                Command::Snapshot { items: items.into_iter().take(1 + usize::from(flag)).collect() }
+            }
+            20 => Command::Pause { vdi, generation, token: number % 2 },
+            21 => Command::Resume { vdi, generation, token: number % 2 },
+            22 => Command::CloneVdi(CloneVdi {
+                copies: Some(1 + number as u8 % 3).filter(|_| flag),
+                ..clone_vdi(if record.is_snapshot() { vdi } else { snapshot }, &format!("c{number}"))
+            }),
+            23 => Command::Rollback { vdi, snapshot, guard },
+            24 if flag => Command::Flattened { vdi, generation },
+            24 => Command::Replaced { vdi, generation, vids: state.vids().iter().map(|v| v.vid).collect() },
+            _ => {
+                let due = state.sweeps_due();
+                let vid = due.get(number as usize % due.len().max(1)).map_or(record.vid, |due| due.0);
+                Command::Swept { vid, seen: state.applied(), empty: flag }
+            }
         }
     }
 
@@ -198,7 +245,8 @@ impl World {
         for record in &all {
             assert_eq!(state.vdi_by_name(&record.name).map(|found| found.id), Some(record.id));
             let vid = state.vid(record.vid).expect("a VDI has its vid");
-            assert_eq!((vid.vdi, vid.size, vid.birth.0), (Some(record.id), record.size, record.id.0));
+            assert_eq!((vid.vdi, vid.size), (Some(record.id), record.size));
+            self.check_name(record);
             assert!(!(record.lock.is_some() && record.is_clean()), "an open VDI is not clean");
             assert!(record.lock.is_none() || record.readers.is_empty(), "one writer or many readers");
             for reader in &record.readers {
@@ -216,8 +264,17 @@ impl World {
             let writers = record.attachments.iter().filter(|a| a.mode == AccessMode::Write).count();
             assert!(writers == 0 || writers == record.attachments.len() && writers <= 2);
         }
-        assert_eq!(state.vids().len(), all.len());
+        assert_eq!(state.vids().iter().filter(|record| record.is_alive()).count(), all.len());
         for record in state.vids() {
+            assert!(
+                record.is_alive() || !state.frontier(record.vid).is_empty(),
+                "dead ones are between others"
+            );
+            let lineage = state.lineage_of(record.vid).expect("a vid has its lineage");
+            assert!(!record.inherits || lineage.origin.is_some_and(|origin| state.vid(origin).is_some()));
+            for owner in record.maps.values() {
+                assert!(state.vid(*owner).is_some_and(|owner| owner.lineage == record.lineage));
+            }
             let first = *self.vids.entry(record.vid).or_insert(record.birth);
             assert_eq!(first, record.birth, "a vid is never used again");
         }
@@ -231,6 +288,25 @@ impl World {
             };
             assert_eq!(all.iter().filter(uses).count(), count);
         }
+    }
+
+    fn check_name(&self, record: &VdiRecord) {
+        let state = &self.cluster.state;
+        let kind = state.vid(record.vid).map(|vid| vid.kind);
+        match record.snapshot_of {
+            Some(of) => {
+                assert_eq!(kind, Some(VidKind::Snapshot { since: of.since }));
+                assert!(record.lock.is_none() && record.is_clean());
+                assert!(record.attachments.iter().all(|attachment| attachment.mode == AccessMode::Read));
+                let (name, _) = record.name.split_once('@').expect("named after its volume");
+                assert!(state.vdi(of.vdi).is_none_or(|volume| volume.name == name));
+            }
+            None => {
+                assert_eq!((kind, record.name.contains('@')), (Some(VidKind::Working), false));
+            }
+        }
+        let snapshots = state.snapshots_of(record.id);
+        assert!(snapshots.iter().all(|snapshot| snapshot.snapshot_of.is_some_and(|of| of.vdi == record.id)));
     }
 
     fn check_epochs(&mut self) {
@@ -261,6 +337,34 @@ impl World {
     }
 }
 
+/// Small numbers, which name something, and the largest.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => 0..80u64, 1 => any::<u64>(), 1 => Just(u64::MAX), 1 => Just(u64::from(u32::MAX))]
+}
+
+fn wild_command(kind: u8, a: u64, b: u64, flag: bool) -> Command {
+    let (vdi, generation, vid) = (VdiId(a), Generation(b), Vid(a as u32));
+    let guard = [Guard::ClosedClean, Guard::Held(generation), Guard::Paused { generation, token: b }];
+    let guard = guard[b as usize % 3];
+    match kind {
+        0 => {
+            Command::Snapshot { items: vec![item(vdi, guard, "t"); if flag { 1 } else { b as usize % 300 }] }
+        }
+        1 => Command::Pause { vdi, generation, token: b },
+        2 => Command::Resume { vdi, generation, token: b },
+        3 => Command::CloneVdi(CloneVdi {
+            size: Some(b).filter(|_| flag),
+            copies: Some(b as u8),
+            ..clone_vdi(vdi, "wild")
+        }),
+        4 => Command::Rollback { vdi, snapshot: VdiId(b), guard },
+        5 => Command::Replaced { vdi, generation, vids: vec![vid; b as usize % 300] },
+        6 => Command::Swept { vid, seen: LogIndex(b), empty: flag },
+        7 => Command::Flattened { vdi, generation },
+        _ => Command::MapExists { vid, maps: vec![b as u32], generation },
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -279,6 +383,24 @@ proptest! {
         let decoded = ClusterState::decode_snapshot(&bytes).unwrap();
         prop_assert_eq!(&decoded, state);
         prop_assert_eq!(decoded.hash(), state.hash());
+    }
+
+    /// Commands that a broken or hostile peer may order: any numbers, from anybody.
+    #[test]
+    fn any_command_is_never_a_panic(
+        ops in prop::collection::vec(op(), 1..40),
+        wild in prop::collection::vec((0..9u8, number(), number(), any::<bool>()), 1..20),
+    ) {
+        let mut world = World::new(Cluster::with(4));
+        world.live(&ops);
+        for (kind, a, b, flag) in wild {
+            let command = wild_command(kind, a, b, flag);
+            prop_assert_eq!(&Command::decode(&command.encode()), &command);
+            let _ = world.cluster.run(1 + b % 5, command);
+            world.check();
+        }
+        let state = &world.cluster.state;
+        prop_assert_eq!(&ClusterState::decode_snapshot(&state.encode_snapshot()).unwrap(), state);
     }
 
     #[test]

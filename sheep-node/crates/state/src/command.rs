@@ -130,6 +130,15 @@ pub struct SnapshotItem {
     pub created_unix_ms: u64,
 }
 
+/// A dead vid that was swept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweptVid {
+    /// The vid.
+    pub vid: Vid,
+    /// Nobody in the frontier reaches anything of it: it can be forgotten, and what is left of it with it.
+    pub empty: bool,
+}
+
 /// What a clone looks like.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloneVdi {
@@ -392,14 +401,13 @@ pub enum Command {
         /// The vids; those that are not dead are passed over.
         vids: Vec<Vid>,
     },
-    /// The origin, a storage node, has swept a dead vid: removed from all members what nobody in the frontier reaches.
+    /// The origin, a storage node, has swept dead vids: removed from all members what nobody in their frontiers
+    /// reaches. Best all at once that have the same frontier.
     Swept {
-        /// The vid.
-        vid: Vid,
-        /// Index of the state that the frontier was taken from. A sweep that became due later is still due.
+        /// The vids.
+        vids: Vec<SweptVid>,
+        /// Index of the state that the frontiers were taken from. What became due later is still due.
         seen: LogIndex,
-        /// Nobody in the frontier reaches anything of it.
-        empty: bool,
     },
     /// The map of a clone has no absent block, no partial entry and no entry of another lineage left: it does not read
     /// through its origin any more.

@@ -26,7 +26,7 @@ mod tree;
 mod vdi;
 mod voters;
 
-pub use command::{CloneVdi, Command, CreateVdi, EntryKind, Genesis, Guard, NodeUp, SnapshotItem};
+pub use command::{CloneVdi, Command, CreateVdi, EntryKind, Genesis, Guard, NodeUp, SnapshotItem, SweptVid};
 pub use epoch::{EpochMember, EpochMembers, MemberState};
 pub use lineage::{LineageRecord, PastCopies};
 #[cfg(feature = "mutants")]

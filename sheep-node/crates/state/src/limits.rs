@@ -43,6 +43,8 @@ pub const MAX_LINEAGE_VIDS: u32 = 65_536;
 pub const MAX_SNAPSHOTS_PER_COMMAND: usize = 256;
 /// Most vids of which one command may say that entries that named them were replaced.
 pub const MAX_REPLACED_PER_COMMAND: usize = 256;
+/// Most vids that one command may say were swept.
+pub const MAX_SWEPT_PER_COMMAND: usize = 1024;
 /// Largest weight of a node or disk.
 pub const MAX_WEIGHT: u32 = 1 << 24;
 /// Vids are below this: the top bit of a map entry is a flag.

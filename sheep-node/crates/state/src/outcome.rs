@@ -237,6 +237,8 @@ pub enum Limited {
     Snapshots,
     /// Vids in a command about replaced entries.
     Replaced,
+    /// Vids in a command about sweeps.
+    Swept,
     /// Changes of a VDI's copies that nodes have not yet followed.
     CopiesChanges,
 }
@@ -254,7 +256,7 @@ impl core::fmt::Display for Limited {
             Self::Reports => "reports",
             Self::Maps => "map objects",
             Self::Snapshots => "snapshots in one command",
-            Self::Replaced => "vids in one command",
+            Self::Replaced | Self::Swept => "vids in one command",
             Self::CopiesChanges => "unrecovered changes of copies",
         })
     }
@@ -290,6 +292,8 @@ pub struct Changes {
     pub voters: bool,
     /// Reports changed: look for new ones to test.
     pub reports: bool,
+    /// Sweeps became due, or are due no more.
+    pub sweeps: bool,
     /// Old epochs were dropped.
     pub history: bool,
 }

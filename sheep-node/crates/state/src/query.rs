@@ -201,7 +201,7 @@ impl ClusterState {
     /// and clean. `None` if they may change now.
     pub fn unchanged_since(&self, vid: Vid) -> Option<LogIndex> {
         match self.vid(vid)?.kind {
-            VidKind::Snapshot { since } | VidKind::Dead { since, .. } => Some(since),
+            VidKind::Snapshot { since } | VidKind::Dead { since } => Some(since),
             VidKind::Working => self.vdi_of(vid)?.clean_since,
         }
     }

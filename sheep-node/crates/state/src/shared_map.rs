@@ -41,16 +41,18 @@ impl Spread for String {
     }
 }
 
+type Bucket<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SharedMap<K, V> {
-    buckets: Vec<Arc<BTreeMap<K, Arc<V>>>>,
+    buckets: Arc<Vec<Bucket<K, V>>>,
     len: usize,
 }
 
 impl<K, V> Default for SharedMap<K, V> {
     fn default() -> Self {
         let empty = Arc::new(BTreeMap::new());
-        Self { buckets: vec![empty; BUCKETS], len: 0 }
+        Self { buckets: Arc::new(vec![empty; BUCKETS]), len: 0 }
     }
 }
 
@@ -72,17 +74,14 @@ impl<K: Ord + Clone + Spread, V: Clone> SharedMap<K, V> {
         K: Borrow<Q>,
         Q: Ord + Spread + ?Sized,
     {
-        let bucket = self.buckets.get_mut(key.spread())?;
         // A miss must not copy the bucket.
-        if !bucket.contains_key(key) {
-            return None;
-        }
-        Arc::make_mut(bucket).get_mut(key).map(Arc::make_mut)
+        self.get(key)?;
+        self.bucket(key.spread())?.get_mut(key).map(Arc::make_mut)
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) {
-        let Some(bucket) = self.buckets.get_mut(key.spread()) else { return };
-        if Arc::make_mut(bucket).insert(key, Arc::new(value)).is_none() {
+        let Some(bucket) = self.bucket(key.spread()) else { return };
+        if bucket.insert(key, Arc::new(value)).is_none() {
             self.len += 1;
         }
     }
@@ -92,13 +91,14 @@ impl<K: Ord + Clone + Spread, V: Clone> SharedMap<K, V> {
         K: Borrow<Q>,
         Q: Ord + Spread + ?Sized,
     {
-        let bucket = self.buckets.get_mut(key.spread())?;
-        if !bucket.contains_key(key) {
-            return None;
-        }
-        let removed = Arc::make_mut(bucket).remove(key);
+        self.get(key)?;
+        let removed = self.bucket(key.spread())?.remove(key);
         self.len -= usize::from(removed.is_some());
         removed
+    }
+
+    fn bucket(&mut self, number: usize) -> Option<&mut BTreeMap<K, Arc<V>>> {
+        Arc::make_mut(&mut self.buckets).get_mut(number).map(Arc::make_mut)
     }
 
     /// All values in the order of their keys. Sorts: for listings and encoding, not for the data path.

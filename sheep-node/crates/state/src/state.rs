@@ -37,6 +37,8 @@ pub struct ClusterState {
     pub(crate) vdis: SharedMap<VdiId, VdiRecord>,
     pub(crate) vids: SharedMap<Vid, VidRecord>,
     pub(crate) lineages: SharedMap<Vid, LineageRecord>,
+    /// Dead vids whose sweep is due: the last entry that may have freed objects of them.
+    pub(crate) due: SharedMap<Vid, LogIndex>,
     /// Derived: names of `vdis`.
     #[serde(skip)]
     pub(crate) names: SharedMap<String, VdiId>,
@@ -46,9 +48,6 @@ pub struct ClusterState {
     /// Derived: what records say of other vids.
     #[serde(skip)]
     pub(crate) kin: SharedMap<Vid, Kin>,
-    /// Derived: dead vids whose sweep is due.
-    #[serde(skip)]
-    pub(crate) due: SharedMap<Vid, LogIndex>,
     /// Derived: snapshots of a volume, also of a deleted one.
     #[serde(skip)]
     pub(crate) snapshots: SharedMap<VdiId, BTreeSet<VdiId>>,

@@ -2,7 +2,8 @@
 //! derived from the records is in [`Kin`].
 
 use crate::ClusterState;
-use crate::{VdiRecord, VidKind};
+use crate::VdiRecord;
+use crate::shared_map::SharedMap;
 use sheep_types::{LogIndex, VdiId, Vid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -164,7 +165,7 @@ impl ClusterState {
 
     /// Makes what is derived of vids and lineages anew, after decoding.
     pub(crate) fn rebuild_kin(&mut self) {
-        (self.kin, self.due) = Default::default();
+        self.kin = SharedMap::default();
         let vids: Vec<_> = self.vids().into_iter().map(Arc::clone).collect();
         for record in vids {
             if let Some(parent) = record.parent {
@@ -172,9 +173,6 @@ impl ClusterState {
             }
             for (index, owner) in record.maps.iter() {
                 self.name_map(*owner, *index);
-            }
-            if let VidKind::Dead { due: Some(due), .. } = record.kind {
-                self.due.insert(record.vid, due);
             }
         }
         let lineages: Vec<_> = self.lineages().into_iter().map(Arc::clone).collect();

@@ -197,8 +197,6 @@ pub enum VidKind {
     Dead {
         /// When it became read-only.
         since: LogIndex,
-        /// Index of the last entry that may have freed objects of it; `None` after a sweep.
-        due: Option<LogIndex>,
     },
 }
 

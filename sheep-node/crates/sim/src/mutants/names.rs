@@ -72,6 +72,11 @@ variants! {
         SharedGeneration = "state:shared-generation": "a generation belongs to one writer";
         VidReuse = "state:vid-reuse": "a vid is never used again";
         LockIgnoresAttachment = "state:lock-ignores-attachment": "a lock needs the present attachment and ends with it";
+        SnapshotUnguarded = "state:snapshot-unguarded": "a snapshot names the generation that it was ordered under";
+        DeletedVidForgotten = "state:deleted-vid-forgotten": "a deleted vid is known while others come from it";
+        FrontierOverlooksSiblings = "state:frontier-overlooks-siblings": "a sweep asks everybody in the frontier";
+        OriginsMapDropped = "state:origins-map-dropped": "a dead vid keeps its map while a lineage has it as origin";
+        DeathLeavesSweepsAlone = "state:death-leaves-sweeps-alone": "a sweep is due again when one of the frontier dies";
     }
     Store: sheep_store::Mutant, besides sheep_store::Mutant::None => {
         InPlace = "store:in-place": "a flushed block is never overwritten in place";

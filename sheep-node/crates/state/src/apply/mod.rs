@@ -155,7 +155,7 @@ impl ClusterState {
             Command::CloneVdi(clone) => self.clone_vdi(step, clone),
             Command::Rollback { vdi, snapshot, guard } => self.rollback(step, *vdi, *snapshot, *guard),
             Command::Replaced { vdi, generation, vids } => self.replaced(step, *vdi, *generation, vids),
-            Command::Swept { vid, seen, empty } => self.swept(step, *vid, *seen, *empty),
+            Command::Swept { vids, seen } => self.swept(step, vids, *seen),
             Command::Flattened { vdi, generation } => self.flattened(step, *vdi, *generation),
         }
     }

@@ -1,8 +1,8 @@
 //! What happens to the tree of vids when one is made or deleted, and what is forgotten.
 
 use super::{Result, Step};
-use crate::limits::{MAX_LINEAGE_VIDS, MAX_REPLACED_PER_COMMAND, MAX_VIDS, VID_LIMIT};
-use crate::{ClusterState, Limited, Outcome, Refusal, VidKind, VidRecord};
+use crate::limits::{MAX_LINEAGE_VIDS, MAX_REPLACED_PER_COMMAND, MAX_SWEPT_PER_COMMAND, MAX_VIDS, VID_LIMIT};
+use crate::{ClusterState, Limited, Outcome, Refusal, SweptVid, VidKind, VidRecord};
 use sheep_types::{Generation, LogIndex, VdiId, Vid};
 use std::sync::Arc;
 
@@ -63,10 +63,11 @@ impl ClusterState {
         }
         let Some(record) = self.vids.get_mut(&vid) else { return };
         let since = match record.kind {
-            VidKind::Snapshot { since } | VidKind::Dead { since, .. } => since,
+            VidKind::Snapshot { since } | VidKind::Dead { since } => since,
             VidKind::Working => step.at,
         };
-        (record.kind, record.vdi) = (VidKind::Dead { since, due: None }, None);
+        (record.kind, record.vdi) = (VidKind::Dead { since }, None);
+        step.changes.vids.push(vid);
         self.mark_due(step, vid);
         self.mark_dead_above(step, vid);
         if !self.has_clones(vid) || self.drops_maps_of_origins() {
@@ -154,13 +155,9 @@ impl ClusterState {
 
     /// A dead vid's objects are to be looked through: some may have become free.
     fn mark_due(&mut self, step: &mut Step, vid: Vid) {
-        if !self.is_dead(vid) {
-            return;
-        }
-        if let Some(VidRecord { kind: VidKind::Dead { due, .. }, .. }) = self.vids.get_mut(&vid) {
-            *due = Some(step.at);
+        if self.is_dead(vid) {
             self.due.insert(vid, step.at);
-            step.changes.vids.push(vid);
+            step.changes.sweeps = true;
         }
     }
 
@@ -171,9 +168,9 @@ impl ClusterState {
 
     /// This vid and those above it, as far up as they are dead.
     fn dead_from(&self, vid: Option<Vid>) -> Vec<Vid> {
-        let dead = |vid: Vid| Some(vid).filter(|vid| self.is_dead(*vid));
-        let above = |vid: &Vid| self.vid(*vid)?.parent.and_then(dead);
-        std::iter::successors(vid.and_then(dead), above).collect()
+        let dead = |vid: Vid| self.vid(vid).filter(|record| !record.is_alive());
+        let above = std::iter::successors(vid.and_then(dead), |record| record.parent.and_then(dead));
+        above.map(|record| record.vid).collect()
     }
 
     fn mark_dead_above(&mut self, step: &mut Step, vid: Vid) {
@@ -185,22 +182,26 @@ impl ClusterState {
         }
     }
 
-    /// A node has looked through the objects of a dead vid, with the frontier that it has at `seen`.
-    pub(crate) fn swept(&mut self, step: &mut Step, vid: Vid, seen: LogIndex, empty: bool) -> Result {
+    /// A node has looked through the objects of dead vids, with the frontier that each had at `seen`.
+    pub(crate) fn swept(&mut self, step: &mut Step, vids: &[SweptVid], seen: LogIndex) -> Result {
         self.require_storage(step.origin)?;
-        let Some(record) = self.vids.get_mut(&vid) else {
-            // Forgotten before, as it was wanted.
-            return Ok(Outcome::Done);
-        };
-        let VidKind::Dead { due, .. } = &mut record.kind else { return Err(Refusal::StaleView) };
-        if seen > step.at || due.is_some_and(|due| due > seen) {
+        if vids.len() > MAX_SWEPT_PER_COMMAND {
+            let limit = MAX_SWEPT_PER_COMMAND as u64;
+            return Err(Refusal::Limit { what: Limited::Swept, limit });
+        }
+        if seen > step.at {
             return Err(Refusal::StaleView);
         }
-        *due = None;
-        self.due.remove(&vid);
-        step.changes.vids.push(vid);
-        if empty && !self.has_clones(vid) && !self.has_named_maps(vid) {
-            self.forget(step, vid);
+        for SweptVid { vid, empty } in vids {
+            let stale = self.due.get(vid).is_some_and(|due| **due > seen);
+            if stale || !self.is_dead(*vid) {
+                continue;
+            }
+            self.due.remove(vid);
+            step.changes.sweeps = true;
+            if *empty && !self.has_clones(*vid) && !self.has_named_maps(*vid) {
+                self.forget(step, *vid);
+            }
         }
         Ok(Outcome::Done)
     }

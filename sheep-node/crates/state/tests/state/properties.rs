@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, clone_vdi, create, item, n, node_up};
 use proptest::prelude::*;
 use sheep_state::{
     AccessMode, CloneVdi, ClusterState, Command, CreateVdi, EntryKind, EpochMembers, Guard, MemberState,
-    NodeState, NodeUp, Role, VdiRecord, VidKind,
+    NodeState, NodeUp, Role, SweptVid, VdiRecord, VidKind,
 };
 use sheep_types::{
     Birth, CommandSeq, ConfigId, Epoch, Generation, Incarnation, LogIndex, Member, NodeId, VdiId, Vid,
@@ -225,7 +225,7 @@ impl World {
             _ => {
                 let due = state.sweeps_due();
                 let vid = due.get(number as usize % due.len().max(1)).map_or(record.vid, |due| due.0);
-                Command::Swept { vid, seen: state.applied(), empty: flag }
+                Command::Swept { vids: vec![SweptVid { vid, empty: flag }], seen: state.applied() }
             }
         }
     }
@@ -359,7 +359,10 @@ fn wild_command(kind: u8, a: u64, b: u64, flag: bool) -> Command {
         }),
         4 => Command::Rollback { vdi, snapshot: VdiId(b), guard },
         5 => Command::Replaced { vdi, generation, vids: vec![vid; b as usize % 300] },
-        6 => Command::Swept { vid, seen: LogIndex(b), empty: flag },
+        6 => {
+            let vids = vec![SweptVid { vid, empty: flag }; if flag { 1 } else { b as usize % 1100 }];
+            Command::Swept { vids, seen: LogIndex(b) }
+        }
         7 => Command::Flattened { vdi, generation },
         _ => Command::MapExists { vid, maps: vec![b as u32], generation },
     }

@@ -2,7 +2,7 @@
 
 use super::{HOLDER, OBJECTS, Sweep, World};
 use crate::cluster::item;
-use sheep_state::{Command, Guard, Outcome, SnapshotItem, VdiRecord};
+use sheep_state::{Command, Guard, Outcome, SnapshotItem, SweptVid, VdiRecord};
 use sheep_types::{Generation, VdiId, Vid};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -112,8 +112,9 @@ impl World {
 
     pub(super) fn end_sweep(&mut self, sweep: &Sweep) -> bool {
         self.objects.retain(|(vid, index), _| *vid != sweep.vid || sweep.needed.contains(index));
-        let (vid, seen, empty) = (sweep.vid, sweep.seen, sweep.needed.is_empty());
-        self.cluster.run(1, Command::Swept { vid, seen, empty }).is_ok()
+        let vids = vec![SweptVid { vid: sweep.vid, empty: sweep.needed.is_empty() }];
+        self.cluster.run(1, Command::Swept { vids, seen: sweep.seen }).unwrap();
+        self.cluster.state.sweeps_due().iter().all(|(vid, _)| *vid != sweep.vid)
     }
 
     pub(super) fn sweep_all(&mut self) {

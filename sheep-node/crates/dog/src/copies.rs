@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sheep_api::v1::check_vdi_reply::What;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiRequest, ListVdisRequest, LostBlocks, Node, ObjectReport,
+    AcceptLossReply, AcceptLossRequest, CheckNumbers, CheckVdiRequest, ListVdisRequest, LostBlocks, Node,
+    ObjectReport,
 };
 use std::process::ExitCode;
 
@@ -99,9 +100,8 @@ fn line(object: &ObjectReport, nodes: &[Node]) -> String {
         format!("{kind} {} (bytes {} to {end}) is {}: ", object.index, object.offset, object.state);
     text += &copies.join("; ");
     if !object.lost.is_empty() {
-        let range = |lost: &LostBlocks| {
-            format!("{} to {}", lost.offset, lost.offset + lost.length.saturating_sub(1))
-        };
+        let range =
+            |lost: &LostBlocks| format!("{} to {}", lost.offset, lost.offset + lost.length.saturating_sub(1));
         let ranges: Vec<String> = object.lost.iter().map(range).collect();
         text += &format!("; a copy has lost bytes {}", ranges.join(", "));
     }

@@ -38,7 +38,9 @@ fn damaged(replies: &Replies) -> bool {
 /// Whether everything is as it should be, as far as scrubbing knows.
 fn good(replies: &Replies) -> bool {
     replies.iter().all(|(_, reply)| {
-        reply.as_ref().is_ok_and(|reply| reply.damaged_now + reply.unresolved + reply.lost + reply.lost_blocks == 0)
+        reply
+            .as_ref()
+            .is_ok_and(|reply| reply.damaged_now + reply.unresolved + reply.lost + reply.lost_blocks == 0)
     })
 }
 

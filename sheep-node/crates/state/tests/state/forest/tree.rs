@@ -7,6 +7,9 @@ use sheep_types::{Generation, VdiId, Vid};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Objects, or map objects.
+type Numbers = BTreeSet<(Vid, u32)>;
+
 impl World {
     fn guard(record: &VdiRecord) -> Guard {
         record.lock.map_or(Guard::ClosedClean, |lock| Guard::Held(lock.generation))
@@ -141,7 +144,7 @@ impl World {
     // What must be.
 
     /// Everything that somebody alive reaches, found by looking at everybody.
-    pub(super) fn reached(&self) -> (BTreeSet<(Vid, u32)>, BTreeSet<(Vid, u32)>) {
+    pub(super) fn reached(&self) -> (Numbers, Numbers) {
         let (mut objects, mut maps) = (BTreeSet::new(), BTreeSet::new());
         for record in self.cluster.state.vdis() {
             for index in 0..OBJECTS {

@@ -192,6 +192,12 @@ impl View {
         self.state.vid(vid).map(Arc::as_ref)
     }
 
+    /// Whether two vids are of one lineage: their objects with one index are on the same nodes.
+    pub fn are_related(&self, one: Vid, other: Vid) -> bool {
+        let lineage = |vid| self.vid(vid).map(|record| record.lineage);
+        lineage(one).is_some() && lineage(one) == lineage(other)
+    }
+
     /// Record of the VDI that a vid belongs to.
     pub fn vdi_of(&self, vid: Vid) -> Option<&VdiRecord> {
         self.state.vdi_of(vid).map(Arc::as_ref)

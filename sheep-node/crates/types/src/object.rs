@@ -47,6 +47,12 @@ impl ObjectId {
         Self((u64::from(vid.0) << 32) | (kind << Self::INDEX_BITS) | u64::from(index))
     }
 
+    /// The object of the same kind and index of another vid.
+    #[must_use]
+    pub fn of(self, vid: Vid) -> Self {
+        Self((u64::from(vid.0) << 32) | self.0 & u64::from(u32::MAX))
+    }
+
     /// The vid that owns the object.
     pub fn vid(self) -> Vid {
         Vid((self.0 >> 32) as u32)

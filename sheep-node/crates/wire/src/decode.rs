@@ -152,6 +152,7 @@ fn get_write(input: &mut Reader<'_>, payload: &mut Payload) -> Result<WriteReque
     let previous = get_option(input, get_version)?;
     let version = get_version(input)?;
     let create = input.bool()?;
+    let base = get_option(input, |input| input.u32().map(Vid))?;
     let durable = input.bool()?;
     let offset = input.u32()?;
     let body = match input.u8()? {
@@ -164,7 +165,7 @@ fn get_write(input: &mut Reader<'_>, payload: &mut Payload) -> Result<WriteReque
         _ => return Err(input.malformed()),
     };
     let confirmed = get_confirmed(input)?;
-    Ok(WriteRequest { object, birth, previous, version, create, offset, body, durable, confirmed })
+    Ok(WriteRequest { object, birth, previous, version, create, base, offset, body, durable, confirmed })
 }
 
 fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<Reply, DecodeError> {
@@ -248,6 +249,7 @@ fn get_refusal(input: &mut Reader<'_>) -> Result<Refusal, DecodeError> {
         10 => Refusal::StoreFailed,
         11 => Refusal::Busy,
         12 => Refusal::Malformed,
+        13 => Refusal::BaseLost,
         _ => return Err(input.malformed()),
     })
 }

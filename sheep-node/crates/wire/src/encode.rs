@@ -184,6 +184,7 @@ fn put_write(out: &mut Writer<'_>, payload: &mut Payload, write: &WriteRequest) 
     put_option(out, write.previous.as_ref(), put_version);
     put_version(out, &write.version);
     out.u8(u8::from(write.create));
+    put_option(out, write.base.as_ref(), |out, vid| out.u32(vid.0));
     out.u8(u8::from(write.durable));
     out.u32(write.offset);
     match &write.body {
@@ -284,6 +285,7 @@ fn put_refusal(out: &mut Writer<'_>, refusal: Refusal) -> u8 {
         Refusal::StoreFailed => (10, 0),
         Refusal::Busy => (11, 0),
         Refusal::Malformed => (12, 0),
+        Refusal::BaseLost => (13, 0),
     };
     out.u8(code);
     out.u64(epoch);

@@ -155,6 +155,9 @@ pub enum Refusal {
     /// There is no copy.
     #[error("no copy")]
     NoCopy,
+    /// The object that the new one is to begin as is lost.
+    #[error("the object to be cloned is lost")]
+    BaseLost,
     /// The disk is full.
     #[error("no space")]
     NoSpace,

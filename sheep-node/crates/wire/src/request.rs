@@ -73,6 +73,9 @@ pub struct WriteRequest {
     /// The object is new: whatever copy there is with a lower version is an orphan and is replaced by an
     /// empty one before the write. The new copy is *pending* until its map entry is confirmed.
     pub create: bool,
+    /// With `create`: the object begins as a clone of this vid's object of the same kind and index, block by block, from
+    /// the receiver's own copy of that one, which must be current. Both vids are of one lineage.
+    pub base: Option<Vid>,
     /// First byte within the object, a multiple of the block size.
     pub offset: u32,
     /// New contents.

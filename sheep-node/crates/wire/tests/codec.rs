@@ -59,12 +59,12 @@ fn request() -> impl Strategy<Value = Request> {
             object(),
             proptest::option::of(version()),
             version(),
-            any::<(bool, bool, u32, u64)>(),
+            any::<(bool, bool, u32, u64, Option<u32>)>(),
             blocks(),
             confirmed()
         )
             .prop_map(
-                |(object, previous, version, (create, durable, offset, birth), body, confirmed)| {
+                |(object, previous, version, (create, durable, offset, birth, base), body, confirmed)| {
                     let birth = Birth(birth);
                     let write = WriteRequest {
                         object,
@@ -72,6 +72,7 @@ fn request() -> impl Strategy<Value = Request> {
                         previous,
                         version,
                         create,
+                        base: base.map(Vid),
                         offset,
                         body,
                         durable,

@@ -11,7 +11,7 @@ use super::shared::{Core, Tag};
 use super::volume::Volume;
 use crate::Mutant;
 use crate::recovery::{Cell, cells, ranges_of};
-use sheep_types::{BLOCK_SIZE, Member, NodeId, ObjectId};
+use sheep_types::{BLOCK_SIZE, Birth, Member, NodeId, ObjectId, Vid};
 use sheep_wire::{Refusal, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +31,8 @@ pub(super) struct Query {
     map: bool,
     index: u32,
     purpose: Purpose,
+    /// The vid whose object it is, if it is data.
+    vid: Option<Vid>,
     /// Up members, and what they said.
     asked: Option<BTreeMap<Member, Option<CopyState>>>,
     /// Blocks that one of them has lost.
@@ -54,7 +56,8 @@ impl Volume {
     pub(super) fn add_query(&mut self, io: u64, (map, index): (bool, u32), purpose: Purpose) {
         let id = self.next_piece;
         self.next_piece += 1;
-        self.queries.insert(id, Query { io, map, index, purpose, asked: None, lost: BTreeSet::new() });
+        let query = Query { io, map, index, purpose, vid: None, asked: None, lost: BTreeSet::new() };
+        self.queries.insert(id, query);
     }
 
     /// Answers about the former epoch do not count.
@@ -66,7 +69,10 @@ impl Volume {
     }
 
     fn object_of(&self, query: &Query) -> ObjectId {
-        if query.map { ObjectId::map(self.vid, query.index) } else { ObjectId::data(self.vid, query.index) }
+        match query.map {
+            true => ObjectId::map(self.map.kept_by(0, query.index).unwrap_or(self.vid), query.index),
+            false => ObjectId::data(query.vid.unwrap_or(self.vid), query.index),
+        }
     }
 
     /// Carries on what can go on.
@@ -78,7 +84,7 @@ impl Volume {
 
     fn step_query(&mut self, core: &mut Core, id: u64) {
         let Some(query) = self.queries.get(&id) else { return };
-        let (io, index, map, object) = (query.io, query.index, query.map, self.object_of(query));
+        let (io, index, map) = (query.io, query.index, query.map);
         if let Some(asked) = &query.asked {
             if asked.values().all(Option::is_some) {
                 self.end_query(core, id);
@@ -86,17 +92,22 @@ impl Volume {
             return;
         }
         let exists = match map {
-            true => core.view().vid(self.vid).is_some_and(|record| record.maps.contains_key(&index)),
-            false => match self.locate(index) {
+            true => self.map.kept_by(0, index).is_some(),
+            false => match self.locate(core, index) {
                 Location::Loading => return,
                 Location::Unreadable | Location::Unknown => {
                     self.queries.remove(&id);
                     return self.part_done(core, io, Err(VolumeError::Io), false);
                 }
                 Location::Absent => false,
-                Location::Own => true,
+                Location::At(place) => {
+                    self.queries.entry(id).and_modify(|query| query.vid = Some(place.vid));
+                    true
+                }
             },
         };
+        let Some(query) = self.queries.get(&id) else { return };
+        let object = self.object_of(query);
         if !exists {
             self.queries.remove(&id);
             return self.tell(core, io, ObjectCheck::default());
@@ -106,11 +117,16 @@ impl Volume {
             query.asked = Some(members.iter().map(|member| (*member, None)).collect());
         }
         for member in members {
-            let request = Request::Digest { object, birth: self.birth, version: None };
+            let request = Request::Digest { object, birth: self.birth_of(core, object), version: None };
             self.call(core, Tag::Query { query: id }, member, request);
         }
         // Without members there is nobody to wait for.
         self.again = true;
+    }
+
+    /// Birth of an object's vid.
+    pub(super) fn birth_of(&self, core: &Core, object: ObjectId) -> Birth {
+        core.view().vid(object.vid()).map_or(self.birth, |record| record.birth)
     }
 
     pub(super) fn handle_query_reply(&mut self, core: &mut Core, id: u64, from: Member, reply: Reply) {
@@ -132,7 +148,8 @@ impl Volume {
             // The answer to a block.
             Reply::Read(_) => CopyState::NotCurrent,
             Reply::Refused(Refusal::NoCopy | Refusal::NotCurrent) => {
-                let request = Request::Read { object, birth: self.birth, offset: 0, len: BLOCK_SIZE };
+                let birth = self.birth_of(core, object);
+                let request = Request::Read { object, birth, offset: 0, len: BLOCK_SIZE };
                 self.call(core, Tag::QueryBlock { query: id }, from, request);
                 return;
             }

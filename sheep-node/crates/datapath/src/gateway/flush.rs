@@ -5,8 +5,9 @@
 
 use super::api::{LostReason, OpenError, VolumeError};
 use super::discard::Discard;
-use super::map::MapBlock;
+use super::map::{Change, LayerBlock, MapBlock};
 use super::object::{Owner, data_body};
+use super::read::makes_partial;
 use super::shared::{Core, Tag};
 use super::volume::{Phase, Volume};
 use super::write::NewWrite;
@@ -61,7 +62,7 @@ pub(super) struct Flusher {
     pub(super) discards: Vec<Discard>,
     pub(super) clearing: Vec<Discard>,
     /// Changes of map blocks that are not written yet.
-    changes: BTreeMap<MapBlock, Vec<(usize, u32)>>,
+    changes: BTreeMap<MapBlock, Vec<(usize, Change)>>,
     written: Vec<(MapBlock, Bytes)>,
     map_writes: Vec<(ObjectId, u64)>,
     new_maps: BTreeSet<u32>,
@@ -208,14 +209,13 @@ impl Volume {
                 && !self.pending.contains_key(&discard.index)
         };
         let (clearing, discards) = self.flusher.discards.iter().copied().partition(ready);
-        let mut changes: BTreeMap<MapBlock, Vec<(usize, u32)>> = BTreeMap::new();
-        let entered = entering.iter().map(|index| (*index, vid.0));
-        let cleared = |discards: &Vec<Discard>| -> Vec<(u32, u32)> {
-            discards.iter().map(|discard| (discard.index, 0)).collect()
-        };
-        for (index, value) in entered.chain(cleared(&clearing)) {
+        let clearing: Vec<Discard> = clearing;
+        let mut changes: BTreeMap<MapBlock, Vec<(usize, Change)>> = BTreeMap::new();
+        let entered = entering.iter().map(|index| (*index, Change::Enter));
+        let cleared = clearing.iter().map(|discard| (discard.index, Change::Clear));
+        for (index, change) in entered.chain(cleared) {
             let (block, place) = self.map.place(index);
-            changes.entry(block).or_default().push((place, value));
+            changes.entry(block).or_default().push((place, change));
         }
         let flusher = &mut self.flusher;
         (flusher.entering, flusher.clearing, flusher.discards) = (entering, clearing, discards);
@@ -225,27 +225,30 @@ impl Volume {
 
     /// Writes the changed map blocks, durably, and goes on when all members have them.
     fn step_map(&mut self, core: &mut Core) -> bool {
-        let unloaded: Vec<MapBlock> =
-            self.flusher.changes.keys().filter(|block| !self.map.is_loaded(**block)).copied().collect();
-        for block in &unloaded {
-            if !self.load(*block) {
-                return self.abort_cycle(core);
-            }
+        let blocks: Vec<MapBlock> = self.flusher.changes.keys().copied().collect();
+        let unread: Vec<LayerBlock> = blocks.iter().filter_map(|block| self.map.unread(*block)).collect();
+        if unread.iter().any(|block| !self.load(*block)) {
+            return self.abort_cycle(core);
         }
-        if !unloaded.is_empty() {
+        if !unread.is_empty() {
             return false;
         }
+        let (view, own) = (core.view(), self.vid);
         while let Some((block, changes)) = self.flusher.changes.pop_first() {
             let object = ObjectId::map(self.vid, block.map);
             if !self.may_write(core, object) {
                 self.flusher.changes.insert(block, changes);
                 return false;
             }
-            let contents = self.map.changed(block, &changes);
-            let create = !self.map.exists(block.map) && self.flusher.new_maps.insert(block.map);
+            let contents = self.map.changed(block, &changes, |old| makes_partial(&view, own, old));
+            // A map object of an older vid of the lineage is cloned; what a new one says nothing of, the layer below says.
+            let kept_by = self.map.kept_by(0, block.map);
+            let exists = kept_by == Some(self.vid);
+            let create = !exists && self.flusher.new_maps.insert(block.map);
+            let base = kept_by.filter(|_| create);
             let body = data_body(contents.clone());
-            let write =
-                NewWrite { object, create, offset: block.offset(), body, durable: true, owner: Owner::Map };
+            let (offset, owner) = (block.offset(), Owner::Map);
+            let write = NewWrite { object, create, base, offset, body, durable: true, owner };
             let sequence = self.write(core, write);
             self.flusher.map_writes.push((object, sequence));
             self.flusher.written.push((block, contents));
@@ -291,7 +294,7 @@ impl Volume {
             self.map.set_exists(*map);
         }
         for (block, contents) in std::mem::take(&mut self.flusher.written) {
-            self.map.insert(block, &contents);
+            self.map.insert(LayerBlock { layer: 0, block }, Some(&contents));
         }
         let vid = self.vid;
         let mut cleared: Vec<ObjectId> =

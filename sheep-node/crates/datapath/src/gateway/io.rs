@@ -345,7 +345,7 @@ impl Volume {
             })
             .collect();
         for (io, offset, len, req_one) in asked {
-            if let Some(result) = self.status(offset, len, req_one) {
+            if let Some(result) = self.status(core, offset, len, req_one) {
                 self.ios.remove(&io);
                 self.again = true;
                 self.answer(core, io, result.map(VolumeReply::BlockStatus));
@@ -355,6 +355,7 @@ impl Volume {
 
     fn status(
         &mut self,
+        core: &Core,
         offset: u64,
         len: u64,
         req_one: bool,
@@ -364,11 +365,11 @@ impl Volume {
         let len = len.min(STATUS_OBJECTS * size);
         let mut extents: Vec<BlockExtent> = Vec::new();
         for (index, start, end) in self.cut(offset, len) {
-            let hole = match self.locate(index) {
+            let hole = match self.locate(core, index) {
                 Location::Loading => return None,
                 Location::Unreadable | Location::Unknown => return Some(Err(VolumeError::Io)),
                 Location::Absent => true,
-                Location::Own => false,
+                Location::At(_) => false,
             };
             let part = u64::from(end - start);
             match extents.last_mut() {

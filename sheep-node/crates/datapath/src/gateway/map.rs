@@ -1,16 +1,18 @@
-//! The map of a volume: which vid owns each data object. Read in blocks of 4 KiB, cached, bounded.
+//! The map of a volume: which vid's object each data object is. Read in blocks of 4 KiB, cached, bounded.
+//!
+//! What the map of a clone does not say yet is as in the snapshot that it was cloned from, so a volume's map has layers:
+//! its own, its origin's, that one's origin's.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sheep_types::{BLOCK_SIZE, Geometry, Vid};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Entries in one block.
 pub(super) const ENTRIES: u32 = BLOCK_SIZE / 4;
-/// Entry of a discarded object that hides its parent's: zeros.
-const DISCARDED: u32 = 0x7fff_ffff;
 /// Entries from here on, the partial bit taken off, name no vid.
 const RESERVED: u32 = 0x7fff_fffe;
-/// The object is not filled yet: absent blocks are the parent's.
+/// The object is not filled yet: absent blocks are those of the layer below its lineage's.
 const PARTIAL: u32 = 1 << 31;
 
 /// A block of a map object.
@@ -29,20 +31,53 @@ impl MapBlock {
     }
 }
 
+/// A block of a layer's map object: where it is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LayerBlock {
+    /// Number of the layer, from the volume's own, 0, down.
+    pub(super) layer: usize,
+    /// The block.
+    pub(super) block: MapBlock,
+}
+
 /// What the map says of a data object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     /// Nothing is there: zeros.
     Absent,
-    /// The object of this vid.
-    Owned(Vid),
+    /// The object of this vid. `partial`: its absent blocks are those of the origin of its lineage.
+    At { vid: Vid, partial: bool },
     /// Written by a later version: cannot be served.
     Unknown,
 }
 
+/// A change of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The own object is there.
+    Enter,
+    /// Nothing is there any more.
+    Clear,
+}
+
+/// A vid whose map is looked at, and where its map objects are.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) vid: Vid,
+    pub(super) lineage: Vid,
+    pub(super) maps: Arc<BTreeMap<u32, Vid>>,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Entries(Vec<u32>),
+    /// The block is the next layer's.
+    Below,
+}
+
 #[derive(Debug)]
 struct Cached {
-    entries: Vec<u32>,
+    contents: Contents,
     used: u64,
 }
 
@@ -50,16 +85,16 @@ struct Cached {
 pub(super) struct MapCache {
     entries_per_map: u32,
     limit: usize,
-    /// Map objects that exist.
-    exists: BTreeSet<u32>,
-    blocks: BTreeMap<MapBlock, Cached>,
+    layers: Vec<Layer>,
+    blocks: BTreeMap<LayerBlock, Cached>,
     clock: u64,
 }
 
 impl MapCache {
-    pub(super) fn new(geometry: Geometry, limit: usize, exists: BTreeSet<u32>) -> Self {
+    /// `layers`: the volume's own first; there is at least one.
+    pub(super) fn new(geometry: Geometry, limit: usize, layers: Vec<Layer>) -> Self {
         let entries_per_map = geometry.entries_per_map();
-        Self { entries_per_map, limit: limit.max(8), exists, blocks: BTreeMap::new(), clock: 0 }
+        Self { entries_per_map, limit: limit.max(8), layers, blocks: BTreeMap::new(), clock: 0 }
     }
 
     /// Block and place of the entry of a data object.
@@ -68,38 +103,74 @@ impl MapCache {
         (MapBlock { map, block: entry / ENTRIES }, (entry % ENTRIES) as usize)
     }
 
-    pub(super) fn exists(&self, map: u32) -> bool {
-        self.exists.contains(&map)
+    /// The vid under whose number a layer's map object is kept, if there is one.
+    pub(super) fn kept_by(&self, layer: usize, map: u32) -> Option<Vid> {
+        self.layers.get(layer)?.maps.get(&map).copied()
     }
 
+    /// A map object of the volume exists under its own vid.
     pub(super) fn set_exists(&mut self, map: u32) {
-        self.exists.insert(map);
-    }
-
-    /// The entry of a data object, or the block to be loaded first.
-    pub(super) fn entry(&mut self, index: u32) -> Result<Entry, MapBlock> {
-        let (block, place) = self.place(index);
-        if !self.exists(block.map) {
-            return Ok(Entry::Absent);
+        if let Some(own) = self.layers.first_mut() {
+            Arc::make_mut(&mut own.maps).insert(map, own.vid);
         }
-        self.clock += 1;
-        let cached = self.blocks.get_mut(&block).ok_or(block)?;
-        cached.used = self.clock;
-        Ok(decode(cached.entries.get(place).copied().unwrap_or(0)))
     }
 
-    /// Whether the block can be changed: it is cached, or its map object does not exist yet.
-    pub(super) fn is_loaded(&self, block: MapBlock) -> bool {
-        !self.exists(block.map) || self.blocks.contains_key(&block)
+    /// The volume goes on under another vid of its lineage: all entries are as they were.
+    pub(super) fn go_on_as(&mut self, vid: Vid, maps: Arc<BTreeMap<u32, Vid>>) {
+        if let Some(own) = self.layers.first_mut() {
+            (own.vid, own.maps) = (vid, maps);
+        }
     }
 
-    /// Takes over a block that was read; zeros where `contents` is short.
-    pub(super) fn insert(&mut self, block: MapBlock, contents: &[u8]) {
-        let mut entries: Vec<u32> =
-            contents.as_chunks::<4>().0.iter().map(|entry| u32::from_le_bytes(*entry)).collect();
-        entries.resize(ENTRIES as usize, 0);
+    /// The layer in which absent blocks of partial objects of a lineage are found.
+    pub(super) fn below(&self, lineage: Vid) -> Option<usize> {
+        let layer = self.layers.iter().position(|layer| layer.lineage == lineage)? + 1;
+        (layer < self.layers.len()).then_some(layer)
+    }
+
+    /// Entries of a block as a layer sees them, none: all are zero; or the block to be read first.
+    fn entries(&mut self, layer: usize, block: MapBlock) -> Result<Option<&[u32]>, LayerBlock> {
         self.clock += 1;
-        self.blocks.insert(block, Cached { entries, used: self.clock });
+        let clock = self.clock;
+        let mut at = LayerBlock { layer, block };
+        while let Some(here) = self.layers.get(at.layer) {
+            if here.maps.contains_key(&block.map) {
+                let cached = self.blocks.get_mut(&at).ok_or(at)?;
+                cached.used = clock;
+                if let Contents::Entries(_) = cached.contents {
+                    break;
+                }
+            }
+            at.layer += 1;
+        }
+        Ok(self.blocks.get(&at).and_then(|cached| match &cached.contents {
+            Contents::Entries(entries) => Some(entries.as_slice()),
+            Contents::Below => None,
+        }))
+    }
+
+    /// The entry of a data object as a layer sees it, or the block to be read first.
+    pub(super) fn entry(&mut self, layer: usize, index: u32) -> Result<Entry, LayerBlock> {
+        let (block, place) = self.place(index);
+        let entries = self.entries(layer, block)?;
+        Ok(decode(entries.and_then(|entries| entries.get(place).copied()).unwrap_or(0)))
+    }
+
+    /// Takes over a block that was read: nothing if the object has none. Zeros where it is short.
+    pub(super) fn insert(&mut self, at: LayerBlock, contents: Option<&[u8]>) {
+        let last = at.layer + 1 >= self.layers.len();
+        let contents = match contents {
+            None if !last => Contents::Below,
+            contents => {
+                let bytes = contents.unwrap_or_default();
+                let mut entries: Vec<u32> =
+                    bytes.as_chunks::<4>().0.iter().map(|entry| u32::from_le_bytes(*entry)).collect();
+                entries.resize(ENTRIES as usize, 0);
+                Contents::Entries(entries)
+            }
+        };
+        self.clock += 1;
+        self.blocks.insert(at, Cached { contents, used: self.clock });
         if self.blocks.len() > self.limit {
             self.evict();
         }
@@ -107,7 +178,7 @@ impl MapCache {
 
     /// Drops the eighth of the blocks that was not used for longest.
     fn evict(&mut self) {
-        let mut ages: Vec<(u64, MapBlock)> =
+        let mut ages: Vec<(u64, LayerBlock)> =
             self.blocks.iter().map(|(block, cached)| (cached.used, *block)).collect();
         ages.sort_unstable();
         for (_, block) in ages.iter().take(self.limit / 8 + 1) {
@@ -115,15 +186,30 @@ impl MapCache {
         }
     }
 
-    /// The contents of a loaded block with some entries changed.
-    pub(super) fn changed(&self, block: MapBlock, changes: &[(usize, u32)]) -> Bytes {
-        let old = self.blocks.get(&block).map(|cached| cached.entries.as_slice()).unwrap_or_default();
-        let mut entries = old.to_vec();
+    /// The block to be read before a block of the volume can be changed.
+    pub(super) fn unread(&mut self, block: MapBlock) -> Option<LayerBlock> {
+        self.entries(0, block).err()
+    }
+
+    /// The contents of a block of the volume, which is read, with some entries changed. `partial` says whether an own
+    /// object that takes the place of another vid's is partial.
+    pub(super) fn changed(
+        &mut self,
+        block: MapBlock,
+        changes: &[(usize, Change)],
+        partial: impl Fn(Entry) -> bool,
+    ) -> Bytes {
+        let own = self.layers.first().map_or(Vid(0), |own| own.vid);
+        let mut entries = self.entries(0, block).ok().flatten().unwrap_or_default().to_vec();
         entries.resize(ENTRIES as usize, 0);
-        for (place, value) in changes {
-            if let Some(entry) = entries.get_mut(*place) {
-                *entry = *value;
-            }
+        for (place, change) in changes {
+            let Some(entry) = entries.get_mut(*place) else { continue };
+            let old = decode(*entry);
+            *entry = match change {
+                Change::Clear => 0,
+                Change::Enter if partial(old) => own.0 | PARTIAL,
+                Change::Enter => own.0,
+            };
         }
         let mut contents = BytesMut::with_capacity(BLOCK_SIZE as usize);
         for entry in entries {
@@ -134,11 +220,10 @@ impl MapCache {
 }
 
 fn decode(entry: u32) -> Entry {
-    match entry {
-        0 | DISCARDED => Entry::Absent,
-        partial if partial & PARTIAL != 0 => Entry::Unknown,
-        RESERVED.. => Entry::Unknown,
-        vid => Entry::Owned(Vid(vid)),
+    match entry & !PARTIAL {
+        0 if entry == 0 => Entry::Absent,
+        0 | RESERVED.. => Entry::Unknown,
+        vid => Entry::At { vid: Vid(vid), partial: entry & PARTIAL != 0 },
     }
 }
 
@@ -146,45 +231,79 @@ fn decode(entry: u32) -> Entry {
 mod tests {
     use super::*;
 
-    fn cache(limit: usize) -> MapCache {
-        let geometry = Geometry::with_object_size(64 << 10).unwrap();
-        MapCache::new(geometry, limit, BTreeSet::from([0]))
+    fn layer(vid: u32, maps: &[(u32, u32)]) -> Layer {
+        let maps = maps.iter().map(|(map, vid)| (*map, Vid(*vid))).collect();
+        Layer { vid: Vid(vid), lineage: Vid(vid), maps: Arc::new(maps) }
+    }
+
+    fn cache(layers: Vec<Layer>) -> MapCache {
+        MapCache::new(Geometry::with_object_size(64 << 10).unwrap(), 8, layers)
+    }
+
+    fn at(layer: usize, block: u32) -> LayerBlock {
+        LayerBlock { layer, block: MapBlock { map: 0, block } }
+    }
+
+    fn whole(vid: u32) -> Result<Entry, LayerBlock> {
+        Ok(Entry::At { vid: Vid(vid), partial: false })
     }
 
     #[test]
     fn entries_are_found_where_the_format_puts_them() {
-        let mut map = cache(8);
+        let mut map = cache(vec![layer(3, &[(0, 3)])]);
         // 64 KiB objects: 16384 entries a map, 1024 a block.
         assert_eq!(map.place(16384 + 1025), (MapBlock { map: 1, block: 1 }, 1));
-        assert_eq!(map.entry(16384), Ok(Entry::Absent), "no such map object: nothing to ask for");
-        let block = MapBlock { map: 0, block: 1 };
-        assert_eq!(map.entry(1025), Err(block));
-        map.insert(block, &[7, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 5, 0, 0, 0x80]);
-        assert_eq!(map.entry(1024), Ok(Entry::Owned(Vid(7))));
-        assert_eq!(map.entry(1025), Ok(Entry::Absent), "discarded");
-        assert_eq!(map.entry(1026), Ok(Entry::Unknown), "partial");
-        assert_eq!(map.entry(1027), Ok(Entry::Absent));
+        assert_eq!(map.entry(0, 16384), Ok(Entry::Absent), "no such map object: nothing to ask for");
+        assert_eq!(map.entry(0, 1025), Err(at(0, 1)));
+        map.insert(at(0, 1), Some(&[7, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 5, 0, 0, 0x80, 0, 0, 0, 0x80]));
+        assert_eq!(map.entry(0, 1024), whole(7));
+        assert_eq!(map.entry(0, 1025), Ok(Entry::Unknown), "reserved");
+        assert_eq!(map.entry(0, 1026), Ok(Entry::At { vid: Vid(5), partial: true }));
+        assert_eq!(map.entry(0, 1027), Ok(Entry::Unknown), "a part of nothing");
+        assert_eq!(map.entry(0, 1028), Ok(Entry::Absent));
+    }
+
+    #[test]
+    fn what_a_layer_does_not_say_the_next_one_says() {
+        let mut map = cache(vec![layer(9, &[(0, 9)]), layer(5, &[]), layer(3, &[(0, 3)])]);
+        assert_eq!(map.entry(0, 0), Err(at(0, 0)));
+        map.insert(at(0, 0), None);
+        assert_eq!(map.entry(0, 0), Err(at(2, 0)), "the second has no map object at all");
+        map.insert(at(2, 0), Some(&[3, 0, 0, 0]));
+        assert_eq!((map.entry(0, 0), map.entry(1, 0), map.entry(0, 1)), (whole(3), whole(3), Ok(Entry::Absent)));
+        // A block that is there says everything, and hides those below.
+        map.insert(at(0, 0), Some(&[0, 0, 0, 0, 9, 0, 0, 0]));
+        assert_eq!((map.entry(0, 0), map.entry(0, 1), map.entry(1, 0)), (Ok(Entry::Absent), whole(9), whole(3)));
+        // The last has nothing below it.
+        map.insert(at(2, 1), None);
+        assert_eq!(map.entry(2, 1024), Ok(Entry::Absent));
+        assert_eq!((map.below(Vid(9)), map.below(Vid(5)), map.below(Vid(3))), (Some(1), Some(2), None));
     }
 
     #[test]
     fn changes_keep_the_other_entries() {
-        let mut map = cache(8);
+        let mut map = cache(vec![layer(9, &[]), layer(2, &[(0, 2)])]);
         let block = MapBlock { map: 0, block: 0 };
-        map.insert(block, &[1, 0, 0, 0, 2, 0, 0, 0]);
-        let bytes = map.changed(block, &[(1, 0), (1023, 9)]);
+        let partial = |old| old != Entry::Absent;
+        let changes = [(1, Change::Clear), (2, Change::Enter), (1023, Change::Enter)];
+        assert_eq!(map.unread(block), Some(at(1, 0)));
+        map.insert(at(1, 0), Some(&[1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0]));
+        assert_eq!(map.unread(block), None);
+        let bytes = map.changed(block, &changes, partial);
         assert_eq!(bytes.len(), 4096);
-        map.insert(block, &bytes);
-        assert_eq!(map.entry(0), Ok(Entry::Owned(Vid(1))));
-        assert_eq!(map.entry(1), Ok(Entry::Absent));
-        assert_eq!(map.entry(1023), Ok(Entry::Owned(Vid(9))));
+        map.set_exists(0);
+        map.insert(at(0, 0), Some(&bytes));
+        assert_eq!((map.entry(0, 0), map.entry(0, 1)), (whole(1), Ok(Entry::Absent)));
+        assert_eq!(map.entry(0, 2), Ok(Entry::At { vid: Vid(9), partial: true }));
+        assert_eq!(map.entry(0, 1023), whole(9));
     }
 
     #[test]
     fn the_cache_is_bounded_and_keeps_what_is_used() {
-        let mut map = cache(8);
+        let mut map = cache(vec![layer(1, &[(0, 1)])]);
         for block in 0..16 {
-            map.insert(MapBlock { map: 0, block }, &[1, 0, 0, 0]);
-            assert!(map.entry(0).is_ok(), "block 0 is used all the time");
+            map.insert(at(0, block), Some(&[1, 0, 0, 0]));
+            assert!(map.entry(0, 0).is_ok(), "block 0 is used all the time");
         }
         assert!(map.blocks.len() <= 8);
     }

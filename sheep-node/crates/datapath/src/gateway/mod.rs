@@ -21,6 +21,7 @@
 
 mod api;
 mod check;
+mod contents;
 mod coverage;
 mod discard;
 mod flush;

@@ -2,7 +2,7 @@
 
 use super::api::VolumeError;
 use core::ops::Range;
-use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Version};
+use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Version, Vid};
 use sheep_wire::{Body, Confirmed, WriteRequest};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -29,6 +29,8 @@ pub(super) struct RetainedWrite {
     /// Sequence of the object's write before this one; `None` for the first one of the generation.
     pub(super) previous: Option<u64>,
     pub(super) create: bool,
+    /// The vid whose object it is created as a clone of.
+    pub(super) base: Option<Vid>,
     pub(super) offset: u32,
     pub(super) body: Body,
     pub(super) durable: bool,
@@ -80,6 +82,7 @@ impl RetainedWrite {
             previous: self.previous.map(version),
             version: version(self.sequence),
             create: self.create,
+            base: self.base,
             offset: self.offset,
             body: self.body.clone(),
             durable: self.durable,
@@ -253,6 +256,7 @@ mod tests {
             sequence,
             previous: sequence.checked_sub(1),
             create: false,
+            base: None,
             offset: 0,
             body: Body::Zero { len: BLOCK_SIZE },
             durable,

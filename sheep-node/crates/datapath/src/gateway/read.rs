@@ -1,14 +1,14 @@
 //! Reading a range of one object from one of its members.
 
-use super::api::{ReadExtent, VolumeError};
+use super::api::VolumeError;
+use super::contents::{self, Found, flatten, overlay, shown};
 use super::io::IoKind;
-use super::map::{Entry, MapBlock};
+use super::map::{Entry, LayerBlock};
 use super::shared::{Core, Tag};
 use super::volume::Volume;
-use crate::Mutant;
-use bytes::Bytes;
-use sheep_types::{BLOCK_SIZE, Member, ObjectId, Time};
-use sheep_wire::{ExtentState, ReadData, Refusal, Reply, Request};
+use crate::{Mutant, View};
+use sheep_types::{BLOCK_SIZE, Member, ObjectId, Time, Vid};
+use sheep_wire::{ExtentState, Refusal, Reply, Request};
 
 /// What the contents are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub(super) enum ReadOwner {
     /// A part of a client's read, and the range that was asked for.
     Client { io: u64, part: usize, start: u32, end: u32 },
     /// A block that a write covers partly.
-    Edge { piece: u64 },
+    Edge { piece: u64, offset: u32 },
     /// The volume itself.
-    Map(MapBlock),
+    Map(LayerBlock),
 }
 
 /// Which object is read.
@@ -26,8 +26,17 @@ pub(super) enum ReadOwner {
 pub(super) enum Target {
     /// The one that the map names.
     Data(u32),
-    /// A map object of the volume.
-    Map(u32),
+    /// A map object.
+    Map(ObjectId),
+}
+
+/// An object that has contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The vid whose object it is.
+    pub(super) vid: Vid,
+    /// The layer of the map that says where its absent blocks are; without, they are zeros.
+    pub(super) below: Option<usize>,
 }
 
 /// Where the contents of a data object are.
@@ -39,8 +48,8 @@ pub(super) enum Location {
     Unreadable,
     /// Nowhere: zeros.
     Absent,
-    /// In the volume's own object.
-    Own,
+    /// In an object.
+    At(Place),
     /// Somewhere that this version does not know.
     Unknown,
 }
@@ -67,16 +76,49 @@ pub(super) struct ReadPiece {
     misses: Vec<(Member, Miss)>,
     pub(super) retry_at: Option<Time>,
     rounds: u32,
+    /// Where the object was that was asked for last.
+    place: Option<Place>,
     /// Contents that arrived, and the sequence of the last write in them.
-    arrived: Option<(u64, Vec<ReadExtent>)>,
+    arrived: Option<(u64, Vec<Found>)>,
+    /// The layer of the map that is read through.
+    layer: usize,
+    /// What the objects above said, from which byte on, and what is asked of this one lies in it.
+    above: Option<(u32, Vec<Found>)>,
 }
 
 impl ReadPiece {
     pub(super) fn new(owner: ReadOwner, target: Target, range: (u32, u32), barrier: u64) -> Self {
         let start = range.0 / BLOCK_SIZE * BLOCK_SIZE;
         let end = range.1.next_multiple_of(BLOCK_SIZE);
-        let (asked, misses, retry_at, rounds, arrived) = (false, Vec::new(), None, 0, None);
-        Self { owner, target, start, end, barrier, asked, misses, retry_at, rounds, arrived }
+        Self {
+            owner,
+            target,
+            start,
+            end,
+            barrier,
+            asked: false,
+            misses: Vec::new(),
+            retry_at: None,
+            rounds: 0,
+            place: None,
+            arrived: None,
+            layer: 0,
+            above: None,
+        }
+    }
+
+    /// Takes what an object holds; the contents, if they are complete. Otherwise the layer below is read next.
+    fn take(&mut self, found: Vec<Found>, below: Option<usize>) -> Option<Vec<Found>> {
+        let (from, whole) = match self.above.take() {
+            Some((from, above)) => (from, overlay(above, self.start - from, &found)),
+            None => (self.start, found),
+        };
+        let (Some(layer), Some((first, end))) = (below, contents::absent(&whole)) else { return Some(whole) };
+        (self.start, self.end) = (from + first, from + end);
+        self.layer = layer;
+        self.above = Some((from, whole));
+        self.restart();
+        None
     }
 
     /// The request under way was cancelled.
@@ -90,8 +132,17 @@ impl ReadPiece {
 /// What the next step of a read is.
 enum Next {
     Wait,
-    Deliver(Result<Vec<ReadExtent>, VolumeError>),
+    Deliver(Result<Vec<Found>, VolumeError>),
     Ask(ObjectId),
+}
+
+/// Whether an object of a vid that takes the place of what an entry names lacks what it does not get by writes: it cannot
+/// begin as a clone of an object of another lineage.
+pub(super) fn makes_partial(view: &View, vid: Vid, entry: Entry) -> bool {
+    match entry {
+        Entry::Absent | Entry::Unknown => false,
+        Entry::At { vid: other, partial } => partial || !view.are_related(other, vid),
+    }
 }
 
 impl Volume {
@@ -112,29 +163,55 @@ impl Volume {
         }
     }
 
-    /// Where a data object is; starts to load its map block if need be.
-    pub(super) fn locate(&mut self, index: u32) -> Location {
-        if self.pending.contains_key(&index) {
-            return Location::Own;
+    /// Where a data object of the volume is; starts to load its map block if need be.
+    pub(super) fn locate(&mut self, core: &Core, index: u32) -> Location {
+        self.locate_in(core, 0, index)
+    }
+
+    /// The same, as a layer of the map says.
+    fn locate_in(&mut self, core: &Core, layer: usize, index: u32) -> Location {
+        let entry = match self.map.entry(layer, index) {
+            Ok(entry) => entry,
+            Err(block) if self.load(block) => return Location::Loading,
+            Err(_) => return Location::Unreadable,
+        };
+        // The map does not say yet that the own object is there.
+        if layer == 0 && self.pending.contains_key(&index) {
+            let partial = makes_partial(&core.view(), self.vid, entry);
+            return self.place(core, self.vid, partial);
         }
-        match self.map.entry(index) {
-            Ok(Entry::Absent) => Location::Absent,
-            Ok(Entry::Owned(vid)) if vid == self.vid => Location::Own,
-            Ok(Entry::Owned(_) | Entry::Unknown) => Location::Unknown,
-            Err(block) if self.load(block) => Location::Loading,
-            Err(_) => Location::Unreadable,
+        match entry {
+            Entry::Absent => Location::Absent,
+            Entry::At { vid, partial } => self.place(core, vid, partial),
+            Entry::Unknown => Location::Unknown,
+        }
+    }
+
+    fn place(&self, core: &Core, vid: Vid, partial: bool) -> Location {
+        if vid == self.vid && !partial {
+            return Location::At(Place { vid, below: None });
+        }
+        let view = core.view();
+        let Some(record) = view.vid(vid) else { return Location::Unknown };
+        match self.map.below(record.lineage) {
+            below @ Some(_) if partial => Location::At(Place { vid, below }),
+            None if partial => Location::Unknown,
+            _ => Location::At(Place { vid, below: None }),
         }
     }
 
     /// Loads a map block; false if that has just failed.
-    pub(super) fn load(&mut self, block: MapBlock) -> bool {
-        if self.unreadable.contains(&block) {
+    pub(super) fn load(&mut self, at: LayerBlock) -> bool {
+        if self.unreadable.contains(&at) {
             return false;
         }
-        if self.loading.insert(block) {
+        if self.loading.insert(at) {
+            let block = at.block;
+            // A layer asks only for blocks of map objects that there are.
+            let vid = self.map.kept_by(at.layer, block.map).unwrap_or(self.vid);
             let range = (block.offset(), block.offset() + BLOCK_SIZE);
-            let piece = ReadPiece::new(ReadOwner::Map(block), Target::Map(block.map), range, self.sequence);
-            self.add_read(piece);
+            let target = Target::Map(ObjectId::map(vid, block.map));
+            self.add_read(ReadPiece::new(ReadOwner::Map(at), target, range, self.sequence));
             self.again = true;
         }
         true
@@ -150,7 +227,7 @@ impl Volume {
     }
 
     fn step_read(&mut self, core: &mut Core, id: u64) {
-        match self.next_of_read(id, core.config.mutants.is(Mutant::ReadsUnanswered)) {
+        match self.next_of_read(core, id) {
             Next::Wait => {}
             Next::Deliver(result) => {
                 if let Some(piece) = self.reads.remove(&id) {
@@ -161,36 +238,54 @@ impl Volume {
         }
     }
 
-    fn next_of_read(&mut self, id: u64, careless: bool) -> Next {
+    fn next_of_read(&mut self, core: &Core, id: u64) -> Next {
         let Some(piece) = self.reads.get_mut(&id) else { return Next::Wait };
         piece.retry_at = None;
-        let (start, end) = (piece.start, piece.end);
-        let object = match piece.target {
-            Target::Map(map) => ObjectId::map(self.vid, map),
-            Target::Data(index) => match self.locate(index) {
+        let (layer, target) = (piece.layer, piece.target);
+        let place = match target {
+            Target::Map(object) => Place { vid: object.vid(), below: None },
+            Target::Data(index) => match self.locate_in(core, layer, index) {
                 Location::Loading => return Next::Wait,
                 Location::Unreadable => return Next::Deliver(Err(VolumeError::Io)),
                 Location::Unknown => return Next::Deliver(Err(VolumeError::NotSupported)),
-                Location::Absent => return Next::Deliver(Ok(vec![ReadExtent::Hole(end - start)])),
-                Location::Own => ObjectId::data(self.vid, index),
+                Location::At(place) => place,
+                Location::Absent => {
+                    let Some(piece) = self.reads.get_mut(&id) else { return Next::Wait };
+                    let zeros = vec![Found::Zero(piece.end - piece.start)];
+                    return piece.take(zeros, None).map_or(Next::Wait, |found| Next::Deliver(Ok(found)));
+                }
             },
+        };
+        let object = match target {
+            Target::Map(object) => object,
+            Target::Data(index) => ObjectId::data(place.vid, index),
         };
         let Some(piece) = self.reads.get_mut(&id) else { return Next::Wait };
         // What was read may be a write that not all members have: if they and this gateway died now, it might
         // never have been. It is told only when all have it.
         let upto = piece.arrived.as_ref().map_or(piece.barrier, |(sequence, _)| *sequence);
+        let careless = core.config.mutants.is(Mutant::ReadsUnanswered);
         if let Some(writes) = self.objects.get(&object) {
-            if let Some(error) = writes.failed(start, end) {
+            if let Some(error) = writes.failed(piece.start, piece.end) {
                 return Next::Deliver(Err(error));
             }
-            if writes.unanswered(start, end, upto) && !careless {
+            if writes.unanswered(piece.start, piece.end, upto) && !careless {
                 return Next::Wait;
             }
         }
-        match piece.arrived.take() {
-            Some((_, contents)) => Next::Deliver(Ok(contents)),
-            None => Next::Ask(object),
+        let below = piece.place.unwrap_or(place).below;
+        if let Some((_, found)) = piece.arrived.take() {
+            return match piece.take(found, below) {
+                Some(found) => Next::Deliver(Ok(found)),
+                // The layer below.
+                None => self.next_of_read(core, id),
+            };
         }
+        // The object has become another one meanwhile: what was said of the former one does not count.
+        if piece.place.replace(place).is_some_and(|before| before != place) {
+            piece.misses.clear();
+        }
+        Next::Ask(object)
     }
 
     /// Asks the next member that can have the contents: the own node first, then others in turn.
@@ -208,9 +303,9 @@ impl Volume {
         let turn = usize::try_from(id).unwrap_or(0) % next.len().max(1);
         if let Some(member) = own.or(next.get(turn)).copied() {
             piece.asked = true;
-            let (start, end) = (piece.start, piece.end);
-            let request = Request::Read { object, birth: self.birth, offset: start, len: end - start };
-            self.call(core, Tag::Read { piece: id }, member, request);
+            let (offset, len) = (piece.start, piece.end - piece.start);
+            let birth = self.birth_of(core, object);
+            self.call(core, Tag::Read { piece: id }, member, Request::Read { object, birth, offset, len });
             return;
         }
         let lost = |member: &Member| {
@@ -240,10 +335,10 @@ impl Volume {
             Reply::Read(data) if data.extents.iter().any(|extent| extent.state == ExtentState::Lost) => {
                 Miss::Never
             }
-            Reply::Read(data) => match contents(&data, piece.start, piece.end, verify) {
-                Some(extents) => {
+            Reply::Read(data) => match contents::check(&data, piece.start, piece.end, verify) {
+                Some(found) => {
                     let own = data.version.generation == generation;
-                    piece.arrived = Some((if own { data.version.sequence } else { 0 }, extents));
+                    piece.arrived = Some((if own { data.version.sequence } else { 0 }, found));
                     return;
                 }
                 // Damaged on its way: what is there may be good.
@@ -265,12 +360,12 @@ impl Volume {
         }
     }
 
-    fn deliver(&mut self, core: &mut Core, piece: ReadPiece, result: Result<Vec<ReadExtent>, VolumeError>) {
+    fn deliver(&mut self, core: &mut Core, piece: ReadPiece, result: Result<Vec<Found>, VolumeError>) {
         self.again = true;
         match piece.owner {
             ReadOwner::Client { io, part, start, end } => {
-                let result = result.map(|contents| {
-                    let wanted = trim(contents, start - piece.start, end - start);
+                let result = result.map(|found| {
+                    let wanted = shown(&found, start % BLOCK_SIZE, end - start);
                     if let Some(IoKind::Read { parts }) = self.ios.get_mut(&io).map(|io| &mut io.kind)
                         && let Some(slot) = parts.get_mut(part)
                     {
@@ -279,14 +374,15 @@ impl Volume {
                 });
                 self.part_done(core, io, result, false);
             }
-            ReadOwner::Edge { piece: id } => self.edge_arrived(core, id, piece.start, result),
-            ReadOwner::Map(block) => {
-                self.loading.remove(&block);
-                match result {
-                    Ok(contents) => self.map.insert(block, &flatten(contents)),
-                    Err(_) if core.config.mutants.is(Mutant::LostMapIsEmpty) => self.map.insert(block, &[]),
+            ReadOwner::Edge { piece: id, offset } => self.edge_arrived(core, id, offset, result),
+            ReadOwner::Map(at) => {
+                self.loading.remove(&at);
+                match result.as_deref() {
+                    Ok([Found::Absent(_)]) => self.map.insert(at, None),
+                    Ok(found) => self.map.insert(at, Some(&flatten(found))),
+                    Err(_) if core.config.mutants.is(Mutant::LostMapIsEmpty) => self.map.insert(at, None),
                     Err(_) => {
-                        self.unreadable.insert(block);
+                        self.unreadable.insert(at);
                     }
                 }
             }
@@ -294,120 +390,3 @@ impl Volume {
     }
 }
 
-/// Checks what a member sent against what was asked for: extents without gaps, buffers that fit them, checksums.
-fn contents(data: &ReadData, start: u32, end: u32, verify: bool) -> Option<Vec<ReadExtent>> {
-    let mut at = start;
-    let mut buffers = data.data.iter();
-    let mut crcs = data.crcs.iter();
-    let mut found = Vec::with_capacity(data.extents.len());
-    for extent in &data.extents {
-        let next = at.checked_add(extent.len)?;
-        if extent.offset != at || next > end || extent.len == 0 || !extent.len.is_multiple_of(BLOCK_SIZE) {
-            return None;
-        }
-        at = next;
-        if extent.state != ExtentState::Data {
-            found.push(ReadExtent::Hole(extent.len));
-            continue;
-        }
-        let buffer = buffers.next()?;
-        if buffer.len() != extent.len as usize {
-            return None;
-        }
-        for block in buffer.chunks(BLOCK_SIZE as usize) {
-            let crc = crcs.next()?;
-            if verify && crc32c::crc32c(block) != *crc {
-                return None;
-            }
-        }
-        found.push(ReadExtent::Data(buffer.clone()));
-    }
-    (at == end).then_some(found)
-}
-
-/// Cuts `len` bytes out of contents, after `skip` bytes.
-fn trim(contents: Vec<ReadExtent>, skip: u32, len: u32) -> Vec<ReadExtent> {
-    let (mut skip, mut left) = (skip as usize, len as usize);
-    let mut wanted = Vec::with_capacity(contents.len());
-    for extent in contents {
-        let from = skip.min(extent.len());
-        skip -= from;
-        let take = (extent.len() - from).min(left);
-        left -= take;
-        if take > 0 {
-            wanted.push(match extent {
-                ReadExtent::Data(data) => ReadExtent::Data(data.slice(from..from + take)),
-                ReadExtent::Hole(_) => ReadExtent::Hole(take as u32),
-            });
-        }
-    }
-    wanted
-}
-
-/// Contents in one buffer.
-pub(super) fn flatten(contents: Vec<ReadExtent>) -> Bytes {
-    if let [ReadExtent::Data(data)] = contents.as_slice() {
-        return data.clone();
-    }
-    let mut whole = Vec::with_capacity(contents.iter().map(ReadExtent::len).sum());
-    for extent in contents {
-        match extent {
-            ReadExtent::Data(data) => whole.extend_from_slice(&data),
-            ReadExtent::Hole(len) => whole.resize(whole.len() + len as usize, 0),
-        }
-    }
-    Bytes::from(whole)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use sheep_types::Version;
-    use sheep_wire::Extent;
-
-    fn answer() -> ReadData {
-        let block = Bytes::from(vec![7; 4096]);
-        ReadData {
-            version: Version::default(),
-            extents: vec![
-                Extent { offset: 4096, len: 8192, state: ExtentState::Zero },
-                Extent { offset: 12288, len: 4096, state: ExtentState::Data },
-            ],
-            crcs: vec![crc32c::crc32c(&block)],
-            data: vec![block],
-        }
-    }
-
-    #[test]
-    fn answers_must_cover_exactly_what_was_asked() {
-        let good = contents(&answer(), 4096, 16384, true).unwrap();
-        assert_eq!(flatten(good).len(), 12288);
-        assert!(contents(&answer(), 4096, 20480, true).is_none(), "too short");
-        assert!(contents(&answer(), 4096, 12288, true).is_none(), "too long");
-        assert!(contents(&answer(), 0, 16384, true).is_none(), "elsewhere");
-        let mut missing = answer();
-        missing.data.clear();
-        assert!(contents(&missing, 4096, 16384, true).is_none());
-        let mut short = answer();
-        short.data[0].truncate(100);
-        assert!(contents(&short, 4096, 16384, true).is_none());
-        let mut overflow = answer();
-        overflow.extents[1].len = u32::MAX;
-        assert!(contents(&overflow, 4096, 16384, true).is_none());
-    }
-
-    #[test]
-    fn damage_on_the_way_is_found() {
-        let mut damaged = answer();
-        damaged.crcs[0] ^= 1;
-        assert!(contents(&damaged, 4096, 16384, true).is_none());
-        assert!(contents(&damaged, 4096, 16384, false).is_some(), "the own node's memory is believed");
-    }
-
-    #[test]
-    fn sectors_are_cut_out_of_blocks() {
-        let extents = vec![ReadExtent::Hole(4096), ReadExtent::Data(Bytes::from(vec![1; 4096]))];
-        let cut = trim(extents, 3584, 1024);
-        assert_eq!(cut, vec![ReadExtent::Hole(512), ReadExtent::Data(Bytes::from(vec![1; 512]))]);
-    }
-}

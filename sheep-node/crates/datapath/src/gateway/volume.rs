@@ -5,7 +5,7 @@ use super::check::Query;
 use super::flush::Flusher;
 use super::habit::Habit;
 use super::io::{Io, Piece};
-use super::map::{MapBlock, MapCache};
+use super::map::{LayerBlock, MapCache};
 use super::object::{ObjectWrites, Placed};
 use super::read::ReadPiece;
 use super::settle::Settle;
@@ -97,9 +97,9 @@ pub(super) struct Volume {
     pub(super) held: Vec<(u64, Result<VolumeReply, VolumeError>)>,
 
     pub(super) map: MapCache,
-    pub(super) loading: BTreeSet<MapBlock>,
+    pub(super) loading: BTreeSet<LayerBlock>,
     /// Map blocks whose loading has just failed.
-    pub(super) unreadable: BTreeSet<MapBlock>,
+    pub(super) unreadable: BTreeSet<LayerBlock>,
     /// Created objects without a confirmed map entry, with the sequence of their creation.
     pub(super) pending: BTreeMap<u32, u64>,
     pub(super) flusher: Flusher,
@@ -139,7 +139,7 @@ impl Volume {
             reads: BTreeMap::new(),
             queries: BTreeMap::new(),
             held: Vec::new(),
-            map: MapCache::new(geometry, 0, BTreeSet::new()),
+            map: MapCache::new(geometry, 0, Vec::new()),
             loading: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             pending: BTreeMap::new(),

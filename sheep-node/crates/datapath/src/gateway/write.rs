@@ -1,16 +1,16 @@
 //! Writes: given a version, sent to every up member of the object's set, kept until durable, sent again where they
 //! are missing.
 
-use super::ReadExtent;
 use super::api::{LostReason, VolumeError};
+use super::contents::{Found, flatten};
 use super::io::{Action, Piece};
 use super::object::{Owner, Placed, RetainedWrite, data_body, weight};
-use super::read::{Location, ReadOwner, ReadPiece, Target, flatten};
+use super::read::{Location, ReadOwner, ReadPiece, Target};
 use super::shared::{Core, Tag};
 use super::volume::Volume;
 use crate::Mutant;
 use bytes::Bytes;
-use sheep_types::{BLOCK_SIZE, Epoch, Member, ObjectId, Version};
+use sheep_types::{BLOCK_SIZE, Epoch, Member, ObjectId, Version, Vid};
 use sheep_wire::{Body, Refusal, Reply, Request};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(super) enum Step {
 pub(super) struct NewWrite {
     pub(super) object: ObjectId,
     pub(super) create: bool,
+    /// The vid whose object it begins as a clone of.
+    pub(super) base: Option<Vid>,
     pub(super) offset: u32,
     pub(super) body: Body,
     pub(super) durable: bool,
@@ -67,18 +69,20 @@ impl Volume {
     }
 
     pub(super) fn step_piece(&mut self, core: &mut Core, piece: &mut Piece) -> Step {
-        let exists = match self.locate(piece.index) {
+        let place = match self.locate(core, piece.index) {
             Location::Loading => return Step::Wait,
             Location::Unreadable => return self.fail_piece(core, piece, VolumeError::Io),
             Location::Unknown => return self.fail_piece(core, piece, VolumeError::NotSupported),
-            Location::Absent => false,
-            Location::Own => true,
+            Location::Absent => None,
+            Location::At(place) => Some(place),
         };
+        let exists = place.is_some();
         if !exists && piece.only_existing {
             self.part_done(core, piece.io, Ok(()), false);
             return Step::Done;
         }
         let object = ObjectId::data(self.vid, piece.index);
+        let is_own = place.is_some_and(|place| place.vid == self.vid);
         // Behind a write that some member cannot store nothing else can be stored there.
         if let Some(error) = self.objects.get(&object).and_then(|writes| writes.failed(0, u32::MAX)) {
             return self.fail_piece(core, piece, error);
@@ -86,7 +90,7 @@ impl Volume {
         let (start, end) = piece.blocks();
         let body = match &piece.action {
             Action::Discard => return self.step_discard(core, piece, object),
-            Action::Zero => match self.must_wait(core, object, exists, 0) {
+            Action::Zero => match self.must_wait(core, object, is_own, 0) {
                 Some(step) => return step,
                 None => Body::Zero { len: end - start },
             },
@@ -95,18 +99,20 @@ impl Volume {
                 if !self.edges_ready(piece, exists) {
                     return Step::Wait;
                 }
-                if let Some(step) = self.must_wait(core, object, exists, u64::from(end - start)) {
+                if let Some(step) = self.must_wait(core, object, is_own, u64::from(end - start)) {
                     return step;
                 }
                 data_body(piece.compose(&data))
             }
         };
-        let durable = exists
+        let durable = is_own
             && !self.pending.contains_key(&piece.index)
             && self.ios.get(&piece.io).is_some_and(|io| io.fua);
         let owner = Owner::Client { io: piece.io };
-        let create = !exists;
-        let write = NewWrite { object, create, offset: start, body, durable, owner };
+        let create = !is_own;
+        // In its own lineage the object's members have what it begins as.
+        let base = place.map(|place| place.vid).filter(|vid| create && core.view().are_related(*vid, self.vid));
+        let write = NewWrite { object, create, base, offset: start, body, durable, owner };
         let sequence = self.write(core, write);
         if create {
             self.pending.insert(piece.index, sequence);
@@ -120,13 +126,13 @@ impl Volume {
     }
 
     /// Whether a write of so many bytes cannot be sent now.
-    fn must_wait(&mut self, core: &mut Core, object: ObjectId, exists: bool, bytes: u64) -> Option<Step> {
+    fn must_wait(&mut self, core: &mut Core, object: ObjectId, is_own: bool, bytes: u64) -> Option<Step> {
         if !self.may_write(core, object) {
             return Some(Step::Wait);
         }
         let view = core.view();
         let settings = view.state.settings();
-        let too_many = !exists && self.pending.len() >= settings.pending_limit as usize;
+        let too_many = !is_own && self.pending.len() >= settings.pending_limit as usize;
         let limit = settings.write_buffer_bytes;
         // One write always fits, however small the limit.
         let own = self.retained > 0 && self.retained + bytes > limit;
@@ -167,7 +173,7 @@ impl Volume {
                 let zeros = (!exists).then(|| Bytes::from(vec![0; BLOCK_SIZE as usize]));
                 piece.edges.push((offset, zeros));
                 if exists {
-                    let owner = ReadOwner::Edge { piece: piece.id };
+                    let owner = ReadOwner::Edge { piece: piece.id, offset };
                     let range = (offset, offset + BLOCK_SIZE);
                     self.add_read(ReadPiece::new(owner, Target::Data(piece.index), range, self.sequence));
                     self.again = true;
@@ -183,14 +189,14 @@ impl Volume {
         core: &mut Core,
         id: u64,
         offset: u32,
-        result: Result<Vec<ReadExtent>, VolumeError>,
+        result: Result<Vec<Found>, VolumeError>,
     ) {
         let Some(place) = self.queue.iter().position(|piece| piece.id == id) else { return };
         match result {
             Ok(contents) => {
                 let edges = self.queue.get_mut(place).map(|piece| &mut piece.edges);
                 for edge in edges.into_iter().flatten().filter(|edge| edge.0 == offset) {
-                    edge.1 = Some(flatten(contents.clone()));
+                    edge.1 = Some(flatten(&contents));
                 }
             }
             Err(error) => {
@@ -219,6 +225,7 @@ impl Volume {
             sequence,
             previous,
             create: new.create,
+            base: new.base,
             offset: new.offset,
             body: new.body,
             durable: new.durable,
@@ -271,7 +278,7 @@ impl Volume {
                 core.back_off(number, core.config.not_ready)
             }
             Reply::Refused(Refusal::NoSpace) => self.fail_write(core, number, write, VolumeError::NoSpace),
-            Reply::Refused(Refusal::NoCopy | Refusal::Malformed) => {
+            Reply::Refused(Refusal::NoCopy | Refusal::BaseLost | Refusal::Malformed) => {
                 self.fail_write(core, number, write, VolumeError::Io);
             }
             // The view will change, or the member recover: sent again when its time comes.

@@ -380,9 +380,16 @@ impl Replica {
 
     /// Hands an operation to the store. Its result, even an immediate one, comes to `finish` later.
     pub(crate) fn submit(&mut self, op: Op, job: Job) {
+        let home = if self.store.is_several() { self.home_for(&op) } else { 0 };
+        self.submit_to(op, job, home);
+    }
+
+    /// The same; `home` is the disk on which the object is made if it is on none.
+    pub(super) fn submit_to(&mut self, op: Op, job: Job, home: u8) {
         if let Op::Write { header, .. }
         | Op::Replace { header, .. }
         | Op::Patch { header, .. }
+        | Op::CloneBlocks { header, .. }
         | Op::SetHeader { header } = &op
         {
             let object = header.id;
@@ -399,11 +406,11 @@ impl Replica {
             Op::Write { header, .. }
             | Op::Replace { header, .. }
             | Op::Patch { header, .. }
+            | Op::CloneBlocks { header, .. }
             | Op::SetHeader { header } => Some((header.id, Some(*header))),
             Op::Delete { object } => Some((*object, None)),
             _ => None,
         };
-        let home = if self.store.is_several() { self.home_for(&op) } else { 0 };
         let token = self.begin_job(job);
         self.store.submit(token, op, home);
         if let Some((object, header)) = expected

@@ -3,8 +3,8 @@
 
 use super::{Job, Replica, convert};
 use crate::{Mutant, View};
-use sheep_store::{Header as CopyHeader, Op};
-use sheep_types::{BLOCK_SIZE, Time};
+use sheep_store::{Body as StoreBody, Header as CopyHeader, Op};
+use sheep_types::{BLOCK_SIZE, ObjectId, Time, Version};
 use sheep_wire::{Body, Header, Refusal, Reply, Request, WriteRequest};
 
 /// What to do with a write, as far as the copy's version says.
@@ -58,6 +58,9 @@ fn is_well_formed(view: &View, header: &Header, write: &WriteRequest) -> bool {
         && write.version.generation == header.generation
         && write.version.sequence > 0
         && write.previous.is_none_or(|previous| previous < write.version)
+        && write.base.is_none_or(|base| {
+            write.create && base != write.object.vid() && view.are_related(write.object.vid(), base)
+        })
 }
 
 impl Replica {
@@ -95,6 +98,19 @@ impl Replica {
             let deadline = deadline.unwrap_or(now + self.config.validate_wait);
             let late = Reply::Refused(Refusal::NotCurrent);
             self.wait_for_object(now, object, header, Request::Write(write), deadline, late);
+            return Ok(None);
+        }
+        // A clone of a copy that is not current would have old blocks, and nobody would notice.
+        if let Some(base) = write.base.map(|base| object.of(base)).filter(|_| creates)
+            && !self.current_in(view, base)
+        {
+            if self.recovery.is_lost(base) {
+                return Err(Refusal::BaseLost);
+            }
+            self.want(view, base, true);
+            let deadline = deadline.unwrap_or(now + self.config.validate_wait);
+            let late = Reply::Refused(Refusal::NotCurrent);
+            self.wait_for_object(now, base, header, Request::Write(write), deadline, late);
             return Ok(None);
         }
         match place {
@@ -139,18 +155,29 @@ impl Replica {
             pending: write.create || copy.is_some_and(|copy| copy.pending),
         };
         let body = convert::body(write.body);
-        self.submit(
-            Op::Write { header: new, create, offset: write.offset, body },
-            Job::Write { asker: header, object, durable: write.durable },
-        );
+        let job = Job::Write { asker: header, object, durable: write.durable };
+        match write.base.map(|base| object.of(base)) {
+            None => self.submit(Op::Write { header: new, create, offset: write.offset, body }, job),
+            Some(from) => self.clone_and_write(from, new, write.offset, body, job),
+        }
         self.wake(object);
+    }
+
+    /// Makes an object of the blocks of another one and writes to it. Power may go in between: without the write the
+    /// clone has the version before all writes of the generation, so that it is a prefix of them.
+    fn clone_and_write(&mut self, from: ObjectId, header: CopyHeader, offset: u32, body: StoreBody, job: Job) {
+        let home = self.store.located(from).map_or(0, |(slot, _)| slot);
+        let unwritten = Version { sequence: 0, ..header.version };
+        let clone = CopyHeader { version: unwritten, ..header };
+        self.submit_to(Op::CloneBlocks { from, header: clone }, Job::Forget, home);
+        self.submit_to(Op::Write { header, create: false, offset, body }, job, home);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sheep_types::{Birth, Generation, ObjectId, Version, Vid};
+    use sheep_types::{Birth, Generation, Vid};
     use sheep_wire::Confirmed;
 
     fn version(generation: u64, sequence: u64) -> Version {
@@ -164,6 +191,7 @@ mod tests {
             previous,
             version,
             create,
+            base: None,
             offset: 0,
             body: Body::Zero { len: BLOCK_SIZE },
             durable: false,

@@ -65,6 +65,7 @@ impl Held {
             previous,
             version: self.version(self.sequence),
             create,
+            base: None,
             offset: 0,
             body: Body::Data { payload, crcs: crcs.into() },
             durable: false,

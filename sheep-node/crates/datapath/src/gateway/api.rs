@@ -1,7 +1,7 @@
 //! What goes into a gateway and what comes out of it, as plain values.
 
 use bytes::Bytes;
-use sheep_state::{Command, Refusal as OrderRefusal};
+use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
 use sheep_types::{Member, NodeId, Version};
 use sheep_wire::Packet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,6 +121,21 @@ pub enum VolumeOp {
         /// Number of the object.
         index: u32,
     },
+    /// The volume's present contents become a snapshot of this tag. Answered with [`VolumeReply::Ordered`].
+    Snapshot {
+        /// Name of the snapshot within the volume.
+        tag: String,
+        /// Free attributes of the snapshot.
+        attributes: BTreeMap<String, String>,
+        /// Wall-clock time at the client, milliseconds since 1970.
+        created_unix_ms: u64,
+    },
+    /// The volume stands still for the snapshot of a group. Answered with [`VolumeReply::Ordered`] when it does; it goes on
+    /// with [`Command::Snapshot`] or [`Command::Resume`], or by itself after some seconds.
+    Pause {
+        /// Of the group.
+        token: u64,
+    },
     /// An object of which no copy can be trusted any more becomes zeros, durably. Refused with
     /// [`VolumeError::NotLost`] while anybody has it, and with [`VolumeError::MayComeBack`] while somebody who is
     /// away may have it.
@@ -143,6 +158,8 @@ pub enum VolumeReply {
     BlockStatus(Vec<BlockExtent>),
     /// All copies of an object.
     Checked(ObjectCheck),
+    /// What the order said to a command of the volume's.
+    Ordered(Box<Result<Outcome, OrderRefusal>>),
 }
 
 /// How the copy of one node is.

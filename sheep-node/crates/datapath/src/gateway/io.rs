@@ -5,9 +5,10 @@ use super::api::{BlockExtent, ReadExtent, VolumeError, VolumeOp, VolumeReply};
 use super::check::Purpose;
 use super::read::{ReadOwner, ReadPiece, Target};
 use super::shared::Core;
+use super::snapshot::{Still, StillFor};
 use super::volume::{Phase, Volume};
 use bytes::{Bytes, BytesMut};
-use sheep_state::WhenUnavailable;
+use sheep_state::{Guard, SnapshotItem, WhenUnavailable};
 use sheep_types::{BLOCK_SIZE, SECTOR_SIZE, Time};
 use std::time::Duration;
 
@@ -143,6 +144,14 @@ impl Volume {
                 self.ios.insert(io, change(fua || through));
                 self.queue_zeroes(io, offset, len, no_hole);
             }
+            VolumeOp::Snapshot { tag, attributes, created_unix_ms } => {
+                let (vdi, guard) = (self.vdi, Guard::Held(self.generation));
+                let item = SnapshotItem { vdi, guard, tag, attributes, created_unix_ms };
+                return self.stand_still(io, change(false), StillFor::Snapshot(Box::new(item)));
+            }
+            VolumeOp::Pause { token } => {
+                return self.stand_still(io, change(false), StillFor::Group { token });
+            }
             VolumeOp::Check { map, index } => {
                 self.ios.insert(io, Io { kind: IoKind::Check, ..change(false) });
                 self.add_query(io, (map, index), Purpose::Look);
@@ -163,6 +172,12 @@ impl Volume {
         self.again = true;
     }
 
+    fn stand_still(&mut self, io: u64, record: Io, what: StillFor) {
+        self.ios.insert(io, Io { kind: IoKind::Check, ..record });
+        self.stills.push_back(Still::new(io, what));
+        self.again = true;
+    }
+
     fn check(&self, core: &Core, op: &VolumeOp) -> Result<(), VolumeError> {
         match self.phase {
             Phase::Serving => {}
@@ -175,6 +190,9 @@ impl Volume {
                 (offset, data.len() as u64, true, core.config.request_bytes)
             }
             VolumeOp::Flush | VolumeOp::Check { .. } => return Ok(()),
+            VolumeOp::Snapshot { .. } | VolumeOp::Pause { .. } => {
+                return if self.mode == OpenMode::Read { Err(VolumeError::NotPermitted) } else { Ok(()) };
+            }
             VolumeOp::AcceptLoss { index, .. } => (
                 u64::from(index) * u64::from(self.geometry.object_size()),
                 u64::from(SECTOR_SIZE),

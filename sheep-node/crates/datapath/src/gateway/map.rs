@@ -270,10 +270,16 @@ mod tests {
         map.insert(at(0, 0), None);
         assert_eq!(map.entry(0, 0), Err(at(2, 0)), "the second has no map object at all");
         map.insert(at(2, 0), Some(&[3, 0, 0, 0]));
-        assert_eq!((map.entry(0, 0), map.entry(1, 0), map.entry(0, 1)), (whole(3), whole(3), Ok(Entry::Absent)));
+        assert_eq!(
+            (map.entry(0, 0), map.entry(1, 0), map.entry(0, 1)),
+            (whole(3), whole(3), Ok(Entry::Absent))
+        );
         // A block that is there says everything, and hides those below.
         map.insert(at(0, 0), Some(&[0, 0, 0, 0, 9, 0, 0, 0]));
-        assert_eq!((map.entry(0, 0), map.entry(0, 1), map.entry(1, 0)), (Ok(Entry::Absent), whole(9), whole(3)));
+        assert_eq!(
+            (map.entry(0, 0), map.entry(0, 1), map.entry(1, 0)),
+            (Ok(Entry::Absent), whole(9), whole(3))
+        );
         // The last has nothing below it.
         map.insert(at(2, 1), None);
         assert_eq!(map.entry(2, 1024), Ok(Entry::Absent));

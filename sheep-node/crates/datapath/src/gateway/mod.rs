@@ -34,6 +34,7 @@ mod pressure;
 mod read;
 mod settle;
 mod shared;
+mod snapshot;
 mod volume;
 mod write;
 

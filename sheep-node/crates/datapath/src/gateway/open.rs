@@ -1,11 +1,13 @@
 //! From asking for the lock to serving, and back.
 
 use super::api::{GatewayOutput, LostReason, OpenError, OpenMode};
-use super::map::MapCache;
+use super::map::{Layer, MapCache};
 use super::shared::Core;
 use super::volume::{Phase, Volume};
+use crate::View;
 use sheep_state::{AccessMode, Command, Outcome, PastLease, Refusal, VdiRecord};
-use sheep_types::{Generation, LogIndex, NodeId, Time, VdiId};
+use sheep_types::{Generation, LogIndex, NodeId, Time, VdiId, Vid};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The command that asks for the lock of a VDI, or why asking makes no sense.
@@ -37,6 +39,7 @@ impl Volume {
                 Err(_) => self.lose(core, LostReason::LockEnded),
             },
             Phase::Unlocking { token: waiting } if waiting == token => self.finish_close(core),
+            _ if self.handle_still_ordered(core, token, &result) => {}
             _ => self.handle_maps_ordered(core, token, &result),
         }
         self.again = true;
@@ -69,16 +72,11 @@ impl Volume {
         self.vid = record.vid;
         self.birth = vid.birth;
         self.size = record.size;
-        self.map = MapCache::new(self.geometry, core.config.map_blocks, vid.maps.keys().copied().collect());
+        self.map = MapCache::new(self.geometry, core.config.map_blocks, layers(&view, self.vid));
         let must_wait = record.wait_after(core.me.node);
         if self.abandoned {
             let clean = self.granted_clean && record.ended.is_empty();
             self.open_error = Some(OpenError::Closed);
-            return self.unlock(core, clean);
-        }
-        if vid.parent.is_some() {
-            let clean = self.granted_clean && record.ended.is_empty();
-            self.open_error = Some(OpenError::NotSupported);
             return self.unlock(core, clean);
         }
         match must_wait {
@@ -147,7 +145,11 @@ impl Volume {
 
     /// Gives the lock back once everything accepted is done and durable.
     pub(super) fn step_close(&mut self, core: &mut Core) {
-        if !matches!(self.phase, Phase::Draining) || !self.ios.is_empty() || !self.held.is_empty() {
+        if !matches!(self.phase, Phase::Draining)
+            || !self.ios.is_empty()
+            || !self.held.is_empty()
+            || self.is_still()
+        {
             return;
         }
         let stuck = self.has_only_failed_writes();
@@ -180,6 +182,18 @@ impl Volume {
         let view = core.view();
         view.state.vdi(self.vdi).map_or(Generation(0), |record| record.last_settled)
     }
+}
+
+/// A vid's map, that of the snapshot that its lineage was cloned from, and so on.
+fn layers(view: &View, vid: Vid) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    let mut next = view.vid(vid);
+    while let Some(record) = next {
+        layers.push(Layer { vid: record.vid, lineage: record.lineage, maps: Arc::clone(&record.maps) });
+        let origin = view.state.lineage_of(record.vid).and_then(|lineage| lineage.origin);
+        next = origin.filter(|_| record.inherits).and_then(|origin| view.vid(origin));
+    }
+    layers
 }
 
 /// When nobody can believe any more in a lease that the entry at `ended` ended. A setting that was replaced

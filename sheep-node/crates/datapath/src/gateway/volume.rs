@@ -10,6 +10,7 @@ use super::object::{ObjectWrites, Placed};
 use super::read::ReadPiece;
 use super::settle::Settle;
 use super::shared::{Basis, Core, Tag, passes_soon};
+use super::snapshot::Still;
 use sheep_state::{CacheMode, VdiRecord};
 use sheep_types::{Birth, Epoch, Generation, Geometry, LogIndex, Member, ObjectId, Time, VdiId, Vid};
 use sheep_wire::{Confirmed, Refusal, Reply};
@@ -103,6 +104,8 @@ pub(super) struct Volume {
     /// Created objects without a confirmed map entry, with the sequence of their creation.
     pub(super) pending: BTreeMap<u32, u64>,
     pub(super) flusher: Flusher,
+    /// What the volume stands still for, the first one now.
+    pub(super) stills: VecDeque<Still>,
     /// Something happened that may let waiting work go on.
     pub(super) again: bool,
 }
@@ -144,6 +147,7 @@ impl Volume {
             unreadable: BTreeSet::new(),
             pending: BTreeMap::new(),
             flusher: Flusher::default(),
+            stills: VecDeque::new(),
             again: false,
         }
     }
@@ -201,6 +205,11 @@ impl Volume {
         self.write_through = record.cache == CacheMode::WriteThrough;
         if matches!(self.phase, Phase::Granted) {
             return self.handle_grant(core);
+        }
+        let record = record.as_ref().clone();
+        self.follow_vid(core, &record);
+        if !self.has_lock() {
+            return;
         }
         if record.size != self.size {
             self.size = record.size;
@@ -323,6 +332,7 @@ impl Volume {
             self.answer_statuses(core);
             self.step_queries(core);
             self.step_flush(core);
+            self.step_still(core);
             // Everybody who waited for such a block has seen that it failed; who comes later tries again.
             self.unreadable.retain(|block| !stale.contains(block));
             self.step_close(core);
@@ -384,6 +394,7 @@ impl Volume {
         self.queries.clear();
         self.loading.clear();
         self.flusher = Flusher::default();
+        self.stills.clear();
         let held = std::mem::take(&mut self.held).into_iter().map(|(io, _)| io);
         let open = std::mem::take(&mut self.ios).into_keys();
         let handle = self.handle;
@@ -403,7 +414,7 @@ impl Volume {
         let running = self.is_running();
         let flush = running.then(|| self.flush_deadline(core)).flatten();
         let expiry = running.then(|| self.expiry(core)).flatten();
-        [phase, reads, flush, expiry].into_iter().flatten().min()
+        [phase, reads, flush, expiry, self.still_deadline()].into_iter().flatten().min()
     }
 }
 

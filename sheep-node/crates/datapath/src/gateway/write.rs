@@ -49,6 +49,9 @@ pub(super) struct NewWrite {
 impl Volume {
     /// Gives versions to parts that can have one. A part waits behind an earlier one that it overlaps.
     pub(super) fn start_pieces(&mut self, core: &mut Core) {
+        if self.is_still() {
+            return;
+        }
         let mut blocked: Vec<(u32, u32, u32)> = Vec::new();
         let mut full = false;
         for _ in 0..self.queue.len() {
@@ -111,7 +114,8 @@ impl Volume {
         let owner = Owner::Client { io: piece.io };
         let create = !is_own;
         // In its own lineage the object's members have what it begins as.
-        let base = place.map(|place| place.vid).filter(|vid| create && core.view().are_related(*vid, self.vid));
+        let base =
+            place.map(|place| place.vid).filter(|vid| create && core.view().are_related(*vid, self.vid));
         let write = NewWrite { object, create, base, offset: start, body, durable, owner };
         let sequence = self.write(core, write);
         if create {

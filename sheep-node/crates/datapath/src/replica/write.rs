@@ -165,7 +165,14 @@ impl Replica {
 
     /// Makes an object of the blocks of another one and writes to it. Power may go in between: without the write the
     /// clone has the version before all writes of the generation, so that it is a prefix of them.
-    fn clone_and_write(&mut self, from: ObjectId, header: CopyHeader, offset: u32, body: StoreBody, job: Job) {
+    fn clone_and_write(
+        &mut self,
+        from: ObjectId,
+        header: CopyHeader,
+        offset: u32,
+        body: StoreBody,
+        job: Job,
+    ) {
         let home = self.store.located(from).map_or(0, |(slot, _)| slot);
         let unwritten = Version { sequence: 0, ..header.version };
         let clone = CopyHeader { version: unwritten, ..header };

@@ -10,5 +10,6 @@ mod random;
 mod replica;
 mod rules;
 mod serving;
+mod snapshots;
 mod trouble;
 mod world;

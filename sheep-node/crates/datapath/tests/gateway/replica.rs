@@ -228,8 +228,13 @@ impl Replica {
             if self.full {
                 return refuse(Refusal::NoSpace);
             }
-            let copy =
-                Copy { birth: write.birth, version: write.version, pending: true, blocks: BTreeMap::new() };
+            let blocks = match write.base.map(|base| write.object.of(base)) {
+                None => BTreeMap::new(),
+                Some(base) if self.is_current(base) => self.memory[&base].blocks.clone(),
+                Some(_) if self.recovered => return refuse(Refusal::BaseLost),
+                Some(_) => return refuse(Refusal::NotCurrent),
+            };
+            let copy = Copy { birth: write.birth, version: write.version, pending: true, blocks };
             self.memory.insert(write.object, copy);
             self.current.insert(write.object, true);
             return self.apply(write);

@@ -32,6 +32,9 @@ fn attachment(record: &VdiRecord, node: NodeId, mode: AccessMode) -> Option<LogI
 impl Volume {
     /// The result of a proposal of this volume.
     pub(super) fn handle_proposed(&mut self, core: &mut Core, token: u64, result: Result<Outcome, Refusal>) {
+        if self.handle_still_ordered(core, token, &result) {
+            return;
+        }
         match self.phase {
             Phase::Locking { token: waiting } if waiting == token => self.handle_lock_result(core, result),
             Phase::Marking { token: waiting } if waiting == token => match result {
@@ -39,7 +42,6 @@ impl Volume {
                 Err(_) => self.lose(core, LostReason::LockEnded),
             },
             Phase::Unlocking { token: waiting } if waiting == token => self.finish_close(core),
-            _ if self.handle_still_ordered(core, token, &result) => {}
             _ => self.handle_maps_ordered(core, token, &result),
         }
         self.again = true;

@@ -75,9 +75,12 @@ impl Volume {
                 self.part_done(core, io, Err(VolumeError::NoSpace), false);
             }
             Stage::Draining if self.is_at_rest() => self.order_still(core),
-            Stage::Draining => self.flusher.wanted |= self.flusher.dirty_since.is_some(),
+            Stage::Draining if !self.flusher.wanted && self.flusher.dirty_since.is_some() => {
+                self.flusher.wanted = true;
+                self.again = true;
+            }
             Stage::Paused { until, .. } if until <= core.now => self.order_resume(core),
-            Stage::Ordering { .. } | Stage::Taken { .. } | Stage::Paused { .. } => {}
+            Stage::Draining | Stage::Ordering { .. } | Stage::Taken { .. } | Stage::Paused { .. } => {}
         }
     }
 

@@ -119,7 +119,7 @@ impl Replica {
             other => panic!("a gateway does not send {other:?}"),
         };
         *self.requests.entry(name).or_default() += 1;
-        if view.generation(vid).unwrap_or(Generation(0)) != header.generation {
+        if view.writable(vid) && view.generation(vid).unwrap_or(Generation(0)) != header.generation {
             return Handled::Reply(Reply::Refused(Refusal::StaleGeneration));
         }
         self.carry_out(header, request, patience)

@@ -203,7 +203,8 @@ impl World {
                 return answer;
             }
         }
-        panic!("no answer to {op:?}; gateway: {:#?}", self.gateways[&NodeId(node)].1)
+        let op = format!("{op:?}").chars().take(80).collect::<String>();
+        panic!("no answer to {op}: {:#?}", self.gateways[&NodeId(node)].1.describe())
     }
 
     pub(crate) fn vid(&self, vdi: VdiId) -> Vid {

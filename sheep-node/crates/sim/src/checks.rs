@@ -52,6 +52,10 @@ pub struct Counts {
     pub disks_added: u64,
     /// Disks that were emptied and taken away.
     pub disks_emptied: u64,
+    /// Snapshots taken.
+    pub snapshots: u64,
+    /// Clones that a client went on with.
+    pub clones: u64,
     /// Objects that moved between disks of a node.
     pub moved: u64,
 }
@@ -83,6 +87,8 @@ impl Counts {
         self.disks_added += other.disks_added;
         self.disks_emptied += other.disks_emptied;
         self.moved += other.moved;
+        self.snapshots += other.snapshots;
+        self.clones += other.clones;
     }
 }
 

@@ -2,6 +2,7 @@
 //! every read against its oracle.
 
 mod rival;
+mod snapshots;
 
 use crate::node::Node;
 use crate::oracle::{Oracle, ReadTicket, Run, Tag};
@@ -21,6 +22,8 @@ enum Pending {
     Write(Tag, Range<usize>, bool),
     Read(ReadTicket),
     Flush(Vec<Tag>),
+    /// Which one, and what it makes durable.
+    Snapshot(usize, Vec<Tag>),
 }
 
 /// Where a client is with its volume.
@@ -56,6 +59,9 @@ pub struct Client {
     sessions: u64,
     /// Gateways given up that may still think they serve it.
     rivals: Vec<rival::Rival>,
+    mode: OpenMode,
+    snapshots: Vec<snapshots::Snapshot>,
+    clone: Option<snapshots::Clone>,
 }
 
 impl Client {
@@ -73,6 +79,9 @@ impl Client {
             clean: true,
             sessions: 0,
             rivals: Vec::new(),
+            mode: OpenMode::Write,
+            snapshots: Vec::new(),
+            clone: None,
         }
     }
 
@@ -132,6 +141,9 @@ impl World {
         self.schedule(pause, Event::Client(number));
         self.use_rivals(number);
         self.orders(number);
+        if self.step_clone(number) {
+            return;
+        }
         match self.clients[number].place {
             // While all is verified the run decides where.
             Place::Away if self.clients[number].verifying.is_some() => {}
@@ -157,7 +169,8 @@ impl World {
         self.clients[number].place = Place::Opening(node);
         let handle = self.handle(number);
         let at = self.nodes[node].clock(self.now);
-        self.with_shard(node, |shard| shard.gateway().open(at, handle, vdi, OpenMode::Write));
+        let mode = self.clients[number].mode;
+        self.with_shard(node, |shard| shard.gateway().open(at, handle, vdi, mode));
     }
 
     /// Closes a client's volume where it is open.
@@ -183,6 +196,9 @@ impl World {
         }
         if self.clients[number].pending.len() >= self.options.depth {
             return;
+        }
+        if self.takes_snapshot(number) {
+            return self.take_snapshot(number, node);
         }
         let work = self.options.work;
         let zeros = work.writes + work.zeros;
@@ -408,6 +424,10 @@ impl World {
                     self.violate(format!("client {number} at node {node}: {problem}"));
                 }
             }
+            (Pending::Snapshot(place, covered), VolumeReply::Ordered(result)) => {
+                self.snapshot_ordered(number, (place, covered), &result);
+            }
+            (Pending::Snapshot(..), _) => self.violate("a snapshot was answered with something else".into()),
             (Pending::Read(_), _) => self.violate("a read was answered without contents".into()),
         }
     }

@@ -45,6 +45,9 @@ struct Arguments {
     /// Clients give sessions up without closing them.
     #[arg(long)]
     rivals: bool,
+    /// Clients take snapshots, and go on with clones of some.
+    #[arg(long)]
+    snapshots: bool,
     /// Contents rot on the disk of one node.
     #[arg(long)]
     rot: bool,
@@ -123,6 +126,7 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
     let mut options = Options::from_seed(seed);
     options.verbose = arguments.verbose;
     options.rivals |= arguments.rivals;
+    options.snapshots |= arguments.snapshots;
     options.rot.data |= arguments.rot;
     options.rot.unflushed |= arguments.rot_unflushed;
     options.rot.records |= arguments.rot_records;

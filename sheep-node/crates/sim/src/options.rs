@@ -132,6 +132,8 @@ pub struct Options {
     pub rot: Rot,
     /// Bits of messages between data paths flip: how many messages of a million are hit.
     pub flips: u64,
+    /// Clients take snapshots, and go on with clones of some.
+    pub snapshots: bool,
     /// Clients also order commands that have nothing to do with their volumes.
     pub commands: bool,
     /// The rule that is left out, by name, if the build has broken variants.
@@ -184,6 +186,7 @@ impl Options {
             restless: false,
             rot: Rot::default(),
             flips: 0,
+            snapshots: false,
             commands: false,
             mutant: None,
             verbose: false,

@@ -76,6 +76,13 @@ impl Oracle {
         }
     }
 
+    /// What a snapshot that is asked for now may contain.
+    pub fn frozen(&self) -> Self {
+        let (in_flight, unflushed, failed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (sectors, ranges) = (self.sectors.clone(), self.ranges.clone());
+        Self { sectors, in_flight, unflushed, ranges, next_tag: self.next_tag, session: self.session, failed }
+    }
+
     /// Number of sectors.
     pub fn len(&self) -> usize {
         self.sectors.len()

@@ -52,6 +52,7 @@ fn phases(world: &mut World) -> Result<(), String> {
         // Of what nobody else had, blocks stay errors.
         world.healed = !world.options.rot.unflushed;
     }
+    world.look_at_snapshots();
     verify(world)?;
     check_copies(world)
 }

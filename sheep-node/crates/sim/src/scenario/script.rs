@@ -452,7 +452,7 @@ impl Script {
                 ReadExtent::Data(data) => data.first_chunk().map_or(0, |tag| u64::from_le_bytes(*tag)),
                 ReadExtent::Hole(_) => 0,
             })),
-            VolumeReply::Done | VolumeReply::BlockStatus(_) | VolumeReply::Checked(_) => Ok(0),
+            _ => Ok(0),
         }
     }
 

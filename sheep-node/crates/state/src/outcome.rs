@@ -33,6 +33,11 @@ pub enum Outcome {
     },
     /// Snapshots were taken, in the order of the command.
     Snapshots(Vec<SnapshotMade>),
+    /// A volume is paused, until the state after some later entry shows that it is not.
+    Paused {
+        /// Index of this entry.
+        at: LogIndex,
+    },
     /// A volume has the contents of a snapshot again.
     RolledBack {
         /// The vid that writes go to now.

@@ -195,7 +195,7 @@ impl ClusterState {
             return Err(Refusal::Paused);
         }
         self.set_paused(step, vdi, Some(token));
-        Ok(Outcome::Done)
+        Ok(Outcome::Paused { at: step.at })
     }
 
     /// The pause with this token ends, if there is one; anybody may order it. The group's snapshot, if it is still to

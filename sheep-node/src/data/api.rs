@@ -43,7 +43,7 @@ impl ApiIo {
             Self::Read(answer) => {
                 let _ = answer.send(result.map(|reply| match reply {
                     VolumeReply::Read(extents) => contents(extents),
-                    VolumeReply::Done | VolumeReply::BlockStatus(_) | VolumeReply::Checked(_) => Bytes::new(),
+                    _ => Bytes::new(),
                 }));
             }
             Self::Done(answer) => {

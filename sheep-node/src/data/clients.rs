@@ -444,7 +444,7 @@ fn reply(result: Result<VolumeReply, VolumeError>) -> Reply {
                 .collect(),
         ),
         // No client can ask for that.
-        Ok(VolumeReply::Checked(_)) => Reply::Done,
+        Ok(VolumeReply::Checked(_) | VolumeReply::Ordered(_)) => Reply::Done,
         Err(error) => Reply::Error(match error {
             VolumeError::NotPermitted | VolumeError::NotLost | VolumeError::MayComeBack => {
                 ErrorKind::NotPermitted

@@ -232,6 +232,7 @@ mod tests {
             previous: None,
             version: Version::default(),
             create: false,
+            base: None,
             offset: 0,
             body,
             durable: false,

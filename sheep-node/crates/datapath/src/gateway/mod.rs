@@ -24,6 +24,7 @@ mod check;
 mod contents;
 mod coverage;
 mod discard;
+mod edges;
 mod flush;
 mod habit;
 mod io;

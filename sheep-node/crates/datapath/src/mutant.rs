@@ -24,6 +24,8 @@ pub enum Mutant {
     RestartedIsCurrent,
     /// Map entries are written before the objects they name are durable.
     MapBeforeData,
+    /// An object is cloned from a copy that may not be current.
+    ClonesAnyCopy,
     /// Creating an object does not replace an orphan.
     CreateKeepsOrphan,
     /// Blocks are fetched from whatever version the source has by then.

@@ -191,9 +191,33 @@ fn a_creation_replaces_an_orphan(mutants: Mutants) -> Result<(), String> {
     expect("elsewhere", held.tag(&mut net, 0, 2), Ok(0))
 }
 
+/// A node is back that was away while an object was written, and is to clone it.
+fn a_clone_begins_with_a_current_copy(mutants: Mutants) -> Result<(), String> {
+    let mut net = net(3, 3, mutants);
+    let mut held = Held::new(&mut net, "a");
+    let first = held.write(0, None, true, 1);
+    held.send(&mut net, &first, &[1, 2, 3]);
+    held.flush(&mut net, &[1, 2, 3]);
+    net.isolate(3);
+    net.install_without(&[3]);
+    net.run_for(Duration::from_millis(20));
+    let second = held.write(0, Some(first.version), false, 2);
+    held.send(&mut net, &second, &[1, 2]);
+    held.flush(&mut net, &[1, 2]);
+    let parent = held.snapshot(&mut net, "one");
+    net.rejoin(3);
+    net.come_back(3);
+    let mut child = held.write(0, None, true, 7);
+    (child.base, child.offset) = (Some(parent), 4096);
+    held.send(&mut net, &child, &[1, 2, 3]);
+    let tags: Vec<_> = (1..=3).map(|node| held.tag(&mut net, 0, node)).collect();
+    expect("what was not written since", tags, vec![Ok(2); 3])
+}
+
 #[test]
 fn traces_hold() {
-    let traces: [(&str, Trace); 8] = [
+    let traces: [(&str, Trace); 9] = [
+        ("clone", a_clone_begins_with_a_current_copy),
         ("restart", a_restart_is_seen),
         ("older epoch", a_source_answers_only_in_the_epoch_of_the_asker),
         ("higher version", a_higher_version_is_not_fresher),
@@ -212,7 +236,7 @@ fn traces_hold() {
 #[test]
 fn each_broken_rule_shows() {
     use sheep_datapath::Mutant;
-    let broken: [(Mutant, Trace); 8] = [
+    let broken: [(Mutant, Trace); 9] = [
         (Mutant::RestartedIsCurrent, a_restart_is_seen),
         (Mutant::SourceAtOlderEpoch, a_source_answers_only_in_the_epoch_of_the_asker),
         (Mutant::HigherVersionWins, a_higher_version_is_not_fresher),
@@ -221,6 +245,7 @@ fn each_broken_rule_shows() {
         (Mutant::HotNotInherited, a_fetched_copy_stays_hot),
         (Mutant::ResendIsBehind, a_resend_is_done_already),
         (Mutant::CreateKeepsOrphan, a_creation_replaces_an_orphan),
+        (Mutant::ClonesAnyCopy, a_clone_begins_with_a_current_copy),
     ];
     for (mutant, trace) in broken {
         assert!(trace(Mutants::only(mutant)).is_err(), "{mutant:?} is not caught");
@@ -348,4 +373,37 @@ fn damage_is_reported_and_repaired_from_another_copy() {
     assert_eq!(held.read(&mut net, 0, 1), Reply::Refused(Refusal::Damaged));
     net.run_for(Duration::from_millis(100));
     assert_eq!(held.tag(&mut net, 0, 1), Ok(5));
+}
+
+/// A clone shares its blocks with its parent, and neither changes the other.
+#[test]
+fn a_clone_takes_the_space_of_what_is_written() {
+    let mut net = net(3, 3, Mutants::default());
+    let mut held = Held::new(&mut net, "a");
+    let first = held.write(0, None, true, 1);
+    held.send(&mut net, &first, &[1, 2, 3]);
+    let rest = held.fill(0, first.version, 1..16, 2);
+    held.send(&mut net, &rest, &[1, 2, 3]);
+    held.flush(&mut net, &[1, 2, 3]);
+    let used = |net: &Net| net.replica(1).store().usage().used;
+    let before = used(&net);
+    let old = held.clone();
+    let parent = held.snapshot(&mut net, "one");
+    let mut child = held.write(0, None, true, 77);
+    (child.base, child.offset) = (Some(parent), 4096);
+    held.send(&mut net, &child, &[1, 2, 3]);
+    held.flush(&mut net, &[1, 2, 3]);
+    assert!(used(&net) < before + 4 * 4096, "{} after {before}", used(&net));
+    let expected: Vec<Option<u64>> = (1..=16).map(|tag| Some(if tag == 2 { 77 } else { tag })).collect();
+    assert_eq!(held.blocks(&mut net, 0, 2), expected);
+    let expected: Vec<Option<u64>> = (1..=16).map(Some).collect();
+    assert_eq!(old.blocks(&mut net, 0, 2), expected);
+    // Of another lineage, or of itself, it cannot be.
+    let other = Held::new(&mut net, "b");
+    let mut wrong = held.write(1, None, true, 1);
+    for base in [other.vid, held.vid, sheep_types::Vid(99)] {
+        wrong.base = Some(base);
+        let answer = net.call(1, held.generation, Request::Write(wrong.clone()));
+        assert_eq!(answer, Reply::Refused(Refusal::Malformed));
+    }
 }

@@ -92,6 +92,23 @@ fn random_seeds_pass() {
     }
 }
 
+/// Clients take snapshots and go on with clones, and every snapshot stays what it was.
+#[test]
+fn snapshots_pass() {
+    let options = |seed: u64| {
+        let mut options = Options::from_seed(seed);
+        options.snapshots = true;
+        options.rivals = seed.is_multiple_of(2);
+        let more = if options.rivals { " --rivals" } else { "" };
+        (format!("--snapshots --seed {seed}{more}"), options)
+    };
+    let first = number("SIM_FIRST", 1);
+    let count = number("SIM_SNAPSHOTS", 40);
+    let runs: Vec<(String, Options)> = (first..first + count).map(options).collect();
+    let total = all_pass(&runs);
+    assert!(total.snapshots > count && total.clones > 0 && total.take_overs > 0, "{total:?}");
+}
+
 /// Bits of messages flip: no client notices, but for the time it takes to send them again.
 #[test]
 fn flipped_bits_pass() {

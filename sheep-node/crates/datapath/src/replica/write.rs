@@ -103,6 +103,7 @@ impl Replica {
         // A clone of a copy that is not current would have old blocks, and nobody would notice.
         if let Some(base) = write.base.map(|base| object.of(base)).filter(|_| creates)
             && !self.current_in(view, base)
+            && !self.config.mutants.is(Mutant::ClonesAnyCopy)
         {
             if self.recovery.is_lost(base) {
                 return Err(Refusal::BaseLost);

@@ -1,6 +1,7 @@
 //! What the hand does as if it were a gateway: writes and reads of single blocks.
 
 use super::{Net, block};
+use sheep_state::{Command, Guard, Outcome, SnapshotItem};
 use sheep_types::{Birth, Generation, ObjectId, VdiId, Version, Vid};
 use sheep_wire::{Body, Confirmed, ExtentState, Reply, Request, WriteRequest};
 
@@ -32,6 +33,25 @@ impl Held {
         let mut held = Self { vdi, vid, birth, generation: Generation(0), sequence: 0, confirmed: 0 };
         held.lock(net);
         held
+    }
+
+    /// A snapshot; the hand goes on under the new vid. Gives the old one.
+    pub(crate) fn snapshot(&mut self, net: &mut Net, tag: &str) -> Vid {
+        let item = SnapshotItem {
+            vdi: self.vdi,
+            guard: Guard::Held(self.generation),
+            tag: tag.to_owned(),
+            attributes: Default::default(),
+            created_unix_ms: 0,
+        };
+        let Ok(Outcome::Snapshots(made)) = net.log.run(super::HAND, Command::Snapshot { items: vec![item] })
+        else {
+            panic!("no snapshot")
+        };
+        net.distribute();
+        self.vid = made[0].working;
+        self.birth = net.log.state.vid(self.vid).unwrap().birth;
+        made[0].vid
     }
 
     /// A new generation. Settling is up to the test.

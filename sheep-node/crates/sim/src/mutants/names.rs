@@ -104,6 +104,7 @@ variants! {
         RestartedIsCurrent = "datapath:restarted-is-current": "a restart ends a copy's being current";
         MapBeforeData = "datapath:map-before-data": "an object is durable before the map names it";
         CreateKeepsOrphan = "datapath:create-keeps-orphan": "a creation replaces an orphan";
+        ClonesAnyCopy = "datapath:clones-any-copy": "an object is cloned from a current copy only";
         PatchAnyVersion = "datapath:patch-any-version": "all blocks of a fetch are of one version";
         EqualBlocksAreEqualVersions = "datapath:equal-blocks-are-equal-versions": "a copy made equal takes the version over too";
         PatchIgnoresZeros = "datapath:patch-ignores-zeros": "a copy made equal takes zeros over too";

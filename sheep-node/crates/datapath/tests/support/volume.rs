@@ -35,7 +35,7 @@ impl Held {
         held
     }
 
-    /// A snapshot; the hand goes on under the new vid. Gives the old one.
+    /// A snapshot, which everybody has heard of; the hand goes on under the new vid. Gives the old one.
     pub(crate) fn snapshot(&mut self, net: &mut Net, tag: &str) -> Vid {
         let item = SnapshotItem {
             vdi: self.vdi,
@@ -49,6 +49,7 @@ impl Held {
             panic!("no snapshot")
         };
         net.distribute();
+        net.run_for(core::time::Duration::from_millis(10));
         self.vid = made[0].working;
         self.birth = net.log.state.vid(self.vid).unwrap().birth;
         made[0].vid

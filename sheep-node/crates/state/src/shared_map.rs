@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use twox_hash::XxHash3_64;
 
-const BUCKETS: usize = 256;
+const BUCKETS: usize = 1024;
 
 /// Chooses the bucket of a key; equal on every node, though nothing encoded depends on it.
 pub(crate) trait Spread {

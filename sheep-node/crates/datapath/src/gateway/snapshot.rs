@@ -4,7 +4,7 @@
 //! The snapshot of one volume is ordered by its holder, who goes on under the volume's new vid. For a group each holder
 //! orders a pause; somebody orders the snapshot of all, or that the volume goes on.
 
-use super::api::{LostReason, VolumeError, VolumeReply};
+use super::api::{LostReason, OpenMode, VolumeError, VolumeReply};
 use super::shared::Core;
 use super::volume::Volume;
 use sheep_state::{Command, Guard, Outcome, Refusal, SnapshotItem, VdiRecord};
@@ -152,8 +152,9 @@ impl Volume {
     pub(super) fn follow_vid(&mut self, core: &mut Core, record: &VdiRecord) {
         if record.vid != self.vid {
             let view = core.view();
-            let stands =
-                matches!(self.stills.front(), Some(still) if !matches!(still.stage, Stage::Draining));
+            // A snapshot of what is only read changes nothing. What is open for writing stands still for it.
+            let stands = self.mode == OpenMode::Read
+                || matches!(self.stills.front(), Some(still) if !matches!(still.stage, Stage::Draining));
             let Some(vid) = view.vid(record.vid).filter(|_| stands) else {
                 // Nobody else takes a snapshot of an open volume.
                 return self.lose(core, LostReason::LockEnded);

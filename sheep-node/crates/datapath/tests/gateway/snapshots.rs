@@ -224,6 +224,27 @@ fn a_take_over_knows_which_objects_lack_blocks() {
     }
 }
 
+/// A snapshot of a volume that several nodes only read takes nothing from them.
+#[test]
+fn readers_go_on_under_a_snapshot() {
+    let (mut world, vdi, handle) = open();
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    close(&mut world, 100, handle);
+    let reader = read_only(&mut world, 101, vdi);
+    let item = SnapshotItem {
+        vdi,
+        guard: Guard::ClosedClean,
+        tag: "one".to_owned(),
+        attributes: BTreeMap::new(),
+        created_unix_ms: 1,
+    };
+    let other = Member { node: NodeId(100), incarnation: Incarnation(1) };
+    world.order_now(other, Command::Snapshot { items: vec![item] }).unwrap();
+    world.publish();
+    world.run(ms(100));
+    assert_eq!(tags(&mut world, 101, reader, 2), [1, 0]);
+}
+
 /// All members of a group stand still until the one command, or until they are told to go on.
 #[test]
 fn a_group_is_one_instant() {

@@ -177,6 +177,20 @@ pub(crate) enum ControlRequest {
     Stop,
 }
 
+/// A snapshot to be taken.
+#[derive(Clone, Debug)]
+pub(crate) struct WantedSnapshot {
+    /// Behind the `@` of its name.
+    pub(crate) tag: String,
+    /// Free attributes.
+    pub(crate) attributes: BTreeMap<String, String>,
+    /// Now, as the creator says.
+    pub(crate) created_unix_ms: u64,
+}
+
+/// Takes what came of it.
+pub(crate) type SnapshotAnswer = oneshot::Sender<Result<Result<Outcome, Refusal>, VolumeAccessError>>;
+
 /// To the data thread.
 pub(crate) enum VolumeRequest {
     /// Open a volume; the lock is taken. The answer is a number for the other requests.
@@ -205,6 +219,8 @@ pub(crate) enum VolumeRequest {
     },
     /// A lost object becomes zeros.
     AcceptLoss { handle: u64, index: u32, force: bool, answer: oneshot::Sender<Result<(), AcceptLossError>> },
+    /// Take a snapshot of a volume that is open for writing.
+    Snapshot { handle: u64, wanted: WantedSnapshot, answer: SnapshotAnswer },
     /// Drain, flush, release the lock.
     Close { handle: u64, answer: oneshot::Sender<()> },
     /// Close all volumes, and open none any more.

@@ -5,15 +5,15 @@ use crate::control::ControlMessage;
 use crate::data::DataMessage;
 use crate::handle::{
     AcceptLossError, ControlRequest, DataStatus, NodeHandle, NodeStatus, OpenVolume, OrderError,
-    VolumeAccessError, VolumeRequest,
+    VolumeAccessError, VolumeRequest, WantedSnapshot,
 };
 use crate::inbox::{Inbox, Sender, inbox};
 use mio::{Events, Poll, Token, Waker};
 use sheep_datapath::{BlockExtent, CopyState, ObjectCheck};
 use sheep_engine::Published;
 use sheep_state::{
-    AccessMode, Addresses, ClusterState, Command, DiskRecord, DiskState, EntryKind, Genesis, NodeUp, Outcome,
-    Refusal, Role, Settings,
+    AccessMode, Addresses, ClusterState, Command, DiskRecord, DiskState, EntryKind, Genesis, Guard, NodeUp,
+    Outcome, Refusal, Role, Settings, SnapshotItem,
 };
 use sheep_types::{ClusterId, CommandSeq, ConfigId, Geometry, Incarnation, LogIndex, Member, NodeId, VdiId};
 use std::collections::BTreeMap;
@@ -73,8 +73,36 @@ impl Model {
     fn order(&mut self, origin: Member, command: Command) -> Result<Outcome, Refusal> {
         let seq = self.seqs.entry(origin.node).or_default();
         *seq += 1;
+        let copied = match &command {
+            Command::CloneVdi(clone) => Some(clone.snapshot),
+            Command::Rollback { snapshot, .. } => Some(*snapshot),
+            _ => None,
+        };
+        let back = if let Command::Rollback { vdi, .. } = command { Some(vdi) } else { None };
         let entry = EntryKind::Command { origin, seq: CommandSeq(*seq), command };
-        self.apply(&entry).expect("commands come in turn")
+        let result = self.apply(&entry).expect("commands come in turn");
+        match (&result, copied) {
+            (Ok(Outcome::Snapshots(made)), _) => {
+                made.iter().for_each(|made| self.copy(made.volume, made.vdi));
+            }
+            (Ok(Outcome::Created { vdi, .. }), Some(from)) => self.copy(from, *vdi),
+            (Ok(Outcome::RolledBack { .. }), Some(from)) => self.copy(from, back.unwrap()),
+            _ => {}
+        }
+        result
+    }
+
+    fn copy(&mut self, from: VdiId, to: VdiId) {
+        let contents = self.contents.get(&from).cloned().unwrap_or_default();
+        self.contents.insert(to, contents);
+    }
+
+    fn snapshot(&mut self, handle: u64, wanted: WantedSnapshot) -> Option<Result<Outcome, Refusal>> {
+        let vdi = self.open.get(&handle)?.vdi;
+        let guard = Guard::Held(self.state.vdi(vdi)?.lock?.generation);
+        let WantedSnapshot { tag, attributes, created_unix_ms } = wanted;
+        let item = SnapshotItem { vdi, guard, tag, attributes, created_unix_ms };
+        Some(self.order(ME, Command::Snapshot { items: vec![item] }))
     }
 
     fn control(&mut self, request: ControlRequest) {
@@ -127,6 +155,9 @@ impl Model {
                     (true, false) => Err(AcceptLossError::MayComeBack),
                     (true, true) => Ok(()),
                 });
+            }
+            VolumeRequest::Snapshot { handle, wanted, answer } => {
+                let _ = answer.send(self.snapshot(handle, wanted).ok_or_else(gone));
             }
             VolumeRequest::CloseAll => self.closed = true,
             VolumeRequest::Close { handle, answer } => {

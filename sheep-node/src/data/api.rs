@@ -2,7 +2,9 @@
 
 use super::volumes::{Opened, VolumeId, Waiter};
 use super::{DataThread, IoOwner};
-use crate::handle::{AcceptLossError, DataStatus, OpenVolume, VolumeAccessError, VolumeRequest};
+use crate::handle::{
+    AcceptLossError, DataStatus, OpenVolume, SnapshotAnswer, VolumeAccessError, VolumeRequest, WantedSnapshot,
+};
 use bytes::{Bytes, BytesMut};
 use sheep_datapath::{
     BlockExtent, ObjectCheck, OpenError, ReadExtent, Shard, VolumeError, VolumeOp, VolumeReply,
@@ -17,6 +19,7 @@ pub(super) enum ApiIo {
     Status(oneshot::Sender<Result<Vec<BlockExtent>, VolumeAccessError>>),
     Check(oneshot::Sender<Result<ObjectCheck, VolumeAccessError>>),
     AcceptLoss(oneshot::Sender<Result<(), AcceptLossError>>),
+    Snapshot(SnapshotAnswer),
 }
 
 impl ApiIo {
@@ -28,6 +31,12 @@ impl ApiIo {
         let result = result.map_err(|error| VolumeAccessError::Io(error.to_string()));
         match self {
             Self::AcceptLoss(_) => {}
+            Self::Snapshot(answer) => {
+                let _ = answer.send(result.and_then(|reply| match reply {
+                    VolumeReply::Ordered(result) => Ok(*result),
+                    _ => Err(VolumeAccessError::Io("the volume does not say what came of it".into())),
+                }));
+            }
             Self::Status(answer) => {
                 let _ = answer.send(result.map(|reply| match reply {
                     VolumeReply::BlockStatus(extents) => extents,
@@ -122,6 +131,11 @@ impl DataThread {
             }
             VolumeRequest::AcceptLoss { handle, index, force, answer } => {
                 self.api_io(now, handle, VolumeOp::AcceptLoss { index, force }, ApiIo::AcceptLoss(answer));
+            }
+            VolumeRequest::Snapshot { handle, wanted, answer } => {
+                let WantedSnapshot { tag, attributes, created_unix_ms } = wanted;
+                let op = VolumeOp::Snapshot { tag, attributes, created_unix_ms };
+                self.api_io(now, handle, op, ApiIo::Snapshot(answer));
             }
             VolumeRequest::CloseAll => self.close_all(now),
             VolumeRequest::Close { handle, answer } => {

@@ -58,11 +58,12 @@ impl DataThread {
 
     fn found(&mut self, now: Time, asked: &Unknown) -> bool {
         let record = self.view.as_ref().and_then(|view| view.state.vdi_by_name(&asked.name));
-        let Some((vdi, size)) = record.map(|record| (record.id, record.size)) else { return false };
+        let known = record.map(|record| (record.id, record.size, record.is_snapshot()));
+        let Some((vdi, size, read_only)) = known else { return false };
         if asked.info_only {
-            self.clients.opened(asked.client, Ok((None, Opened { size, read_only: false })));
+            self.clients.opened(asked.client, Ok((None, Opened { size, read_only })));
         } else {
-            self.open(now, vdi, false, Waiter::Client(asked.client));
+            self.open(now, vdi, read_only, Waiter::Client(asked.client));
         }
         true
     }

@@ -5,7 +5,7 @@ use sheep_api::v1;
 use sheep_state::{
     AccessMode, CacheMode, ClusterState, NodeRecord, NodeState, Role, Settings, VdiRecord, WhenUnavailable,
 };
-use sheep_types::{Generation, Member, NodeId};
+use sheep_types::{Generation, Member, NodeId, Vid};
 use std::net::SocketAddr;
 use tonic::Status;
 
@@ -56,6 +56,18 @@ fn lock(holder: Member, generation: Generation) -> v1::Lock {
     v1::Lock { node: holder.node.to_string(), incarnation: holder.incarnation.0, generation: generation.0 }
 }
 
+/// The nearest ancestor of a vid that is not deleted.
+fn parent(state: &ClusterState, vid: Vid) -> Option<&VdiRecord> {
+    let mut at = state.vid(vid)?.parent;
+    while let Some(vid) = at {
+        if let Some(record) = state.vdi_of(vid) {
+            return Some(record);
+        }
+        at = state.vid(vid)?.parent;
+    }
+    None
+}
+
 /// A VDI.
 pub(super) fn vdi(record: &VdiRecord, state: &ClusterState) -> v1::Vdi {
     let attachments = record.attachments.iter().map(|attachment| v1::Attachment {
@@ -65,6 +77,9 @@ pub(super) fn vdi(record: &VdiRecord, state: &ClusterState) -> v1::Vdi {
     });
     let lineage = state.lineage_of(record.vid);
     let copies = lineage.map_or(0, |lineage| lineage.copies);
+    let origin = lineage.and_then(|lineage| lineage.origin);
+    let source = record.snapshot_of.and_then(|of| state.vdi(of.vdi));
+    let name = |record: &VdiRecord| record.name.clone();
     let readers = record.readers.iter().map(|reader| lock(reader.holder, Generation(reader.granted.0)));
     v1::Vdi {
         name: record.name.clone(),
@@ -81,6 +96,13 @@ pub(super) fn vdi(record: &VdiRecord, state: &ClusterState) -> v1::Vdi {
         readers: readers.collect(),
         attachments: attachments.collect(),
         write_through: record.cache == CacheMode::WriteThrough,
+        kind: (if record.is_snapshot() { "snapshot" } else { "volume" }).into(),
+        tag: record.tag().unwrap_or_default().into(),
+        source: source.map_or_else(String::new, |source| name(source)),
+        source_id: record.snapshot_of.map_or(0, |of| of.vdi.0),
+        cloned: origin.is_some(),
+        origin: origin.and_then(|vid| state.vdi_of(vid)).map_or_else(String::new, |origin| name(origin)),
+        parent: parent(state, record.vid).map_or_else(String::new, name),
     }
 }
 
@@ -116,6 +138,11 @@ pub(super) fn millis(time: std::time::Duration) -> u64 {
 /// A small number, or the error that it is none.
 pub(super) fn small(what: &str, value: u32) -> Result<u8, Status> {
     u8::try_from(value).map_err(|_| Status::invalid_argument(format!("{what} of {value} is too large")))
+}
+
+/// A small number, or none for 0.
+pub(super) fn optional(what: &str, value: u32) -> Result<Option<u8>, Status> {
+    if value == 0 { Ok(None) } else { small(what, value).map(Some) }
 }
 
 /// Settings with what a change says put over what is there.

@@ -2,9 +2,9 @@
 
 use crate::handle::{OrderError, VolumeAccessError};
 use crate::inbox::SendError;
-use sheep_api::ASK_NODE;
+use sheep_api::{ASK_NODE, EXISTING_VDI};
 use sheep_log::ProposeError;
-use sheep_state::Refusal;
+use sheep_state::{Refusal, VdiRecord};
 use sheep_types::NodeId;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -85,5 +85,13 @@ pub(super) fn ask(node: NodeId, message: String) -> Status {
     if let Ok(value) = MetadataValue::try_from(node.to_string()) {
         status.metadata_mut().insert(ASK_NODE, value);
     }
+    status
+}
+
+/// Names the VDI that has the name.
+pub(super) fn exists(record: &VdiRecord) -> Status {
+    let kind = if record.is_snapshot() { "snapshot" } else { "volume" };
+    let mut status = Status::already_exists(format!("a {kind} {} exists", record.name));
+    status.metadata_mut().insert(EXISTING_VDI, MetadataValue::from(record.id.0));
     status
 }

@@ -1,5 +1,7 @@
 //! The services over a real connection, with a fake node behind.
 
+mod snapshots;
+
 use super::*;
 use crate::config::{Config, Layer};
 use crate::testing::{FakeNode, OTHER};

@@ -6,11 +6,13 @@ use crate::handle::NodeHandle;
 use crate::health;
 use sheep_api::v1::vdis_server::Vdis;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, CheckVdiReply, CheckVdiRequest, CreateVdiReply, CreateVdiRequest,
-    DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest, ReadVdiReply, ReadVdiRequest,
-    ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest, WriteVdiReply, WriteVdiRequest,
+    AcceptLossReply, AcceptLossRequest, CheckVdiReply, CheckVdiRequest, CloneVdiReply, CloneVdiRequest,
+    CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest,
+    ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest,
+    RollbackVdiReply, RollbackVdiRequest, SnapshotVdiReply, SnapshotVdiRequest, WriteVdiReply,
+    WriteVdiRequest,
 };
-use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Outcome, Refusal, VdiRecord};
+use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Refusal, VdiRecord};
 use sheep_types::{Generation, MIN_VOLUME_SIZE, Member, SECTOR_SIZE, VdiId};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,8 +28,9 @@ const ATTEMPTS: usize = 3;
 /// How long a VDI that is in use is waited for: its user may just be leaving.
 const IN_USE_WAIT: Duration = Duration::from_secs(1);
 
+#[derive(Clone)]
 pub(super) struct Service {
-    node: NodeHandle,
+    pub(super) node: NodeHandle,
     streams: Arc<Semaphore>,
 }
 
@@ -48,7 +51,7 @@ impl Service {
     }
 
     /// The VDI of this name, on a node that may act.
-    async fn find(&self, name: &str) -> Result<(Arc<ClusterState>, Arc<VdiRecord>), Status> {
+    pub(super) async fn find(&self, name: &str) -> Result<(Arc<ClusterState>, Arc<VdiRecord>), Status> {
         let mut state = self.node.primary().await?;
         if state.vdi_by_name(name).is_none() {
             self.node.wait_state(NAME_WAIT, |state| state.vdi_by_name(name).is_some()).await;
@@ -61,7 +64,7 @@ impl Service {
     }
 
     /// The VDI, once nobody has it open; the error says who has.
-    async fn find_free(&self, name: &str) -> Result<Arc<VdiRecord>, Status> {
+    pub(super) async fn find_free(&self, name: &str) -> Result<Arc<VdiRecord>, Status> {
         let (_, record) = self.find(name).await?;
         self.node.wait_state(IN_USE_WAIT, |state| is_free(state, record.id)).await;
         let (state, record) = self.find(name).await?;
@@ -76,7 +79,7 @@ impl Service {
     }
 
     /// No other node has the VDI open; the error says which has.
-    fn not_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
+    pub(super) fn not_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
         let me = self.node.status().me;
         let other = record.lock.filter(|lock| lock.holder != me);
         other.map_or(Ok(()), |lock| Err(in_use(state, record, lock.holder)))
@@ -92,6 +95,7 @@ impl Service {
     /// One attempt to resize.
     async fn try_resize(&self, request: &ResizeVdiRequest) -> Result<(), Status> {
         let (state, record) = self.find(&request.name).await?;
+        writable(&record)?;
         let (vdi, size) = (record.id, request.size_bytes);
         let shrink = size < record.size;
         if shrink && !request.allow_shrink {
@@ -145,7 +149,7 @@ impl Service {
         self.node.command(command).await.map(drop)
     }
 
-    fn shown(&self, vdi: VdiId) -> Result<sheep_api::v1::Vdi, Status> {
+    pub(super) fn shown(&self, vdi: VdiId) -> Result<sheep_api::v1::Vdi, Status> {
         let state = self.node.state();
         let found = state.as_ref().and_then(|state| Some(convert::vdi(state.vdi(vdi)?, state)));
         found.ok_or_else(|| {
@@ -165,36 +169,53 @@ fn in_use(state: &ClusterState, record: &VdiRecord, holder: Member) -> Status {
     status::ask(holder.node, message)
 }
 
+/// Snapshots stay as they are.
+pub(super) fn writable(record: &VdiRecord) -> Result<(), Status> {
+    if !record.is_snapshot() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is a snapshot, which cannot be changed; `dog vdi clone` makes a volume of it",
+        record.name
+    );
+    Err(Status::failed_precondition(message))
+}
+
 /// Whether to look again and repeat.
-fn again(attempt: usize, result: &Result<(), Status>) -> bool {
+pub(super) fn again<T>(attempt: usize, result: &Result<T, Status>) -> bool {
     attempt + 1 < ATTEMPTS && result.as_ref().is_err_and(|status| status.code() == Code::Aborted)
+}
+
+/// The time of day, for people.
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Does something on its own, so that it ends in order when the caller goes away.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    task: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(task).await.map_err(|_| Status::unavailable("the node is stopping"))?
 }
 
 #[tonic::async_trait]
 impl Vdis for Service {
     async fn create(&self, request: Request<CreateVdiRequest>) -> Result<Response<CreateVdiReply>, Status> {
         let request = request.into_inner();
-        let optional = |what, value: u32| match value {
-            0 => Ok(None),
-            value => convert::small(what, value).map(Some),
-        };
         let create = CreateVdi {
-            copies: optional("copies", request.copies)?,
-            min_copies: optional("min_copies", request.min_copies)?,
+            copies: convert::optional("copies", request.copies)?,
+            min_copies: convert::optional("min_copies", request.min_copies)?,
             name: request.name,
             size: request.size_bytes,
             cache: if request.write_through { CacheMode::WriteThrough } else { CacheMode::WriteBack },
             attributes: request.attributes.into_iter().collect(),
-            created_unix_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            created_unix_ms: unix_ms(),
         };
         self.node.primary().await?;
-        let Outcome::Created { vdi, .. } = self.node.command(Command::CreateVdi(create)).await? else {
-            return Err(Status::internal("the VDI was made, but not named"));
-        };
-        self.node.wait_state(APPLIED_WAIT, |state| state.applied().0 >= vdi.0).await;
-        Ok(Response::new(CreateVdiReply { vdi: Some(self.shown(vdi)?) }))
+        let name = create.name.clone();
+        let vdi = self.create_as(&name, Command::CreateVdi(create)).await?;
+        Ok(Response::new(CreateVdiReply { vdi: Some(vdi) }))
     }
 
     async fn delete(&self, request: Request<DeleteVdiRequest>) -> Result<Response<DeleteVdiReply>, Status> {
@@ -240,6 +261,33 @@ impl Vdis for Service {
         Ok(Response::new(ResizeVdiReply { vdi: Some(self.shown(record.id)?) }))
     }
 
+    async fn snapshot(
+        &self,
+        request: Request<SnapshotVdiRequest>,
+    ) -> Result<Response<SnapshotVdiReply>, Status> {
+        let (service, request) = (self.clone(), request.into_inner());
+        let taken = to_its_end(async move {
+            let attributes = request.attributes.into_iter().collect();
+            service.take_snapshot(&request.name, &request.tag, attributes).await
+        });
+        Ok(Response::new(SnapshotVdiReply { snapshot: Some(taken.await?) }))
+    }
+
+    async fn clone_vdi(&self, request: Request<CloneVdiRequest>) -> Result<Response<CloneVdiReply>, Status> {
+        let (service, request) = (self.clone(), request.into_inner());
+        let made = to_its_end(async move { service.make_clone(request).await }).await?;
+        Ok(Response::new(CloneVdiReply { vdi: Some(made) }))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<RollbackVdiRequest>,
+    ) -> Result<Response<RollbackVdiReply>, Status> {
+        let (service, request) = (self.clone(), request.into_inner());
+        let back = to_its_end(async move { service.roll_back(&request.name, &request.tag).await }).await?;
+        Ok(Response::new(RollbackVdiReply { vdi: Some(back) }))
+    }
+
     type ReadStream = ReceiverStream<Result<ReadVdiReply, Status>>;
 
     async fn read(&self, request: Request<ReadVdiRequest>) -> Result<Response<Self::ReadStream>, Status> {
@@ -278,22 +326,21 @@ impl Vdis for Service {
         };
         // Under a running VM it would be corruption: refused on the holder too.
         let record = self.find_free(&first.name).await?;
+        writable(&record)?;
         if first.offset > record.size {
             let message = format!("the offset is behind the end of the VDI, which has {} bytes", record.size);
             return Err(Status::invalid_argument(message));
         }
         let permit = self.stream_permit()?;
         let node = self.node.clone();
-        // On its own, so that it ends in order when the caller goes away.
-        let task = tokio::spawn(async move {
+        let bytes = to_its_end(async move {
             let volume = Volume::open(&node, &record, false).await?;
             let written = contents::write(&volume, first.offset, first.data, messages).await;
             volume.close().await;
             drop(permit);
             written
         });
-        let bytes = task.await.map_err(|_| Status::unavailable("the node is stopping"))??;
-        Ok(Response::new(WriteVdiReply { bytes }))
+        Ok(Response::new(WriteVdiReply { bytes: bytes.await? }))
     }
 
     type CheckStream = ReceiverStream<Result<CheckVdiReply, Status>>;
@@ -322,19 +369,18 @@ impl Vdis for Service {
     ) -> Result<Response<AcceptLossReply>, Status> {
         let request = request.into_inner();
         let (state, record) = self.find(&request.name).await?;
+        writable(&record)?;
         self.not_elsewhere(&state, &record)?;
         let permit = self.stream_permit()?;
         let node = self.node.clone();
-        // On its own, so that it ends in order when the caller goes away.
-        let task = tokio::spawn(async move {
+        let reply = to_its_end(async move {
             let volume = Volume::open(&node, &record, false).await?;
             let reply = check::accept_loss(&volume, &state, &record, &request).await;
             volume.close().await;
             drop(permit);
             reply
         });
-        let reply = task.await.map_err(|_| Status::unavailable("the node is stopping"))??;
-        Ok(Response::new(reply))
+        Ok(Response::new(reply.await?))
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {

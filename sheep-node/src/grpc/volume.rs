@@ -2,10 +2,12 @@
 
 use super::{status, vdis};
 use crate::data::DataMessage;
-use crate::handle::{AcceptLossError, NodeHandle, OpenVolume, VolumeAccessError, VolumeRequest};
+use crate::handle::{
+    AcceptLossError, NodeHandle, OpenVolume, VolumeAccessError, VolumeRequest, WantedSnapshot,
+};
 use bytes::Bytes;
 use sheep_datapath::ObjectCheck;
-use sheep_state::VdiRecord;
+use sheep_state::{Outcome, VdiRecord};
 use sheep_types::VdiId;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -34,7 +36,8 @@ impl Volume {
     /// Opens the VDI through this node's gateway.
     pub(super) async fn open(node: &NodeHandle, record: &VdiRecord, read_only: bool) -> Result<Self, Status> {
         let (vdi, me) = (record.id, node.status().me);
-        let shared = record.lock.is_some_and(|lock| lock.holder == me);
+        let shared = record.lock.is_some_and(|lock| lock.holder == me)
+            || record.readers.iter().any(|reader| reader.holder == me);
         let opening = node.volume(|answer| VolumeRequest::Open { vdi, read_only, answer });
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
             Ok(Ok(open)) => {
@@ -135,6 +138,14 @@ impl Volume {
     pub(super) async fn accept_loss(&self, index: u32, force: bool) -> Result<(), AcceptLossError> {
         let handle = self.open.handle;
         self.node.volume(|answer| VolumeRequest::AcceptLoss { handle, index, force, answer }).await
+    }
+
+    /// Takes a snapshot.
+    pub(super) async fn snapshot(&self, wanted: WantedSnapshot) -> Result<Outcome, Status> {
+        let handle = self.open.handle;
+        let answer = self.node.volume(|answer| VolumeRequest::Snapshot { handle, wanted, answer }).await;
+        let result = answer.map_err(|error: VolumeAccessError| status::no_access(&error))?;
+        result.map_err(|refusal| status::refused(&refusal))
     }
 
     /// Makes everything durable.

@@ -8,6 +8,9 @@ pub use size::{Size, SizeError};
 /// Metadata key of an error that another node can answer better: its value is that node's id.
 pub const ASK_NODE: &str = "sheepdog-ask-node";
 
+/// Metadata key of an error that something of this name exists: its value is the id of that VDI.
+pub const EXISTING_VDI: &str = "sheepdog-existing-vdi";
+
 /// Largest message that either side takes, bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
 

@@ -11,7 +11,9 @@ mod md;
 mod node;
 mod output;
 mod scrub;
+mod snapshots;
 mod transfer;
+mod tree;
 mod vdi;
 
 use clap::Parser;

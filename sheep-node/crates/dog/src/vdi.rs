@@ -3,7 +3,7 @@
 use crate::cli::{Create, Format, LockCommand, VdiCommand};
 use crate::connect::{Connection, Server, label};
 use crate::node::done;
-use crate::{output, transfer};
+use crate::{output, snapshots, transfer, tree};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sheep_api::Size;
@@ -16,6 +16,12 @@ pub(crate) async fn run(server: &Server, format: Format, command: VdiCommand) ->
     match command {
         VdiCommand::Create(request) => create(&connection, format, request).await,
         VdiCommand::List => show_list(&connection, format).await,
+        VdiCommand::Tree => tree::show(&list(&connection, "").await?, format),
+        VdiCommand::Snapshot { name, tag, attributes } => {
+            snapshots::take(&connection, format, name, tag, attributes).await
+        }
+        VdiCommand::Clone(request) => snapshots::clone(&connection, format, request).await,
+        VdiCommand::Rollback { name, tag } => snapshots::rollback(&connection, format, name, tag).await,
         VdiCommand::Info { name } => info(&connection, format, &name).await,
         VdiCommand::Delete { name } => {
             connection.vdis().delete(DeleteVdiRequest { name: name.clone() }).await?;
@@ -60,7 +66,7 @@ async fn create(connection: &Connection, format: Format, create: Create) -> Resu
 }
 
 /// "3 copies", or what there is of them.
-fn copies(vdi: &Vdi) -> String {
+pub(crate) fn copies(vdi: &Vdi) -> String {
     if vdi.effective_copies < vdi.copies {
         format!("{} of {} copies", vdi.effective_copies, vdi.copies)
     } else {
@@ -87,7 +93,7 @@ async fn show_list(connection: &Connection, format: Format) -> Result<()> {
     Ok(())
 }
 
-fn vdi_json(vdi: &Vdi) -> Value {
+pub(crate) fn vdi_json(vdi: &Vdi) -> Value {
     let lock = |lock: &sheep_api::v1::Lock| json!({"node": lock.node, "incarnation": lock.incarnation, "generation": lock.generation});
     // In the order of their keys, so that the same VDI always prints the same text.
     let attributes: std::collections::BTreeMap<_, _> = vdi.attributes.iter().collect();
@@ -95,6 +101,13 @@ fn vdi_json(vdi: &Vdi) -> Value {
         "name": vdi.name,
         "id": vdi.id,
         "vid": vdi.vid,
+        "kind": vdi.kind,
+        "tag": vdi.tag,
+        "source": vdi.source,
+        "source_id": vdi.source_id,
+        "cloned": vdi.cloned,
+        "origin": vdi.origin,
+        "parent": vdi.parent,
         "size_bytes": vdi.size_bytes,
         "copies": vdi.copies,
         "min_copies": vdi.min_copies,
@@ -134,13 +147,15 @@ fn vdi_table(vdis: &[Vdi], nodes: &[Node]) -> String {
         };
         vec![
             vdi.name.clone(),
+            vdi.kind.clone(),
             Size(vdi.size_bytes).to_string(),
             copies,
             output::moment(vdi.created_unix_ms),
             holder(vdi, nodes),
+            snapshots::source(vdi).unwrap_or_else(|| "-".into()),
         ]
     });
-    output::table(&["NAME", "SIZE", "COPIES", "CREATED", "OPEN AT"], rows)
+    output::table(&["NAME", "KIND", "SIZE", "COPIES", "CREATED", "OPEN AT", "SOURCE"], rows)
 }
 
 async fn info(connection: &Connection, format: Format, name: &str) -> Result<()> {
@@ -155,6 +170,7 @@ async fn info(connection: &Connection, format: Format, name: &str) -> Result<()>
 fn vdi_text(vdi: &Vdi, nodes: &[Node]) -> String {
     let mut facts = vec![
         ("VDI", vdi.name.clone()),
+        ("Kind", vdi.kind.clone()),
         ("Size", format!("{} ({} bytes)", Size(vdi.size_bytes), vdi.size_bytes)),
         ("Redundancy", format!("{}, writes need {}", copies(vdi), vdi.min_copies)),
         ("Created", output::moment(vdi.created_unix_ms)),
@@ -163,6 +179,10 @@ fn vdi_text(vdi: &Vdi, nodes: &[Node]) -> String {
         ("Closed", (if vdi.clean { "cleanly" } else { "no, or not cleanly" }).to_owned()),
         ("Id", format!("{}, vid {}", vdi.id, vdi.vid)),
     ];
+    if vdi.kind == "snapshot" {
+        facts.retain(|(name, _)| !["Writes", "Closed"].contains(name));
+    }
+    facts.extend(snapshots::facts(vdi));
     let attachments: Vec<String> =
         vdi.attachments.iter().map(|attachment| who(&attachment.node, nodes)).collect();
     if !attachments.is_empty() {
@@ -255,6 +275,7 @@ mod tests {
     fn vdi() -> Vdi {
         Vdi {
             name: "disk".into(),
+            kind: "volume".into(),
             size_bytes: 10 << 30,
             copies: 3,
             effective_copies: 2,
@@ -274,12 +295,21 @@ mod tests {
     fn the_table_of_vdis() {
         let free = Vdi { name: "a".into(), lock: None, effective_copies: 3, ..vdi() };
         let shared = Vdi { readers: vec![Lock::default(); 2], name: "b".into(), ..free.clone() };
+        let taken = Vdi {
+            name: "disk@monday".into(),
+            kind: "snapshot".into(),
+            source: "disk".into(),
+            ..free.clone()
+        };
+        let copy = Vdi { name: "copy".into(), cloned: true, origin: "disk@monday".into(), ..free.clone() };
         let expected = "\
-NAME  SIZE    COPIES  CREATED               OPEN AT
-disk  10 GiB  2/3     2026-11-22 18:05:00Z  one (00aa)
-a     10 GiB  3       2026-11-22 18:05:00Z  -
-b     10 GiB  3       2026-11-22 18:05:00Z  2 readers";
-        assert_eq!(vdi_table(&[vdi(), free, shared], &nodes()), expected);
+NAME         KIND      SIZE    COPIES  CREATED               OPEN AT     SOURCE
+disk         volume    10 GiB  2/3     2026-11-22 18:05:00Z  one (00aa)  -
+disk@monday  snapshot  10 GiB  3       2026-11-22 18:05:00Z  -           disk
+a            volume    10 GiB  3       2026-11-22 18:05:00Z  -           -
+b            volume    10 GiB  3       2026-11-22 18:05:00Z  2 readers   -
+copy         volume    10 GiB  3       2026-11-22 18:05:00Z  -           disk@monday";
+        assert_eq!(vdi_table(&[vdi(), taken, free, shared, copy], &nodes()), expected);
     }
 
     #[test]

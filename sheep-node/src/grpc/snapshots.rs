@@ -8,11 +8,14 @@ use sheep_api::v1::{self, CloneVdiRequest};
 use sheep_state::{CacheMode, CloneVdi, Command, Guard, Outcome, SNAPSHOT_MARK, SnapshotItem, VdiRecord};
 use sheep_types::VdiId;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tonic::{Code, Status};
 use tracing::warn;
 
 /// Tags of snapshots that are taken only to be cloned begin so.
 const CLONE_TAG: &str = "clone-";
+/// Copies of volumes that this process has begun, so that two of one volume do not get in each other's way.
+static CLONES: AtomicU32 = AtomicU32::new(0);
 
 impl Service {
     /// Makes a volume by a command. Of a name that is taken the error says what has it.
@@ -107,7 +110,8 @@ impl Service {
         if source.is_snapshot() {
             return self.clone_snapshot(source.id, source.cache, request).await;
         }
-        let tag = format!("{CLONE_TAG}{:x}", unix_ms());
+        let (node, number) = (self.node.status().me.node, CLONES.fetch_add(1, Ordering::Relaxed));
+        let tag = format!("{CLONE_TAG}{node}-{:x}-{number}", unix_ms());
         let taken = self.take_snapshot(&source.name, &tag, BTreeMap::new()).await?;
         let snapshot = VdiId(taken.id);
         let made = self.clone_snapshot(snapshot, source.cache, request).await;

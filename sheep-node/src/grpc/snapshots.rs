@@ -4,8 +4,11 @@ use super::vdis::{Service, again, unix_ms, writable};
 use super::volume::Volume;
 use super::{APPLIED_WAIT, convert, status};
 use crate::handle::WantedSnapshot;
+use crate::health;
 use sheep_api::v1::{self, CloneVdiRequest};
-use sheep_state::{CacheMode, CloneVdi, Command, Guard, Outcome, SNAPSHOT_MARK, SnapshotItem, VdiRecord};
+use sheep_state::{
+    CacheMode, CloneVdi, ClusterState, Command, Guard, Outcome, SNAPSHOT_MARK, SnapshotItem, VdiRecord,
+};
 use sheep_types::VdiId;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -63,7 +66,7 @@ impl Service {
         if let Some(taken) = state.vdi_by_name(&full) {
             return Err(status::exists(taken));
         }
-        self.not_elsewhere(&state, &record)?;
+        self.not_held_elsewhere(&state, &record)?;
         let taken = if record.lock.is_none() && record.is_clean() {
             let WantedSnapshot { tag, attributes, created_unix_ms } = wanted.clone();
             let guard = Guard::ClosedClean;
@@ -79,6 +82,18 @@ impl Service {
         .ok_or_else(|| Status::internal("the snapshot was taken, but not named"))
     }
 
+    /// Only the node that has a volume open takes snapshots of it; the error says which that is.
+    fn not_held_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
+        let me = self.node.status().me;
+        let Some(lock) = record.lock.filter(|lock| lock.holder != me) else { return Ok(()) };
+        let (node, name) = (lock.holder.node, &record.name);
+        let who = health::name(Some(state), node);
+        Err(status::ask(
+            node,
+            format!("VDI {name} is open at node {who}, which alone can take a snapshot of it now"),
+        ))
+    }
+
     /// By word of this node, who has the volume open, or opens it because its last holder died: that settles it.
     async fn snapshot_open(&self, record: &VdiRecord, wanted: &WantedSnapshot) -> Result<Outcome, Status> {
         let volume = match Volume::open(&self.node, record, false).await {
@@ -86,7 +101,7 @@ impl Service {
             Err(error) => {
                 // Another node may have been faster.
                 let (state, record) = self.find(&record.name).await?;
-                self.not_elsewhere(&state, &record)?;
+                self.not_held_elsewhere(&state, &record)?;
                 return Err(error);
             }
         };

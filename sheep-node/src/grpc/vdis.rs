@@ -79,7 +79,7 @@ impl Service {
     }
 
     /// No other node has the VDI open; the error says which has.
-    pub(super) fn not_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
+    fn not_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
         let me = self.node.status().me;
         let other = record.lock.filter(|lock| lock.holder != me);
         other.map_or(Ok(()), |lock| Err(in_use(state, record, lock.holder)))

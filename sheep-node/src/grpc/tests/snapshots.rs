@@ -148,13 +148,13 @@ async fn an_open_volume_is_snapshot_by_its_holder() {
     api.rollback("disk", "open").await.unwrap();
 
     api.lock_elsewhere(&disk);
-    for error in [
-        api.snapshot("disk", "else").await.unwrap_err(),
-        api.clone_vdi("disk", "copy").await.unwrap_err(),
-        api.rollback("disk", "open").await.unwrap_err(),
+    for (error, message) in [
+        (api.snapshot("disk", "else").await.unwrap_err(), "open at node second"),
+        (api.clone_vdi("disk", "copy").await.unwrap_err(), "open at node second"),
+        (api.rollback("disk", "open").await.unwrap_err(), "in use by node second"),
     ] {
         assert_eq!(error.code(), Code::FailedPrecondition);
-        assert!(error.message().contains("in use by node second"), "{}", error.message());
+        assert!(error.message().contains(message), "{}", error.message());
         assert_eq!(error.metadata().get(ASK_NODE).unwrap(), OTHER.node.to_string().as_str());
     }
     // Its snapshots are there for all.

@@ -77,6 +77,10 @@ impl Volume {
 
     /// Carries on what can go on.
     pub(super) fn step_queries(&mut self, core: &mut Core) {
+        // A lost object is given up by a write, and none may happen while a snapshot is ordered.
+        if self.is_at_a_standstill() {
+            return;
+        }
         for id in self.queries.keys().copied().collect::<Vec<_>>() {
             self.step_query(core, id);
         }

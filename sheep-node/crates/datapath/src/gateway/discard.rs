@@ -116,7 +116,16 @@ impl Volume {
         let object = ObjectId::data(self.vid, index);
         let body = Body::Zero { len: self.geometry.object_size() };
         let owner = Owner::Client { io };
-        let write = NewWrite { object, create: true, base: None, offset: 0, body, durable: false, owner };
+        let write = NewWrite {
+            object,
+            create: true,
+            inherits: false,
+            base: None,
+            offset: 0,
+            body,
+            durable: false,
+            owner,
+        };
         let sequence = self.write(core, write);
         self.pending.insert(index, sequence);
         self.again = true;

@@ -19,6 +19,8 @@ use sheep_wire::Request;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Map objects that one command takes.
+const MAX_MAPS_PER_COMMAND: usize = 256;
 /// Objects named in one request.
 const CLEAR_BATCH: usize = 128;
 
@@ -66,6 +68,8 @@ pub(super) struct Flusher {
     written: Vec<(MapBlock, Bytes)>,
     map_writes: Vec<(ObjectId, u64)>,
     new_maps: BTreeSet<u32>,
+    /// Those of them that are not known to the cluster yet.
+    unordered: Vec<u32>,
     /// The data stage was done (it comes first but for a broken variant).
     data_done: bool,
 }
@@ -225,21 +229,23 @@ impl Volume {
 
     /// Writes the changed map blocks, durably, and goes on when all members have them.
     fn step_map(&mut self, core: &mut Core) -> bool {
-        let blocks: Vec<MapBlock> = self.flusher.changes.keys().copied().collect();
-        let unread: Vec<LayerBlock> = blocks.iter().filter_map(|block| self.map.unread(*block)).collect();
-        if unread.iter().any(|block| !self.load(*block)) {
-            return self.abort_cycle(core);
-        }
-        if !unread.is_empty() {
-            return false;
-        }
         let (view, own) = (core.view(), self.vid);
-        while let Some((block, changes)) = self.flusher.changes.pop_first() {
+        // No more are read together than the cache keeps.
+        let mut ahead = self.map.room();
+        let blocks: Vec<MapBlock> = self.flusher.changes.keys().copied().collect();
+        for block in blocks {
+            if let Some(unread) = self.map.unread(block) {
+                if ahead > 0 && !self.load(unread) {
+                    return self.abort_cycle(core);
+                }
+                ahead = ahead.saturating_sub(1);
+                continue;
+            }
             let object = ObjectId::map(self.vid, block.map);
             if !self.may_write(core, object) {
-                self.flusher.changes.insert(block, changes);
                 return false;
             }
+            let Some(changes) = self.flusher.changes.remove(&block) else { continue };
             let contents = self.map.changed(block, &changes, |old| makes_partial(&view, own, old));
             // A map object of an older vid of the lineage is cloned; what a new one says nothing of, the layer below says.
             let kept_by = self.map.kept_by(0, block.map);
@@ -248,10 +254,14 @@ impl Volume {
             let base = kept_by.filter(|_| create);
             let body = data_body(contents.clone());
             let (offset, owner) = (block.offset(), Owner::Map);
-            let write = NewWrite { object, create, base, offset, body, durable: true, owner };
+            let inherits = false;
+            let write = NewWrite { object, create, inherits, base, offset, body, durable: true, owner };
             let sequence = self.write(core, write);
             self.flusher.map_writes.push((object, sequence));
             self.flusher.written.push((block, contents));
+        }
+        if !self.flusher.changes.is_empty() {
+            return false;
         }
         let open = |(object, sequence): &(ObjectId, u64)| {
             let writes = self.objects.get(object);
@@ -260,10 +270,17 @@ impl Volume {
         if self.flusher.map_writes.iter().any(open) {
             return false;
         }
-        if self.flusher.new_maps.is_empty() {
+        self.flusher.unordered = self.flusher.new_maps.iter().copied().collect();
+        self.order_maps(core)
+    }
+
+    /// Orders new map objects, as many as one command takes; all are known: goes on.
+    fn order_maps(&mut self, core: &mut Core) -> bool {
+        let left = self.flusher.unordered.len().saturating_sub(MAX_MAPS_PER_COMMAND);
+        let maps = self.flusher.unordered.split_off(left);
+        if maps.is_empty() {
             return self.end_map(core);
         }
-        let maps = self.flusher.new_maps.iter().copied().collect();
         let command = Command::MapExists { vid: self.vid, maps, generation: self.generation };
         let token = core.propose(self.handle, command);
         self.flusher.stage = Stage::Order { token };
@@ -282,7 +299,7 @@ impl Volume {
         }
         match result {
             Ok(_) => {
-                self.end_map(core);
+                self.order_maps(core);
             }
             Err(_) => self.lose(core, LostReason::LockEnded),
         }
@@ -294,7 +311,10 @@ impl Volume {
             self.map.set_exists(*map);
         }
         for (block, contents) in std::mem::take(&mut self.flusher.written) {
-            self.map.insert(LayerBlock { layer: 0, block }, Some(&contents));
+            let at = LayerBlock { layer: 0, block };
+            // What is still being read may be from before, of the object of an older vid.
+            self.drop_load(core, at);
+            self.map.insert(at, Some(&contents));
         }
         let vid = self.vid;
         let mut cleared: Vec<ObjectId> =
@@ -362,12 +382,16 @@ impl Volume {
         flusher.stage = Stage::Idle;
         flusher.changes.clear();
         flusher.entering.clear();
+        // What was written says the same as what was to be written, and is written again.
+        flusher.map_writes.clear();
+        flusher.written.clear();
         flusher.dirty_since = Some(core.now);
         let served = std::mem::take(&mut flusher.served);
         let cleared = std::mem::take(&mut flusher.clearing);
         for io in served.into_iter().chain(cleared.into_iter().map(|discard| discard.io)) {
             self.part_done(core, io, Err(VolumeError::Io), false);
         }
+        self.fail_still(core, VolumeError::Io);
         if matches!(self.phase, Phase::Entering) {
             self.open_error = Some(OpenError::MapLost);
             core.cancel_all(self.handle);

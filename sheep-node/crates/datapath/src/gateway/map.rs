@@ -186,6 +186,11 @@ impl MapCache {
         }
     }
 
+    /// Blocks of the volume that can be read, through all layers, without driving each other out.
+    pub(super) fn room(&self) -> usize {
+        (self.limit / 2 / self.layers.len().max(1)).max(1)
+    }
+
     /// The block to be read before a block of the volume can be changed.
     pub(super) fn unread(&mut self, block: MapBlock) -> Option<LayerBlock> {
         self.entries(0, block).err()

@@ -29,6 +29,8 @@ pub(super) struct RetainedWrite {
     /// Sequence of the object's write before this one; `None` for the first one of the generation.
     pub(super) previous: Option<u64>,
     pub(super) create: bool,
+    /// A creation that takes the place of another vid's object: what it does not write, that one says.
+    pub(super) inherits: bool,
     /// The vid whose object it is created as a clone of.
     pub(super) base: Option<Vid>,
     pub(super) offset: u32,
@@ -58,6 +60,11 @@ impl RetainedWrite {
     /// A creation changes every block: before it there is nothing.
     pub(super) fn overlaps(&self, start: u32, end: u32) -> bool {
         self.create || (self.offset < end && start < self.end())
+    }
+
+    /// Whether it gives the range other contents: a creation does not where it inherits them.
+    fn changes(&self, start: u32, end: u32) -> bool {
+        self.overlaps(start, end) && (!self.inherits || self.offset < end && start < self.end())
     }
 
     pub(super) fn weight(&self) -> u64 {
@@ -195,7 +202,12 @@ impl ObjectWrites {
     /// Whether the range has a write that failed on some member: its contents are anybody's guess.
     pub(super) fn failed(&self, start: u32, end: u32) -> Option<VolumeError> {
         let mut failed = self.writes.iter().filter(|_| self.any_failed);
-        failed.find_map(|write| write.failed.filter(|_| write.overlaps(start, end)))
+        failed.find_map(|write| write.failed.filter(|_| write.changes(start, end)))
+    }
+
+    /// Whether the object was to take another one's place and failed to be made on some member.
+    pub(super) fn fails_to_replace(&self) -> bool {
+        self.any_failed && self.writes.iter().any(|write| write.inherits && write.failed.is_some())
     }
 
     /// Whether a member holds every answered write to the range.
@@ -256,6 +268,7 @@ mod tests {
             sequence,
             previous: sequence.checked_sub(1),
             create: false,
+            inherits: false,
             base: None,
             offset: 0,
             body: Body::Zero { len: BLOCK_SIZE },

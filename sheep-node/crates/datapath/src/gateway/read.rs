@@ -4,6 +4,7 @@ use super::api::VolumeError;
 use super::contents::{self, Found, flatten, overlay, shown};
 use super::io::IoKind;
 use super::map::{Entry, LayerBlock};
+use super::object::ObjectWrites;
 use super::shared::{Core, Tag};
 use super::volume::Volume;
 use crate::{Mutant, View};
@@ -175,8 +176,9 @@ impl Volume {
             Err(block) if self.load(block) => return Location::Loading,
             Err(_) => return Location::Unreadable,
         };
-        // The map does not say yet that the own object is there.
-        if layer == 0 && self.pending.contains_key(&index) {
+        // The map does not say yet that the own object is there. While it cannot be made on some member, what it was to
+        // take the place of is still there.
+        if layer == 0 && self.pending.contains_key(&index) && !self.cannot_be_made(index) {
             let partial = makes_partial(&core.view(), self.vid, entry);
             return self.place(core, self.vid, partial);
         }
@@ -185,6 +187,12 @@ impl Volume {
             Entry::At { vid, partial } => self.place(core, vid, partial),
             Entry::Unknown => Location::Unknown,
         }
+    }
+
+    /// Whether an own object that is to take the place of another one failed to be made.
+    fn cannot_be_made(&self, index: u32) -> bool {
+        let own = self.objects.get(&ObjectId::data(self.vid, index));
+        own.is_some_and(|writes| writes.fails_to_replace())
     }
 
     fn place(&self, core: &Core, vid: Vid, partial: bool) -> Location {
@@ -215,6 +223,20 @@ impl Volume {
             self.again = true;
         }
         true
+    }
+
+    /// What is being read of a map block is not wanted any more.
+    pub(super) fn drop_load(&mut self, core: &mut Core, at: LayerBlock) {
+        if !self.loading.remove(&at) {
+            return;
+        }
+        let of_block = |piece: &ReadPiece| piece.owner == ReadOwner::Map(at);
+        let ids: Vec<u64> =
+            self.reads.iter().filter(|(_, piece)| of_block(piece)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.reads.remove(&id);
+            core.cancel_where(self.handle, |tag| *tag == Tag::Read { piece: id });
+        }
     }
 
     /// Carries on reads that are not waiting for an answer.
@@ -265,13 +287,15 @@ impl Volume {
         // never have been. It is told only when all have it.
         let upto = piece.arrived.as_ref().map_or(piece.barrier, |(sequence, _)| *sequence);
         let careless = core.config.mutants.is(Mutant::ReadsUnanswered);
-        if let Some(writes) = self.objects.get(&object) {
-            if let Some(error) = writes.failed(piece.start, piece.end) {
-                return Next::Deliver(Err(error));
-            }
-            if writes.unanswered(piece.start, piece.end, upto) && !careless {
-                return Next::Wait;
-            }
+        // What failed to be written counts also where the object that was to have it could not be made.
+        let written =
+            if layer == 0 && matches!(target, Target::Data(_)) { object.of(self.vid) } else { object };
+        if let Some(error) = self.objects.get(&written).and_then(|w| w.failed(piece.start, piece.end)) {
+            return Next::Deliver(Err(error));
+        }
+        let unanswered = |writes: &ObjectWrites| writes.unanswered(piece.start, piece.end, upto);
+        if self.objects.get(&object).is_some_and(unanswered) && !careless {
+            return Next::Wait;
         }
         let below = piece.place.unwrap_or(place).below;
         if let Some((_, found)) = piece.arrived.take() {

@@ -56,6 +56,20 @@ impl Volume {
         !self.stills.is_empty()
     }
 
+    /// Whether everything is at rest, and a command that depends on it is being ordered.
+    pub(super) fn is_at_a_standstill(&self) -> bool {
+        matches!(self.stills.front(), Some(still) if !matches!(still.stage, Stage::Draining))
+    }
+
+    /// What was begun cannot be made durable or entered in the map: there is no snapshot now.
+    pub(super) fn fail_still(&mut self, core: &mut Core, error: VolumeError) {
+        if let Some(Still { io, stage: Stage::Draining, .. }) = self.stills.front() {
+            let io = *io;
+            self.end_still();
+            self.part_done(core, io, Err(error), false);
+        }
+    }
+
     /// When a pause has lasted long enough.
     pub(super) fn still_deadline(&self) -> Option<Time> {
         match self.stills.front()?.stage {
@@ -67,13 +81,10 @@ impl Volume {
     /// Goes on with what the volume stands still for.
     pub(super) fn step_still(&mut self, core: &mut Core) {
         let Some(still) = self.stills.front() else { return };
-        let (io, given_up) = (still.io, !self.ios.contains_key(&still.io));
+        let given_up = !self.ios.contains_key(&still.io);
         match still.stage {
             Stage::Draining if given_up => self.end_still(),
-            Stage::Draining if self.has_only_failed_writes() => {
-                self.end_still();
-                self.part_done(core, io, Err(VolumeError::NoSpace), false);
-            }
+            Stage::Draining if self.has_only_failed_writes() => self.fail_still(core, VolumeError::NoSpace),
             Stage::Draining if self.is_at_rest() => self.order_still(core),
             Stage::Draining if !self.flusher.wanted && self.flusher.dirty_since.is_some() => {
                 self.flusher.wanted = true;
@@ -154,7 +165,7 @@ impl Volume {
             let view = core.view();
             // A snapshot of what is only read changes nothing. What is open for writing stands still for it.
             let stands = self.mode == OpenMode::Read
-                || matches!(self.stills.front(), Some(still) if !matches!(still.stage, Stage::Draining));
+                || self.is_at_a_standstill() && self.objects.is_empty() && self.pending.is_empty();
             let Some(vid) = view.vid(record.vid).filter(|_| stands) else {
                 // Nobody else takes a snapshot of an open volume.
                 return self.lose(core, LostReason::LockEnded);

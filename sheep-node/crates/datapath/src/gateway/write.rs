@@ -36,6 +36,8 @@ pub(super) enum Step {
 pub(super) struct NewWrite {
     pub(super) object: ObjectId,
     pub(super) create: bool,
+    /// It takes the place of another vid's object.
+    pub(super) inherits: bool,
     /// The vid whose object it begins as a clone of.
     pub(super) base: Option<Vid>,
     pub(super) offset: u32,
@@ -114,7 +116,8 @@ impl Volume {
         // In its own lineage the object's members have what it begins as.
         let base =
             place.map(|place| place.vid).filter(|vid| create && core.view().are_related(*vid, self.vid));
-        let write = NewWrite { object, create, base, offset: start, body, durable, owner };
+        let inherits = create && exists;
+        let write = NewWrite { object, create, inherits, base, offset: start, body, durable, owner };
         let sequence = self.write(core, write);
         if create {
             self.pending.insert(piece.index, sequence);
@@ -182,6 +185,7 @@ impl Volume {
             sequence,
             previous,
             create: new.create,
+            inherits: new.inherits,
             base: new.base,
             offset: new.offset,
             body: new.body,

@@ -224,6 +224,75 @@ fn a_take_over_knows_which_objects_lack_blocks() {
     }
 }
 
+/// A member has no room for the object that a write after a snapshot makes: what the write does not change can be read.
+#[test]
+fn a_full_member_leaves_the_rest_of_an_object_readable() {
+    let (mut world, vdi, handle) = open();
+    world.act(100, handle, write(0, 4 * BLOCK, 1)).unwrap();
+    let made = take(&mut world, handle, "one");
+    let clone = clone_of(&mut world, made.vdi, "clone");
+    let own = world.open(101, clone);
+    world.replicas.values_mut().for_each(|replica| replica.full = true);
+    for (node, handle) in [(100, handle), (101, own)] {
+        assert_eq!(world.act(node, handle, write(0, BLOCK, 2)), Err(VolumeError::NoSpace));
+        assert_eq!(read(&mut world, node, handle, BLOCK as u64, BLOCK as u32), vec![1; BLOCK]);
+        let what_failed = world.act(node, handle, VolumeOp::Read { offset: 0, len: BLOCK as u32 });
+        assert_eq!(what_failed, Err(VolumeError::NoSpace));
+        assert_eq!(world.act(node, handle, write(BLOCK as u64, BLOCK, 2)), Err(VolumeError::NoSpace));
+    }
+    world.replicas.values_mut().for_each(|replica| replica.full = false);
+    world.run(Duration::from_secs(3));
+    for (node, handle) in [(100, handle), (101, own)] {
+        let got = read(&mut world, node, handle, 0, 4 * BLOCK as u32);
+        assert_eq!((got[0], got[BLOCK], got[3 * BLOCK]), (2, 1, 1));
+    }
+    let _ = vdi;
+}
+
+/// More map blocks are to be changed than the cache holds.
+#[test]
+fn a_flush_needs_no_more_of_the_map_than_fits() {
+    let mut world = World::new(3, Settings::default(), 9);
+    let config = sheep_datapath::GatewayConfig { map_blocks: 8, ..Default::default() };
+    world.start_gateway_with(Member { node: NodeId(100), incarnation: Incarnation(1) }, config);
+    let vdi = world.create(4 << 30);
+    let handle = world.open(100, vdi);
+    let round = |world: &mut World, handle, tag| {
+        // One object of each block of the map.
+        for block in 0..40 {
+            world.act(100, handle, write(block * 1024 * OBJECT, 512, tag)).unwrap();
+        }
+        world.act(100, handle, VolumeOp::Flush).unwrap();
+    };
+    round(&mut world, handle, 1);
+    let made = take(&mut world, handle, "one");
+    round(&mut world, handle, 2);
+    assert_eq!(read(&mut world, 100, handle, 39 * 1024 * OBJECT, 512), vec![2; 512]);
+    let snapshot = read_only(&mut world, 101, made.vdi);
+    assert_eq!(read(&mut world, 101, snapshot, 39 * 1024 * OBJECT, 512), vec![1; 512]);
+}
+
+/// A lost object is given up by a write, and none may happen while a snapshot is on its way.
+#[test]
+fn nothing_is_given_up_during_a_pause() {
+    let (mut world, vdi, handle) = open();
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    let object = ObjectId::data(world.vid(vdi), 0);
+    for replica in world.replicas.values_mut() {
+        replica.memory.remove(&object);
+        replica.disk.remove(&object);
+        replica.current.remove(&object);
+    }
+    let pause = world.submit(100, handle, VolumeOp::Pause { token: 5 });
+    world.run(ms(100));
+    assert!(world.answer(pause).is_some());
+    let given_up = world.submit(100, handle, VolumeOp::AcceptLoss { index: 0, force: true });
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.answer(given_up), None);
+    assert!(world.replicas.values().all(|replica| !replica.memory.contains_key(&object)));
+}
+
 /// A snapshot of a volume that several nodes only read takes nothing from them.
 #[test]
 fn readers_go_on_under_a_snapshot() {

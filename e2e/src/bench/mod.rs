@@ -6,6 +6,7 @@ pub mod disk;
 pub mod healing;
 pub mod load;
 pub mod machine;
+pub mod snapshots;
 pub mod systems;
 
 use serde_json::{Value, json};

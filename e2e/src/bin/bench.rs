@@ -2,7 +2,7 @@
 //!
 //! Usage: bench OUTPUT.json. `BENCH_MIB` is the size of each volume (default 1024), `BENCH_SECONDS` the length of each
 //! measurement (default 10), `BENCH_SYSTEMS` a list of systems to measure instead of all (the others are then
-//! neither shown nor missing; `healing` is what failures cost us, `steady` what is left after `BENCH_STEADY` seconds of
+//! neither shown nor missing; `healing` is what failures cost us, `snapshots` what those cost, `steady` what is left after `BENCH_STEADY` seconds of
 //! random writes, 300). Ceph is measured only with `CEPH=1`.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use sheep_e2e::bench::ceph::{self, Ceph};
 use sheep_e2e::bench::healing::{self, HEALING, Measurement};
+use sheep_e2e::bench::snapshots::{self, SNAPSHOTS};
 use sheep_e2e::bench::systems::{Scale, System, WORKLOADS};
 use sheep_e2e::bench::{Figures, Row, corosync, machine, to_json, to_text};
 use sheep_e2e::page::Page;
@@ -60,8 +61,9 @@ fn main() -> Result<ExitCode> {
     bench.run("sheepdog", Bench::sheepdog);
     bench.run("ceph-rbd", Bench::ceph);
     bench.steady(Duration::from_secs(number("BENCH_STEADY", 300)));
-    bench.healing("recovery", healing::recovery);
-    bench.healing("longest writes", healing::longest_writes);
+    bench.costs("healing", "recovery", healing::recovery);
+    bench.costs("healing", "longest writes", healing::longest_writes);
+    bench.costs("snapshots", "snapshots", snapshots::costs);
     bench.messages("corosync", corosync::ordered_messages);
     bench.messages("sheepdog", our_messages);
     let Bench { page, scratch, mut rows, .. } = bench;
@@ -69,7 +71,7 @@ fn main() -> Result<ExitCode> {
     check.finish()?;
 
     let order = |row: &Row| {
-        let workloads = WORKLOADS.iter().map(|w| w.name).chain([STEADY]).chain(HEALING);
+        let workloads = WORKLOADS.iter().map(|w| w.name).chain([STEADY]).chain(HEALING).chain(SNAPSHOTS);
         let workloads = workloads.chain(MESSAGE_SIZES.iter().map(|(_, name)| *name));
         (workloads.into_iter().position(|name| name == row.workload), row.system != "sheepdog")
     };
@@ -221,18 +223,18 @@ impl Bench {
         system.measure(durable, self.scale, self.scratch.path())
     }
 
-    /// What a failure costs us.
-    fn healing(&mut self, what: &str, measure: fn(Scale) -> Result<Vec<Measurement>>) {
-        if !self.wanted("healing") {
+    /// What a failure, or a snapshot, costs us.
+    fn costs(&mut self, group: &str, what: &str, measure: fn(Scale) -> Result<Vec<Measurement>>) {
+        if !self.wanted(group) {
             return;
         }
         self.page.step(what);
         match measure(self.scale) {
             Ok(found) => {
                 for (name, figures) in found {
-                    let Figures { mbps, p99_us, max_us, .. } = figures;
+                    let Figures { mbps, p50_us, p99_us, max_us, .. } = figures;
                     self.page.say(&format!(
-                        "{name:<34}{mbps:>8.1} MB/s, p99 {p99_us:.0} us, longest {max_us:.0} us"
+                        "{name:<40}{mbps:>8.1} MB/s, median {p50_us:.0}, p99 {p99_us:.0}, longest {max_us:.0} us"
                     ));
                     self.record("sheepdog", name, Ok(figures));
                 }

@@ -71,6 +71,25 @@ fn lost_at_both(tags: &[u64]) -> (Net, Held, Version) {
 }
 
 #[test]
+fn what_cannot_be_read_for_a_moment_is_not_lost() {
+    let mut net = Net::new(1, 2, 0, 2, 1);
+    let mut held = Held::new(&mut net, "a");
+    filled(&mut net, &mut held, &[1, 2]);
+    net.crash(2, 0);
+    net.install_without(&[2]);
+    net.replace_disk(2);
+    net.set_unreadable(1, true);
+    net.restart(2);
+    net.run_for(Duration::from_millis(300));
+    net.set_unreadable(1, false);
+    net.settle();
+    for node in [1, 2] {
+        assert_eq!(shown(&mut net, &held, node), expected(&[]), "node {node}");
+        assert_eq!(net.replica(node).scrub_status().lost_blocks, 0);
+    }
+}
+
+#[test]
 fn one_damaged_block_does_not_keep_the_rest_from_its_copies() {
     let (mut net, mut held, version) = lost_at_both(&[105, 106, 111]);
     let want = expected(&[(5, DAMAGED), (6, DAMAGED), (11, DAMAGED)]);

@@ -135,3 +135,23 @@ fn bad_blocks_are_told_one_by_one() {
     b.ok(write(1, 4, false, 6, data(&[16])));
     assert_eq!(states(&mut b, 1)[..8], [BlockState::Data; 8]);
 }
+
+#[test]
+fn a_page_of_checksums_that_cannot_be_read_once_is_read_again() {
+    let mut b = Bench::new(config());
+    let mut sequence = 1;
+    while b.store.stats().checkpoints < 3 {
+        b.ok(write(1, sequence, sequence == 1, sequence as u32 % BLOCKS, data(&[sequence])));
+        b.flush();
+        sequence += 1;
+    }
+    let mut b = b.reopen(config(), 0);
+    let token = b.submit(Op::Inspect { object: object(1) });
+    assert!(b.begin_one(), "the page is read");
+    b.disk.set_unreadable(FileId::BLOCKS, 0..1 << 20, true);
+    assert!(b.finish_one(0));
+    b.disk.set_unreadable(FileId::BLOCKS, 0..1 << 20, false);
+    b.settle();
+    let Some(Ok(Outcome::Inspect(seen))) = b.result(token) else { panic!() };
+    assert!(seen.extents.iter().all(|extent| extent.state == BlockState::Data), "{:?}", seen.extents);
+}

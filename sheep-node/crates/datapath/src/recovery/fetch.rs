@@ -14,12 +14,10 @@ use crate::{Mutant, View};
 use sheep_store::{Body, Op, Outcome, StoreError};
 use sheep_types::{BLOCK_SIZE, Birth, Member, ObjectId, Time, Version};
 use sheep_wire::{Header, ObjectDigest, ReadData, Refusal, Request};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// How often the source may go on before another attempt is made later.
 const RESTARTS: u32 = 16;
-/// Bytes of blocks kept from attempts that failed.
-const KEPT_BYTES: u64 = 32 << 20;
 
 /// What an object is fetched for.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +37,11 @@ enum Own {
     Nothing,
     /// This is where it differs from.
     Copy(Vec<Cell>),
-    /// Its contents are being read, for some blocks have to go.
-    Reading,
+    /// Its contents are being read, for it is replaced as a whole: some blocks have to go, or it is in doubt. What it
+    /// holds, if that is known.
+    Reading(Vec<Cell>),
+    /// They have been read, and held this.
+    Read(Vec<Cell>),
 }
 
 /// An object that is being fetched.
@@ -51,7 +52,7 @@ pub(super) struct Fetch {
     pub(super) source: Member,
     /// Only this version will do.
     version: Option<Version>,
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     /// Version of the own copy when this began.
     began: Option<Version>,
     own: Own,
@@ -59,7 +60,7 @@ pub(super) struct Fetch {
     /// A question for the digest is on its way.
     asking: bool,
     pub(super) blocks: Blocks,
-    missing: VecDeque<(u32, u32)>,
+    pub(super) missing: VecDeque<(u32, u32)>,
     /// Blocks that the source does not have either, and who else is asked for them.
     pub(super) help: Help,
     /// All blocks of the own copy were read: those that are bad are known.
@@ -70,63 +71,21 @@ pub(super) struct Fetch {
     pub(super) bytes: u64,
 }
 
-/// Objects being fetched, and what is left of attempts that failed.
-#[derive(Debug, Default)]
-pub(super) struct Fetches {
-    next: u64,
-    pub(super) all: BTreeMap<u64, Fetch>,
-    kept: BTreeMap<ObjectId, Blocks>,
-    kept_bytes: u64,
-}
-
-impl Fetches {
-    /// Ends one; what it has got is of use to the next attempt.
-    pub(super) fn end(&mut self, fetch: u64) -> Option<Purpose> {
-        let fetch = self.all.remove(&fetch)?;
-        self.keep(fetch.object, fetch.blocks);
-        Some(fetch.purpose)
-    }
-
-    /// Ends all. Gives those who asked for equal copies.
-    pub(super) fn end_all(&mut self) -> Vec<Header> {
-        let all: Vec<u64> = self.all.keys().copied().collect();
-        let ended = all.into_iter().filter_map(|fetch| self.end(fetch));
-        let askers = ended.filter_map(|purpose| match purpose {
-            Purpose::Equalize { asker, .. } => Some(asker),
-            Purpose::Walk => None,
-        });
-        askers.collect()
-    }
-
-    /// Bytes that the objects under way still lack, as far as is known.
-    pub(super) fn bytes_missing(&self) -> u64 {
-        let blocks = self.all.values().flat_map(|fetch| &fetch.missing).map(|(_, len)| u64::from(*len));
-        blocks.sum::<u64>() * u64::from(BLOCK_SIZE)
-    }
-
-    fn keep(&mut self, object: ObjectId, blocks: Blocks) {
-        if blocks.bytes() == 0 {
-            return;
-        }
-        self.drop_kept(object);
-        self.kept_bytes += blocks.bytes();
-        self.kept.insert(object, blocks);
-        while self.kept_bytes > KEPT_BYTES
-            && let Some((_, dropped)) = self.kept.pop_first()
-        {
-            self.kept_bytes -= dropped.bytes();
+impl Fetch {
+    /// What the own copy holds, as far as is known.
+    pub(super) fn held(&self) -> Option<&[Cell]> {
+        match &self.own {
+            Own::Copy(cells) | Own::Reading(cells) | Own::Read(cells) => Some(cells),
+            Own::Awaited | Own::Nothing => None,
         }
     }
 
-    fn take_kept(&mut self, object: ObjectId) -> Blocks {
-        let blocks = self.kept.remove(&object).unwrap_or_default();
-        self.kept_bytes -= blocks.bytes();
-        blocks
-    }
-
-    /// The object is of no interest any more.
-    pub(super) fn drop_kept(&mut self, object: ObjectId) {
-        self.take_kept(object);
+    /// What the store is told the difference from.
+    fn base(&self) -> Option<&[Cell]> {
+        match &self.own {
+            Own::Copy(cells) => Some(cells),
+            Own::Awaited | Own::Nothing | Own::Reading(_) | Own::Read(_) => None,
+        }
     }
 }
 
@@ -144,6 +103,12 @@ impl Replica {
             return true;
         };
         let source = *source;
+        let heals = source.node == self.me.node;
+        if heals && (self.scrub.doubt(object).is_some() || self.copy(view, object).is_none()) {
+            // It is not to be made good from itself any more.
+            self.walk_failed(now, object);
+            return true;
+        }
         let (Some(from), Some(record)) = (view.member_now(source.node), view.vid(object.vid())) else {
             self.walk_failed(now, object);
             return true;
@@ -183,8 +148,9 @@ impl Replica {
         let copy = self.copy(view, object);
         let number = self.recovery.fetches.next;
         self.recovery.fetches.next += 1;
-        // A copy in doubt proves nothing about itself; one that is damaged is read, to see where.
-        let useful = copy.is_some() && self.scrub.doubt(object).is_none();
+        // A copy in doubt proves nothing about itself, but what the source has lost may be in it; one that is damaged
+        // is read, to see where.
+        let doubted = self.scrub.doubt(object).is_some();
         let checked = self.damaged.contains(&object);
         let heals = source == self.me;
         let blocks = self.recovery.fetches.take_kept(object);
@@ -195,7 +161,11 @@ impl Replica {
             version,
             purpose,
             began: copy.map(|copy| copy.version),
-            own: if useful { Own::Awaited } else { Own::Nothing },
+            own: match copy {
+                None => Own::Nothing,
+                Some(_) if doubted => Own::Reading(Vec::new()),
+                Some(_) => Own::Awaited,
+            },
             digest: None,
             asking: true,
             blocks,
@@ -212,8 +182,9 @@ impl Replica {
             self.ask_for(now, view, source, request, AskKind::Digest { fetch: number });
         }
         let len = view.state.geometry().object_size();
-        let look = if checked { Op::Salvage { object, offset: 0, len } } else { Op::Inspect { object } };
-        if useful {
+        let look =
+            if checked || doubted { Op::Salvage { object, offset: 0, len } } else { Op::Inspect { object } };
+        if copy.is_some() {
             self.submit(look, Job::Own { fetch: number });
         }
         number
@@ -238,9 +209,16 @@ impl Replica {
                 let cells = cells(&crate::replica::extents(&read.extents), &read.crcs, geometry);
                 state.own = cells.map_or(Own::Nothing, Own::Copy);
             }
-            (Own::Reading, Ok(Outcome::Read(read))) => {
+            (Own::Reading(before), Ok(Outcome::Read(read))) if Some(read.version) == state.began => {
+                // What could not be read this time may be there all the same.
+                let found = cells(&crate::replica::extents(&read.extents), &read.crcs, geometry);
+                let held = if before.is_empty() { found.unwrap_or_default() } else { before.clone() };
+                let damaged = crate::replica::is_damaged(&read.extents);
+                state.own = Own::Read(held);
                 state.blocks.take_own(read_data(read));
-                state.own = Own::Nothing;
+                if damaged {
+                    self.damaged.insert(state.object);
+                }
             }
             _ => state.own = Own::Nothing,
         }
@@ -290,10 +268,10 @@ impl Replica {
         let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
         let Some((_, target)) = &mut state.digest else { return };
         let own = match &state.own {
-            Own::Awaited | Own::Reading => return,
-            Own::Nothing => None,
+            Own::Awaited | Own::Reading(_) => return,
+            Own::Nothing | Own::Read(_) => None,
             Own::Copy(cells) if must_forget(target, cells) => {
-                state.own = Own::Reading;
+                state.own = Own::Reading(cells.clone());
                 let (object, len) = (state.object, target.len() as u32 * BLOCK_SIZE);
                 return self.submit(Op::Salvage { object, offset: 0, len }, Job::Own { fetch });
             }
@@ -314,7 +292,7 @@ impl Replica {
             Purpose::Equalize { .. } => true,
         };
         let ready = |fetch: &Fetch| match (&fetch.own, &fetch.digest) {
-            (Own::Awaited | Own::Reading, _) => false,
+            (Own::Awaited | Own::Reading(_), _) => false,
             (_, None) => fetch.asked == 0 && !fetch.asking,
             (_, Some(_)) => {
                 if fetch.missing.is_empty() {
@@ -398,17 +376,14 @@ impl Replica {
     /// Everything is here: the own copy becomes equal.
     fn end_fetch(&mut self, now: Time, view: &View, number: u64) {
         let Some(fetch) = self.recovery.fetches.all.remove(&number) else { return };
-        let Some((digest, target)) = fetch.digest else { return };
+        let Some((digest, target)) = &fetch.digest else { return };
         let object = fetch.object;
-        let own = match &fetch.own {
-            Own::Copy(cells) => Some(cells.as_slice()),
-            Own::Awaited | Own::Nothing | Own::Reading => None,
-        };
+        let own = fetch.base();
         let careless = self.config.mutants.is(Mutant::PatchAnyVersion);
         let found = if careless {
-            pieces(&fetch.blocks.over(&target), own, &fetch.blocks)
+            pieces(&fetch.blocks.over(target), own, &fetch.blocks)
         } else {
-            pieces(&target, own, &fetch.blocks)
+            pieces(target, own, &fetch.blocks)
         };
         let found = found.map(|mut pieces| {
             let ignores = self.config.mutants.is(Mutant::PatchIgnoresZeros) && own.is_some();
@@ -432,7 +407,7 @@ impl Replica {
         let changed = changed || (own.is_some() && !fetch.checked && self.damaged.contains(&object));
         let left = fetch.help.left();
         if fetch.source == self.me && contents.as_ref().is_some_and(|found| found.pieces.is_empty()) {
-            return self.end_heal(object, left);
+            return self.end_heal(now, object, left);
         }
         self.tell_lost(object, &left);
         match (fetch.purpose, contents) {
@@ -476,9 +451,12 @@ impl Replica {
                 }
                 None => changed,
             };
-        if wrong || !view.is_born(object, contents.birth) || self.replacing.contains(&object) {
+        let heals = source.node == self.me.node;
+        let doubted = heals && self.scrub.doubt(object).is_some();
+        if wrong || doubted || !view.is_born(object, contents.birth) || self.replacing.contains(&object) {
             return self.walk_failed(now, object);
         }
-        self.replace_with(object, contents, view.epoch(), Then::Validated(bytes));
+        let then = if heals { Then::Healed(bytes) } else { Then::Validated(bytes) };
+        self.replace_with(object, contents, view.epoch(), then);
     }
 }

@@ -95,9 +95,12 @@ impl Replica {
                 self.delete_copy(header.id, Job::Forget);
             } else if view.in_up_set(header.id, self.me) {
                 // What is bad somebody may have who has come back.
-                let heals = self.is_wounded(header.id) && !view.state.settings().recovery_paused;
-                if heals || !self.current_in(view, header.id) {
+                let wounded = self.is_wounded(header.id);
+                let paused = view.state.settings().recovery_paused;
+                if (wounded && !paused) || !self.current_in(view, header.id) {
                     self.want(view, header.id, false);
+                } else if wounded {
+                    self.heal_later(now, header.id);
                 }
             } else if view.vid(header.id.vid()).is_some() {
                 self.recovery.surplus.add(header.id);

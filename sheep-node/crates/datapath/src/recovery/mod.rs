@@ -8,6 +8,7 @@ mod compare;
 mod confirm;
 mod decide;
 mod fetch;
+mod fetches;
 mod help;
 mod list;
 mod outbox;
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use announce::FLOORS;
 pub(crate) use compare::{Cell, cells, ranges_of};
-use fetch::Fetches;
+use fetches::Fetches;
 use list::Lists;
 use walk::Source;
 
@@ -63,6 +64,8 @@ pub(crate) enum RecoveryTimer {
     Ask(u64),
     /// Try the object again.
     Retry(ObjectId),
+    /// Ask again for what the own copy lacks.
+    Heal(ObjectId),
     /// Ask this node for its list again.
     List(NodeId),
     /// Go on with the scan of the store.
@@ -172,8 +175,10 @@ pub(crate) struct Recovery {
     asks: BTreeMap<u64, Ask>,
     /// Objects of which no copy can be trusted.
     lost: BTreeSet<ObjectId>,
-    /// Objects with blocks that somebody may have who could not say so, and how often that was.
-    unsure: BTreeMap<ObjectId, u32>,
+    /// Objects with blocks that nobody gave in earlier attempts.
+    missed: BTreeMap<ObjectId, help::Missed>,
+    /// Current copies that lack blocks which are asked for again, and how often that was.
+    heals: BTreeMap<ObjectId, u32>,
     surplus: surplus::Surplus,
     announced: Announced,
     objects_done: u64,
@@ -210,7 +215,7 @@ impl Recovery {
         self.urgent.remove(&object);
         self.lost.remove(&object);
         self.surplus.forget(object);
-        self.unsure.remove(&object);
+        self.missed.remove(&object);
         self.fetches.drop_kept(object);
     }
 
@@ -314,6 +319,7 @@ impl Replica {
                 }
             }
             RecoveryTimer::Retry(object) => self.queue(object),
+            RecoveryTimer::Heal(object) => self.heal_again(now, &view, object),
             RecoveryTimer::List(node) => self.ask_list(now, &view, node),
             RecoveryTimer::Scan => self.scan(now, &view),
             RecoveryTimer::Gathered => self.recovery.outbox.gathered(),

@@ -153,7 +153,7 @@ impl Replica {
             (AskKind::Blocks { fetch, .. }, Reply::Refused(Refusal::OtherVersion)) => {
                 self.source_moved(now, fetch);
             }
-            (AskKind::Help { fetch, ranges }, reply) => self.take_help(fetch, &ranges, Some(reply)),
+            (AskKind::Help { fetch, ranges }, reply) => self.take_help(ask.to, fetch, &ranges, Some(reply)),
             (AskKind::Digest { fetch } | AskKind::Blocks { fetch, .. }, Reply::Refused(refusal)) => {
                 self.fetch_failed(now, fetch, refusal);
             }
@@ -194,7 +194,7 @@ impl Replica {
             AskKind::Digest { fetch } | AskKind::Blocks { fetch, .. } => {
                 self.fetch_failed(now, fetch, Refusal::Busy);
             }
-            AskKind::Help { fetch, ranges } => self.take_help(fetch, &ranges, None),
+            AskKind::Help { fetch, ranges } => self.take_help(ask.to, fetch, &ranges, None),
             AskKind::Equalize { object, .. } => self.decision_failed(now, object),
             AskKind::Secure { objects } | AskKind::Adopt { objects } => {
                 for (object, _) in objects {
@@ -324,9 +324,11 @@ impl Replica {
                 self.recovery.confirmed_ever += u64::from(bytes == 0);
             }
             self.recovery.forget(object);
-            // It was equal as it is; what it lacks somebody may have.
-            if bytes == 0 && self.is_wounded(object) {
+            // What it lacks somebody may have.
+            if self.scrub.doubt(object).is_some() {
                 self.want(&view, object, false);
+            } else if self.is_wounded(object) {
+                if bytes == 0 { self.want(&view, object, false) } else { self.heal_later(now, object) }
             }
             return;
         }
@@ -353,7 +355,8 @@ impl Replica {
         if walk.tries >= REPAIRS && self.is_wounded(object) && self.is_current(object) {
             // What is good of it serves; the next read or scrub that meets the damage tries again.
             self.recovery.forget(object);
-            return self.not_repaired(object);
+            self.not_repaired(object);
+            return self.heal_later(now, object);
         }
         let tries = walk.tries.saturating_add(1);
         self.recovery.todo.insert(object, Todo { tries, urgent: walk.urgent });

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Looks for which a copy is kept whose version is that of a member with lost blocks.
-const KEEP: u32 = 50;
+/// Looks for which a copy is kept while members have lost blocks, when all have recovered: they ask for them meanwhile.
+const KEEP: u32 = 150;
 /// Copies looked at at once.
 const BATCH: usize = 512;
 
@@ -25,6 +25,8 @@ pub(super) struct Surplus {
     current: BTreeMap<ObjectId, BTreeSet<NodeId>>,
     /// Copies that may have what members have lost, and how often they were kept for that.
     kept: BTreeMap<ObjectId, u32>,
+    /// Copies of which a member has said since the last look at them that it lacks blocks.
+    lacking: BTreeSet<ObjectId>,
     /// When to look next; timers of earlier epochs do not count.
     next: Option<Time>,
     /// Where the last look ended.
@@ -40,6 +42,19 @@ impl Surplus {
         self.objects.remove(&object);
         self.current.remove(&object);
         self.kept.remove(&object);
+        self.lacking.remove(&object);
+    }
+
+    /// A look begins: what the last one has shown is counted.
+    fn count(&mut self, object: ObjectId, counts: bool) {
+        self.current.remove(&object);
+        if self.lacking.remove(&object) && counts {
+            *self.kept.entry(object).or_default() += 1;
+        }
+    }
+
+    fn was_kept(&self, object: ObjectId) -> bool {
+        self.kept.get(&object).is_some_and(|kept| *kept >= KEEP)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -72,6 +87,7 @@ impl Replica {
             return;
         }
         self.watch_surplus(now);
+        let counts = may_lack(view);
         let mut questions: BTreeMap<Member, Vec<ObjectId>> = BTreeMap::new();
         for object in self.recovery.surplus.batch() {
             let (set, up) = (view.set(object), view.up_set(object));
@@ -79,7 +95,7 @@ impl Replica {
             if !whole || self.raw_header(object).is_none() {
                 continue;
             }
-            self.recovery.surplus.current.remove(&object);
+            self.recovery.surplus.count(object, counts);
             for member in up {
                 questions.entry(member).or_default().push(object);
             }
@@ -101,12 +117,13 @@ impl Replica {
             if standing.kind != StandingKind::Live || !self.recovery.surplus.objects.contains(object) {
                 continue;
             }
-            // Members ask for what they have lost in each new epoch: they get the time for it.
-            let own = self.raw_header(*object).map(|copy| copy.version);
-            if standing.wounded && own.is_some() && own == standing.version {
-                let kept = self.recovery.surplus.kept.entry(*object).or_default();
-                *kept += 1;
-                if *kept <= KEEP {
+            // Members ask for what they have lost: they get the time for it. What this copy surely has is kept until
+            // they have it. One of another version may have the very block, too.
+            if standing.wounded {
+                self.recovery.surplus.lacking.insert(*object);
+                let own = self.raw_header(*object).map(|copy| copy.version);
+                let has = own.is_some() && own == standing.version && !self.is_wounded(*object);
+                if has || !may_lack(view) || !self.recovery.surplus.was_kept(*object) {
                     continue;
                 }
             }
@@ -120,4 +137,11 @@ impl Replica {
             }
         }
     }
+}
+
+/// Whether all members have had the time to ask for what they lack: recovery is not paused, and all have recovered.
+fn may_lack(view: &View) -> bool {
+    let recovered =
+        |member: &Member| view.state.node(member.node).is_some_and(|record| record.recovered >= view.epoch());
+    !view.state.settings().recovery_paused && view.up_members().iter().all(recovered)
 }

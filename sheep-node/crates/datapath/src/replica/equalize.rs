@@ -14,6 +14,8 @@ pub(crate) enum Then {
     Answer(Header),
     /// The copy's own validation is done; bytes that were moved for it.
     Validated(u64),
+    /// The same, where bad blocks of a current copy were made good.
+    Healed(u64),
 }
 
 /// What makes the own copy equal to another one.
@@ -148,7 +150,7 @@ impl Replica {
         let header = CopyHeader { id: object, birth, version, validated, pending };
         let hot = hot && !self.config.mutants.is(crate::Mutant::HotNotInherited);
         self.hot.inherit(object, version, hot);
-        if whole {
+        if whole && self.scrub.doubt(object).is_none() {
             self.damaged.remove(&object);
         }
         let op = if patches { Op::Patch { header, pieces } } else { Op::Replace { header, pieces } };
@@ -188,14 +190,14 @@ impl Replica {
             return self.replace_failed(now, object, then, &error);
         }
         self.replacing.remove(&object);
-        self.copy_replaced(object);
+        self.copy_replaced(object, matches!(then, Then::Healed(_)));
         self.wake(object);
         let bytes = match then {
             Then::Answer(asker) => {
                 self.answer_held(&asker, Reply::Done);
                 0
             }
-            Then::Validated(bytes) => bytes,
+            Then::Validated(bytes) | Then::Healed(bytes) => bytes,
         };
         self.walk_stored(now, object, bytes);
     }

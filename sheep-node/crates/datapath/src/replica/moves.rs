@@ -56,8 +56,8 @@ impl Replica {
             if self.store.located(object).is_none_or(|(slot, _)| slot == to) {
                 continue;
             }
-            let in_repair = self.damaged.contains(&object) && !self.is_hopeless(object);
-            if !self.current_in(&view, object) || in_repair {
+            // A move makes no blocks lost: what is damaged may be readable the next time, where it is.
+            if !self.current_in(&view, object) || self.damaged.contains(&object) {
                 self.moves.left += 1;
                 continue;
             }
@@ -87,9 +87,7 @@ impl Replica {
         let right = view.as_ref().filter(|view| !self.misses_disk && self.is_right(view, object));
         let copy = right.and_then(|view| self.copy(view, object));
         match (result, copy, view) {
-            (Ok(Outcome::Read(read)), _, Some(view))
-                if is_damaged(&read.extents) && !self.is_hopeless(object) =>
-            {
+            (Ok(Outcome::Read(read)), _, Some(view)) if is_damaged(&read.extents) => {
                 self.end_move(now, object, None, false);
                 self.found_damage(object);
                 self.want(&view, object, true);
@@ -134,7 +132,7 @@ fn pieces(read: ReadResult) -> Vec<Piece> {
         let body = match extent.state {
             BlockState::Absent => continue,
             BlockState::Zero => Body::Zero { len: extent.len },
-            // Nobody has it; what is left of it stays behind.
+            // Nobody has it. What is only damaged is not moved.
             BlockState::Lost | BlockState::Damaged => {
                 Body::Lost { crcs: crcs.by_ref().take((extent.len / BLOCK_SIZE) as usize).collect() }
             }

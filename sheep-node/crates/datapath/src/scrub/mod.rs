@@ -96,7 +96,7 @@ pub(crate) struct Scrub {
     told_lost: BTreeSet<ObjectId>,
     /// Objects with lost blocks that were told.
     told_wounds: BTreeSet<ObjectId>,
-    /// Objects with blocks that nobody has: told, and not asked for again when they are moved.
+    /// Objects with blocks that nobody has, and that were told.
     hopeless: BTreeSet<ObjectId>,
     findings: VecDeque<Finding>,
     status: ScrubStatus,
@@ -368,9 +368,11 @@ impl Replica {
         }
     }
 
-    /// The own copy was replaced, durably.
-    pub(crate) fn copy_replaced(&mut self, object: ObjectId) {
-        self.scrub.doubts.remove(&object);
+    /// The own copy was replaced, durably. `healed`: only what was bad of it, so that a doubt stays.
+    pub(crate) fn copy_replaced(&mut self, object: ObjectId, healed: bool) {
+        if !healed {
+            self.scrub.doubts.remove(&object);
+        }
         if self.is_wounded(object) {
             return;
         }
@@ -401,11 +403,6 @@ impl Replica {
         if !ranges.is_empty() && self.scrub.told_wounds.insert(object) {
             self.scrub.tell(Finding::BlocksLost(object, ranges.to_vec()));
         }
-    }
-
-    /// Whether it was tried in vain to make the own copy good.
-    pub(crate) fn is_hopeless(&self, object: ObjectId) -> bool {
-        self.scrub.hopeless.contains(&object)
     }
 
     /// No copy of the object can be trusted.

@@ -121,6 +121,13 @@ impl Net {
         self.cut.retain(|(from, to)| *from != node && *to != node);
     }
 
+    /// A node's disk can read nothing, or everything again.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn set_unreadable(&mut self, node: u64, unreadable: bool) {
+        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
+        disk.set_unreadable(sheep_store::FileId::BLOCKS, 0..1 << 20, unreadable);
+    }
+
     /// Damages the blocks on a node's disk that hold one of these tags; how many there were.
     pub(crate) fn rot_tags(&mut self, node: u64, tags: &[u64]) -> usize {
         let file = sheep_store::FileId::BLOCKS;

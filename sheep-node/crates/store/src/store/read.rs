@@ -27,6 +27,8 @@ pub(super) enum Part {
     Block(usize, u32),
     /// The checksum page.
     Page(PageRef),
+    /// The same, after it could not be read or was not right: many blocks depend on it.
+    PageAgain(PageRef),
 }
 
 /// What is known about a piece of data.
@@ -303,7 +305,7 @@ impl Store {
         let Some(job) = self.reads.get_mut(&number) else { return };
         job.waits -= 1;
         let salvage = job.mode == Mode::Salvage;
-        let mut again = None;
+        let (mut again, mut page_again) = (None, None);
         match part {
             Part::Data(i) => {
                 if let Some(piece) = job.pieces.get_mut(i) {
@@ -326,14 +328,21 @@ impl Store {
                     *block = bytes_read(result, BLOCK_SIZE as usize).ok();
                 }
             }
-            Part::Page(page) => {
-                if let Ok(bytes) = bytes_read(result, BLOCK_SIZE as usize)
-                    && page.check(&bytes)
-                {
+            Part::Page(page) | Part::PageAgain(page) => {
+                let bytes = bytes_read(result, BLOCK_SIZE as usize).ok().filter(|bytes| page.check(bytes));
+                if let Some(bytes) = bytes {
                     job.fill_sums(&bytes);
                     self.pages.insert(page.place, bytes);
+                } else if part == Part::Page(page) {
+                    job.waits += 1;
+                    page_again = Some(page);
                 }
             }
+        }
+        if let Some(page) = page_again {
+            let run = Run { place: page.place, len: 1 };
+            self.issue_read(Pending::Read { job: number, part: Part::PageAgain(page) }, run);
+            return;
         }
         if let Some((i, run)) = again {
             for k in 0..run.len {

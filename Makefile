@@ -73,7 +73,7 @@ build: ## Build all programs
 	$(CARGO) build --release --workspace --bins
 
 .PHONY: demo
-demo: tools build ## Three sheep serve a virtual machine, and one dies (KEEP=1 leaves it running)
+demo: tools build ## Three sheep serve a machine, its disk is cloned, two of them die (KEEP=1 leaves it running)
 	@KEEP="$(KEEP)" $(BIN)/demo
 
 .PHONY: test

@@ -1,4 +1,7 @@
-//! `make demo`: three sheep serve the disk of a virtual machine, and first one of them dies, then the one that serves.
+//! `make demo`: three sheep serve the disk of a virtual machine. One of them dies; the disk is cloned while the machine
+//! runs, for a second machine beside it; then the sheep dies that serves the first.
+
+mod second;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,9 +19,13 @@ use sheep_e2e::{Cluster, LeakCheck, leaks, wait_until};
 const VOLUME: &str = "vm";
 const MINUTE: Duration = Duration::from_secs(60);
 const RECOVERY: Duration = Duration::from_secs(180);
-/// Files that the guest writes in each act, and the one after which something dies.
+/// Files that the guest writes in an act in which something happens, and the one after which it does.
 const FILES: u32 = 50;
-const DIES_AFTER: u32 = 15;
+const HAPPENS_AFTER: u32 = 15;
+/// Files of the other acts.
+const FEW: u32 = 20;
+/// All that the first machine writes: in three acts something happens, in two nothing does.
+const ALL: u32 = 3 * FILES + 2 * FEW;
 
 /// One line of the closing page.
 struct Fact {
@@ -82,16 +89,19 @@ impl Demo {
         self.page.say("Every byte of the disk below is kept on three nodes, each a process of its own.");
         self.gather_flock()?;
         self.import_disk()?;
-        let mut vm = self.boot("A virtual machine boots from the volume")?;
+        self.page.step("A virtual machine boots from the volume");
+        let mut vm = self.boot(VOLUME)?;
         self.another_sheep_dies(&mut vm)?;
         self.copies_come_back(3, "The dead sheep returns, and gets what it missed")?;
+        self.second_machine(&mut vm)?;
         self.serving_sheep_dies(&mut vm)?;
         let sums = self.guest_verifies(&mut vm)?;
         drop(vm);
         self.copies_come_back(1, "The second victim returns, too")?;
         self.verify_elsewhere(&sums)?;
         if self.keep {
-            let vm = self.boot("The machine starts again, for you")?;
+            self.page.step("The machine starts again, for you");
+            let vm = self.boot(VOLUME)?;
             // Dropping does not end it: it was started to live on.
             drop(vm);
         }
@@ -145,34 +155,34 @@ impl Demo {
         std::fs::rename(&fresh, &self.socket).context("link to the socket")
     }
 
-    fn boot(&mut self, title: &str) -> Result<Vm> {
-        self.page.step(title);
+    /// Starts a machine from the volume of its name: the first by way of the link, the other one at sheep 2.
+    fn boot(&mut self, name: &str) -> Result<Vm> {
         if !self.socket.is_symlink() {
             self.serve_from(1)?;
         }
-        self.page
-            .command("qemu-system-x86_64 -accel tcg -blockdev driver=nbd,export=vm,reconnect-delay=120 ...");
-        let dir = self.cluster.path().join("vm");
+        let first = name == VOLUME;
+        let socket = if first { self.socket.clone() } else { self.cluster.node(2).nbd_socket() };
+        self.page.command(&format!(
+            "qemu-system-x86_64 -accel tcg -blockdev driver=nbd,export={name},reconnect-delay=120 ..."
+        ));
+        let dir = self.cluster.path().join(name);
         // The console socket of an earlier machine would be in the way.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).context("directory of the machine")?;
-        let options = VmOptions {
-            dir: &dir,
-            socket: &self.socket,
-            export: VOLUME,
-            reconnect: 2 * MINUTE,
-            outlive: self.keep,
-        };
+        let options =
+            VmOptions { dir: &dir, socket: &socket, export: name, reconnect: 2 * MINUTE, outlive: self.keep };
         let start = Instant::now();
         let mut vm = Vm::start(&options)?;
         vm.wait_booted(2 * MINUTE)?;
-        self.fact("firmware to root shell, no -kernel", seconds(start.elapsed()));
+        let what =
+            if first { "firmware to root shell, no -kernel" } else { "the clone boots, beside the first" };
+        self.fact(what, seconds(start.elapsed()));
         let kernel = vm.run("uname -srv; df -h / | tail -1", MINUTE)?;
         self.page.say(&kernel);
         Ok(vm)
     }
 
-    /// The guest writes files with checksums; when it has written [`DIES_AFTER`], `event` happens. Returns the
+    /// The guest writes files with checksums; when it has written [`HAPPENS_AFTER`], `event` happens. Returns the
     /// longest time between two finished files after that.
     fn write_through(
         &mut self,
@@ -180,11 +190,7 @@ impl Demo {
         act: &str,
         event: impl FnOnce(&mut Demo) -> Result<()>,
     ) -> Result<Duration> {
-        let command = format!(
-            "mkdir -p /data; cd /data; for i in $(seq 1 {FILES}); do dd if=/dev/urandom of={act}$i bs=64k count=4 \
-             conv=fsync 2>/dev/null && sha256sum {act}$i >> /data/sums && echo \"wrote $i\" || echo \"FAILED $i\"; done; sync"
-        );
-        let id = vm.send(&command)?;
+        let id = vm.send(&writing(act, FILES, "sums"))?;
         let mut event = Some(event);
         let mut written = 0;
         let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
@@ -198,7 +204,7 @@ impl Demo {
                 }
                 (written, last) = (now, Instant::now());
             }
-            if written >= DIES_AFTER
+            if written >= HAPPENS_AFTER
                 && let Some(event) = event.take()
             {
                 event(self)?;
@@ -267,7 +273,8 @@ impl Demo {
                 page.say(&format!("{left:>4} objects to re-create {}", "▒".repeat(left.min(60) as usize)));
                 shown = left;
             }
-            Ok(left == 0 && text(&info, "health") == "ok")
+            // The sum is of what nodes have found so far; each says of itself when it has looked at everything.
+            Ok(left == 0 && text(&info, "health") == "ok" && dog.has_recovered().unwrap_or(false))
         })?;
         self.fact("start to full redundancy", seconds(start.elapsed()));
         self.show(&["node", "recovery"])
@@ -277,8 +284,8 @@ impl Demo {
         self.page.step("The guest reads everything back from its disk");
         let check = "cd /data; sync; echo 3 > /proc/sys/vm/drop_caches; sha256sum -c sums | grep -c ': OK$'";
         let good = vm.run(check, 2 * MINUTE)?;
-        ensure!(good == (2 * FILES).to_string(), "only {good} of {} files are right", 2 * FILES);
-        self.fact("checksums right, in the guest", format!("{good} of {}", 2 * FILES));
+        ensure!(good == ALL.to_string(), "only {good} of {ALL} files are right");
+        self.fact("checksums right, in the guest", format!("{good} of {ALL}"));
         let sums = vm.run("cat /data/sums", MINUTE)?;
         ensure!(vm.io_errors().is_empty(), "the guest saw I/O errors: {:?}", vm.io_errors());
         vm.power_off(MINUTE)?;
@@ -305,8 +312,8 @@ impl Demo {
             .args([&files, &list])
             .output()?;
         let good = checked.lines().filter(|line| line.ends_with(": OK")).count();
-        ensure!(good == 2 * FILES as usize, "only {good} files are right");
-        self.fact("checksums right, through node 3", format!("{good} of {}", 2 * FILES));
+        ensure!(good == ALL as usize, "only {good} of {ALL} files are right");
+        self.fact("checksums right, through node 3", format!("{good} of {ALL}"));
         self.show(&["cluster", "check"])
     }
 
@@ -346,6 +353,7 @@ impl Demo {
         for line in [
             format!("{dog} node list"),
             format!("{dog} cluster info"),
+            format!("{dog} vdi tree"),
             format!("{dog} vdi create scratch 10G && {dog} vdi list"),
             format!("nbdinfo '{}'", self.cluster.node(3).nbd_uri("scratch")),
             format!(
@@ -359,6 +367,15 @@ impl Demo {
         }
         Ok(())
     }
+}
+
+/// Command for a guest: writes files that are called after the act, each to the disk before the next, notes their
+/// checksums in `list`, and says of each that it is written.
+fn writing(act: &str, files: u32, list: &str) -> String {
+    format!(
+        "mkdir -p /data; cd /data; for i in $(seq 1 {files}); do dd if=/dev/urandom of={act}$i bs=64k count=4 \
+         conv=fsync 2>/dev/null && sha256sum {act}$i >> {list} && echo \"wrote $i\" || echo \"FAILED $i\"; done; sync"
+    )
 }
 
 fn short(node: &Node) -> String {
@@ -377,6 +394,9 @@ fn closing_page(page: &Page, facts: &[Fact]) {
     page.say(
         "Two nodes were killed without warning while a machine was writing to its disk. The machine lost",
     );
-    page.say("nothing and noticed nothing but a pause, and every copy exists three times again.");
+    page.say("nothing and noticed nothing but a pause, and every copy exists three times again. In between a second");
+    page.say(
+        "machine started from what its disk was at one instant, and each wrote what the other did not see.",
+    );
     page.say(&format!("The whole of it took {}.", seconds(page.elapsed())));
 }

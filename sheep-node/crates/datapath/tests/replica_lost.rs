@@ -78,15 +78,39 @@ fn what_cannot_be_read_for_a_moment_is_not_lost() {
     net.crash(2, 0);
     net.install_without(&[2]);
     net.replace_disk(2);
-    net.set_unreadable(1, true);
+    net.set_unreadable(1, &[103, 104], true);
     net.restart(2);
     net.run_for(Duration::from_millis(300));
-    net.set_unreadable(1, false);
+    net.set_unreadable(1, &[103, 104], false);
     net.settle();
     for node in [1, 2] {
         assert_eq!(shown(&mut net, &held, node), expected(&[]), "node {node}");
         assert_eq!(net.replica(node).scrub_status().lost_blocks, 0);
     }
+}
+
+#[test]
+fn a_copy_that_nobody_must_hold_stays_while_its_successor_lacks_blocks() {
+    let mut net = Net::new(1, 1, 0, 1, 1);
+    let mut held = Held::new(&mut net, "a");
+    filled(&mut net, &mut held, &[1]);
+    net.set_unreadable(1, &[103], true);
+    let object = held.object(0);
+    let next = (2..20).find(|node| {
+        net.add(*node);
+        net.set(object) == [*node]
+    });
+    let next = next.unwrap();
+    net.settle();
+    assert_eq!(net.replica(next).scrub_status().lost_blocks, 1);
+    assert_eq!(shown(&mut net, &held, next), expected(&[(3, DAMAGED)]));
+    // After a while it can be read again.
+    net.run_for(Duration::from_secs(3));
+    net.set_unreadable(1, &[103], false);
+    net.run_for(Duration::from_secs(12));
+    assert_eq!(shown(&mut net, &held, next), expected(&[]));
+    net.run_for(Duration::from_secs(2));
+    assert!(net.replica(1).store().header(object).is_none(), "then it goes");
 }
 
 #[test]

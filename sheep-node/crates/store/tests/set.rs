@@ -278,3 +278,42 @@ fn one_that_cannot_be_opened_does_not_keep_the_others_from_working() {
     let Ok(Outcome::Read(read)) = rig.call(read, 0) else { panic!() };
     assert_eq!(read.extents[0].state, BlockState::Absent);
 }
+
+#[test]
+fn a_copy_that_does_not_count_is_kept_while_the_other_one_has_lost_blocks() {
+    let mut rig = Rig::new(&[11, 22]);
+    rig.call(write(header(0, 2, 1), true, 7), 1).unwrap();
+    rig.call(Op::Flush, 0).unwrap();
+    rig.set.remove(1);
+    rig.run();
+    // It was made again, of the same version, from one that had lost a block.
+    let Body::Data { crcs, .. } = block(7) else { panic!() };
+    let piece = Piece { offset: 0, body: Body::Lost { crcs } };
+    rig.call(Op::Replace { header: header(0, 4, 1), pieces: vec![piece] }, 0).unwrap();
+    rig.call(Op::Flush, 0).unwrap();
+    rig.disks.get_mut(&22).unwrap().crash_seeded(0);
+    rig.add(22);
+    rig.run();
+    for _ in 0..2 {
+        assert_eq!((rig.slot_of(0), rig.set.is_tidying(), rig.set.lost_in(object(0))), (Some(0), false, 1));
+        assert_eq!(rig.set.spare(object(0)), Some(&header(0, 0, 1)), "it is never current");
+        rig.last += 1;
+        rig.set.read_spare(rig.last, object(0), BLOCK);
+        rig.run();
+        let Some(Ok(Outcome::Read(read))) = rig.done.remove(&rig.last) else { panic!() };
+        assert_eq!((read.extents[0].state, read.data[0][0]), (BlockState::Data, 7));
+        rig.set.drop_spare(object(0));
+        rig = rig.restart();
+    }
+    // It is the only one when the other disk fails, and not current.
+    rig.set.remove(0);
+    rig.run();
+    assert_eq!((rig.set.header(object(0)), rig.set.spare(object(0))), (Some(&header(0, 0, 1)), None));
+    let mut rig = rig.restart();
+    assert!(rig.set.spare(object(0)).is_some());
+    let good = Op::Patch { header: header(0, 4, 1), pieces: vec![Piece { offset: 0, body: block(7) }] };
+    rig.call(good, 0).unwrap();
+    rig.set.drop_spare(object(0));
+    rig.run();
+    assert_eq!((rig.set.usage().objects, rig.fill(0), rig.set.spare(object(0))), (1, Some(7), None));
+}

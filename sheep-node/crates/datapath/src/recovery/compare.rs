@@ -120,6 +120,12 @@ impl Blocks {
 
     /// Takes the own contents of a whole object.
     pub(super) fn take_own(&mut self, data: ReadData) {
+        self.take_some(data, |_, _| true);
+    }
+
+    /// Takes some blocks of what was read of a whole object, by number and checksum, and gives their numbers.
+    pub(super) fn take_some(&mut self, data: ReadData, wanted: impl Fn(u32, u32) -> bool) -> Vec<u32> {
+        let mut taken = Vec::new();
         let mut crcs = data.crcs.into_iter();
         let mut buffers = data.data.into_iter();
         for extent in data.extents.iter().filter(|extent| extent.state.has_sums()) {
@@ -128,12 +134,16 @@ impl Blocks {
                 crcs.by_ref().take(blocks).for_each(drop);
                 continue;
             }
-            let Some(buffer) = buffers.next() else { return };
+            let Some(buffer) = buffers.next() else { break };
             for (at, crc) in (0..buffer.len()).step_by(BLOCK).zip(crcs.by_ref()) {
                 let block = extent.offset / BLOCK_SIZE + (at / BLOCK) as u32;
-                self.0.insert(block, Fetched { crc, buffer: buffer.clone(), at });
+                if wanted(block, crc) {
+                    self.0.insert(block, Fetched { crc, buffer: buffer.clone(), at });
+                    taken.push(block);
+                }
             }
         }
+        taken
     }
 
     /// What a copy would hold if these blocks were put over it, whatever version they are of.

@@ -9,8 +9,9 @@ use super::AskKind;
 use super::compare::{Blocks, Cell, ranges_of};
 use super::fetch::Fetch;
 use crate::View;
-use crate::replica::Replica;
+use crate::replica::{Replica, read_data};
 use core::time::Duration;
+use sheep_store::{Outcome, StoreError};
 use sheep_types::{BLOCK_SIZE, Member, ObjectId, Time, Version};
 use sheep_wire::{ReadData, Refusal, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -162,6 +163,8 @@ impl Replica {
     /// Everything that the source has is here. Asks the next one for what it has not; false if nothing is left to be
     /// asked.
     pub(super) fn ask_for_help(&mut self, now: Time, view: &View, number: u64) -> bool {
+        let Some(fetch) = self.recovery.fetches.all.get(&number) else { return true };
+        let spare = self.store().spare(fetch.object).is_some_and(|spare| spare.birth == fetch.birth);
         let Some(fetch) = self.recovery.fetches.all.get_mut(&number) else { return true };
         if fetch.help.lost.is_empty() {
             return false;
@@ -171,6 +174,12 @@ impl Replica {
             let (me, source) = (self.me, fetch.source);
             let others = view.up_members().into_iter().filter(|member| *member != me && *member != source);
             fetch.help.begin(others.chain((source != me).then_some(source)));
+            if spare {
+                fetch.asked += 1;
+                let object = fetch.object;
+                self.read_spare(object, view.state.geometry().object_size(), number);
+                return true;
+            }
         }
         if let Some((member, ranges)) = fetch.help.next() {
             let Some((digest, _)) = &fetch.digest else { return true };
@@ -227,6 +236,23 @@ impl Replica {
             }
             Some(_) => state.help.unsure = true,
         }
+    }
+
+    /// A copy on another disk that does not count has been read. What has the right checksum is right; if that is not
+    /// known, what is of the right version.
+    pub(crate) fn take_spare(&mut self, fetch: u64, result: Result<Outcome, StoreError>) {
+        let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
+        state.asked -= 1;
+        let Ok(Outcome::Read(read)) = result else { return };
+        let Some((digest, cells)) = &state.digest else { return };
+        let same = read.version == digest.version;
+        let wanted = |block: u32, crc: u32| match cells.get(block as usize) {
+            Some(Cell::Lost(0)) => same,
+            Some(Cell::Lost(right)) => *right == crc,
+            _ => false,
+        };
+        let taken = state.blocks.take_some(read_data(read), wanted);
+        state.note_found(&ranges_of(taken.into_iter()), &[]);
     }
 
     fn take_found(&mut self, fetch: u64, ranges: &[(u32, u32)], data: ReadData) -> u64 {

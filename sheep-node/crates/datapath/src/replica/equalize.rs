@@ -190,6 +190,7 @@ impl Replica {
             return self.replace_failed(now, object, then, &error);
         }
         self.replacing.remove(&object);
+        self.store.drop_spare(object);
         self.copy_replaced(object, matches!(then, Then::Healed(_)));
         self.wake(object);
         let bytes = match then {

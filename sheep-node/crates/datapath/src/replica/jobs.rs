@@ -49,6 +49,11 @@ pub(crate) enum Job {
         /// For what it is fetched.
         fetch: u64,
     },
+    /// A copy that does not count, on another disk, which may have what is lost.
+    Spare {
+        /// The fetch that lacks it.
+        fetch: u64,
+    },
     /// What a scrub looks at.
     Scrub {
         /// Which question this answers.
@@ -99,6 +104,7 @@ impl Replica {
             Job::Part { gather, index } => self.finish_part(now, gather, index, result),
             Job::Scrub { serial } => self.take_scrub(now, serial, result),
             Job::Own { fetch } => self.take_own(now, fetch, result),
+            Job::Spare { fetch } => self.take_spare(fetch, result),
             // A flush fails with any disk. What the others have is made durable all the same: headers must not say in
             // memory what they do not say on the disk.
             Job::Confirmed { .. } | Job::ReplaceDurable(..) if result.is_err() && self.failed.is_none() => {

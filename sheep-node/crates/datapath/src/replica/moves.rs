@@ -53,7 +53,8 @@ impl Replica {
             let object = header.id;
             self.moves.next = object.0.checked_add(1).map(ObjectId);
             let Some(to) = self.home_of(object) else { continue };
-            if self.store.located(object).is_none_or(|(slot, _)| slot == to) {
+            let there = self.store.located(object).is_none_or(|(slot, _)| slot == to);
+            if there || self.store.spare(object).is_some() {
                 continue;
             }
             // A move makes no blocks lost: what is damaged may be readable the next time, where it is.
@@ -99,6 +100,12 @@ impl Replica {
             }
             _ => self.end_move(now, object, None, false),
         }
+    }
+
+    /// Reads a copy that does not count, on another disk, for a fetch that lacks blocks.
+    pub(crate) fn read_spare(&mut self, object: ObjectId, len: u32, fetch: u64) {
+        let token = self.begin_job(Job::Spare { fetch });
+        self.store.read_spare(token, object, len);
     }
 
     pub(super) fn move_written(&mut self, now: Time, object: ObjectId, to: u8, done: bool) {

@@ -51,9 +51,15 @@ pub(super) fn judge(me: NodeId, copies: &BTreeMap<NodeId, Seen>) -> Judgement {
         return Judgement::Equal;
     }
     let alike = |cells: &[Cell]| copies.values().filter(|copy| are_alike(&copy.cells, cells)).count();
-    match copies.iter().find(|(_, copy)| 2 * alike(&copy.cells) > copies.len()) {
+    // What has lost blocks is like several that differ: then these have no majority.
+    let most: Vec<_> = copies.iter().filter(|(_, copy)| 2 * alike(&copy.cells) > copies.len()).collect();
+    let one =
+        |(_, copy): &(&NodeId, &Seen)| most.iter().all(|(_, other)| are_alike(&copy.cells, &other.cells));
+    let lost = |cells: &[Cell]| cells.iter().filter(|cell| matches!(cell, Cell::Lost(_))).count();
+    let best = most.iter().min_by_key(|(_, copy)| lost(&copy.cells));
+    match best.filter(|_| most.iter().all(one)) {
         Some((_, copy)) if are_alike(&copy.cells, &own.cells) => Judgement::Right,
-        Some((node, _)) => Judgement::Wrong(*node),
+        Some((node, _)) => Judgement::Wrong(**node),
         None => Judgement::Unresolved,
     }
 }
@@ -95,6 +101,20 @@ mod tests {
         assert_eq!(all(&[seen(4, false, 9), seen(4, false, 8), seen(4, false, 7)]), [Unresolved; 3]);
         let split = [seen(4, false, 7), seen(4, false, 7), seen(4, false, 8), seen(4, false, 8)];
         assert_eq!(all(&split), [Unresolved; 4]);
+    }
+
+    #[test]
+    fn what_is_lost_gives_nobody_a_majority() {
+        let lost = Seen { cells: vec![Cell::Lost(0), Cell::Absent], ..seen(4, false, 0) };
+        assert_eq!(
+            all(&[seen(4, false, 7), seen(4, false, 8), lost.clone()]),
+            [Unresolved, Unresolved, Equal]
+        );
+        assert_eq!(all(&[lost.clone(), seen(4, false, 7), seen(4, false, 7)]), [Equal; 3]);
+        assert_eq!(
+            all(&[lost, seen(4, false, 7), seen(4, false, 7), seen(4, false, 8)]),
+            [Equal, Right, Right, Wrong(NodeId(2))]
+        );
     }
 
     #[test]

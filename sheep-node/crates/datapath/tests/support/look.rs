@@ -121,11 +121,17 @@ impl Net {
         self.cut.retain(|(from, to)| *from != node && *to != node);
     }
 
-    /// A node's disk can read nothing, or everything again.
+    /// A node's disk can't read the blocks that hold one of these tags, or can again.
     #[allow(dead_code, reason = "not every test needs it")]
-    pub(crate) fn set_unreadable(&mut self, node: u64, unreadable: bool) {
+    pub(crate) fn set_unreadable(&mut self, node: u64, tags: &[u64], unreadable: bool) {
+        let file = sheep_store::FileId::BLOCKS;
         let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
-        disk.set_unreadable(sheep_store::FileId::BLOCKS, 0..1 << 20, unreadable);
+        let wanted: Vec<bytes::Bytes> = tags.iter().map(|tag| super::block(*tag).0).collect();
+        for place in disk.durable_blocks(file) {
+            if disk.durable(file, place).is_some_and(|found| wanted.contains(&found)) {
+                disk.set_unreadable(file, place..place + 1, unreadable);
+            }
+        }
     }
 
     /// Damages the blocks on a node's disk that hold one of these tags; how many there were.

@@ -1,11 +1,12 @@
 //! All objects as one sequence, and objects that two disks have.
 //!
 //! A disk that was away comes back with old copies; a crash in the middle of a move leaves two equal ones. The copy that
-//! was called current later counts, or has more of the writes; the other one is deleted when that one is durable.
+//! was called current later counts, or has more of the writes; the other one is deleted when that one is durable. If that one has
+//! lost blocks, the other one is kept as a *spare*, which is never current, until they are made good.
 
 use super::{Inner, NOTES, StoreSet};
 use crate::{Header, Op};
-use sheep_types::ObjectId;
+use sheep_types::{Epoch, ObjectId};
 
 /// A copy that lost, and the disk of the one that won.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +90,63 @@ impl StoreSet {
             return self.tidy_after_flush(kept);
         }
         for loser in kept {
-            self.delete_hidden(loser.object, loser.slot);
+            if self.lacks(loser) {
+                self.keep_spare(loser);
+            } else {
+                self.delete_hidden(loser.object, loser.slot);
+            }
+        }
+    }
+
+    /// Whether the winner has lost blocks, which the other one may have.
+    fn lacks(&self, loser: Loser) -> bool {
+        self.store(loser.winner).is_some_and(|store| store.lost().contains_key(&loser.object))
+    }
+
+    /// Nothing lifts a copy that was never current: it may stay, and counts for nothing but its contents.
+    fn keep_spare(&mut self, loser: Loser) {
+        let Some(header) = self.store(loser.slot).and_then(|store| store.header(loser.object)) else {
+            return;
+        };
+        let header = Header { validated: Epoch(0), ..*header };
+        let token = self.inner(Inner::Spare { loser, left: 2 });
+        self.submit_to(Some(loser.slot), token, Op::SetHeader { header });
+        self.submit_to(Some(loser.slot), token, Op::Flush);
+    }
+
+    pub(super) fn spare_kept(&mut self, loser: Loser) {
+        let place = (loser.object, loser.slot);
+        if self.hidden.contains(&place) && self.find(loser.object).is_some() {
+            self.spares.insert(place);
+        } else {
+            self.hidden.remove(&place);
+        }
+    }
+
+    /// Reads a spare copy.
+    pub fn read_spare(&mut self, token: u64, object: ObjectId, len: u32) {
+        let slot = self.spare_slot(object);
+        self.submit_to(slot, token, Op::Salvage { object, offset: 0, len });
+    }
+
+    /// The copy that counts is durable: if it lacks nothing any more, the spare one goes.
+    pub fn drop_spare(&mut self, object: ObjectId) {
+        if self.lost_in(object) == 0
+            && let Some(slot) = self.spare_slot(object)
+        {
+            self.spares.remove(&(object, slot));
+            self.delete_hidden(object, slot);
+        }
+    }
+
+    /// A disk has failed: spare copies of what it had are the only ones now, such as they are.
+    pub(super) fn free_spares(&mut self, failed: usize) {
+        self.spares.retain(|(_, slot)| *slot != failed);
+        let alone: Vec<_> =
+            self.spares.iter().copied().filter(|(object, _)| self.find(*object).is_none()).collect();
+        for place in alone {
+            self.spares.remove(&place);
+            self.hidden.remove(&place);
         }
     }
 }

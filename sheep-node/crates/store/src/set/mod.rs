@@ -97,6 +97,8 @@ enum Inner {
     Join { token: u64, left: usize, result: Result<(), StoreError> },
     /// Copies that lost against others are deleted when those are durable.
     Tidy { losers: Vec<merge::Loser>, left: usize, failed: bool },
+    /// A hidden copy is called never current, durably, and kept.
+    Spare { loser: merge::Loser, left: u8 },
     /// A hidden copy is being deleted.
     Delete { object: ObjectId, slot: usize },
 }
@@ -112,6 +114,8 @@ pub struct StoreSet {
     next_inner: u64,
     /// Copies that do not count: another disk has the object's copy, or is still getting it.
     hidden: BTreeSet<(ObjectId, usize)>,
+    /// Of these, durably not current ones that are kept because the copy that counts has lost blocks.
+    spares: BTreeSet<(ObjectId, usize)>,
     /// Openings of each store in this run.
     openings: BTreeMap<u64, u64>,
 }
@@ -297,7 +301,16 @@ impl StoreSet {
 
     /// Whether copies that do not count are still to be deleted, or to count.
     pub fn is_tidying(&self) -> bool {
-        !self.hidden.is_empty()
+        self.hidden.iter().any(|copy| !self.spares.contains(copy))
+    }
+
+    /// A copy that does not count, and may have what the one that does has lost.
+    pub fn spare(&self, object: ObjectId) -> Option<&Header> {
+        self.store(self.spare_slot(object)?)?.header(object)
+    }
+
+    fn spare_slot(&self, object: ObjectId) -> Option<usize> {
+        self.spares.range((object, 0)..=(object, usize::MAX)).next().map(|(_, slot)| *slot)
     }
 
     /// How full the working disks are together.

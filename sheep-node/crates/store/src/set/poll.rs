@@ -86,6 +86,7 @@ impl StoreSet {
             rest.extend(core::iter::from_fn(|| store.poll_event()));
         }
         self.hidden.retain(|(_, slot)| *slot != number);
+        self.free_spares(number);
         if !self.started {
             self.start();
         } else if self.slots.iter().any(|slot| slot.store.is_some()) {
@@ -116,6 +117,17 @@ impl StoreSet {
                     return;
                 }
             }
+            Some(Inner::Spare { left, .. }) => {
+                *left -= 1;
+                // If it failed, the copy stays what it is: the disk is failing.
+                if result.is_err() {
+                    self.inner.remove(&token);
+                    return;
+                }
+                if *left > 0 {
+                    return;
+                }
+            }
             Some(Inner::Delete { .. }) | None => {}
         }
         match self.inner.remove(&token) {
@@ -123,6 +135,7 @@ impl StoreSet {
                 self.events.push_back(SetEvent::Done { token, result: result.map(|()| Outcome::Done) });
             }
             Some(Inner::Tidy { losers, failed, .. }) => self.tidy(losers, failed),
+            Some(Inner::Spare { loser, .. }) => self.spare_kept(loser),
             Some(Inner::Delete { object, slot }) => {
                 self.hidden.remove(&(object, slot));
             }

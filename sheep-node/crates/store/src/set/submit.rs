@@ -47,6 +47,9 @@ impl StoreSet {
             && source != target
         {
             // Should power fail in between, the clone is the later one of the two.
+            if self.spares.remove(&(header.id, source)) {
+                self.hidden.remove(&(header.id, source));
+            }
             self.hidden.insert((header.id, target));
             self.delete_hidden(header.id, target);
         }
@@ -59,7 +62,7 @@ impl StoreSet {
         (0..self.slots.len()).find(|slot| self.store(*slot).is_some())
     }
 
-    fn submit_to(&mut self, slot: Option<usize>, token: u64, op: Op) {
+    pub(super) fn submit_to(&mut self, slot: Option<usize>, token: u64, op: Op) {
         let store = slot.and_then(|slot| self.slots.get_mut(slot)).and_then(|slot| slot.store.as_mut());
         match store {
             Some(store) => store.submit(token, op),
@@ -102,6 +105,7 @@ impl StoreSet {
             self.working_slots().into_iter().filter(|slot| hidden(slot) || has(slot)).collect();
         for slot in &slots {
             self.hidden.remove(&(object, *slot));
+            self.spares.remove(&(object, *slot));
         }
         slots.extend(self.any_working().filter(|_| slots.is_empty()));
         self.submit_joined(token, &Op::Delete { object }, &slots);
@@ -116,7 +120,10 @@ impl StoreSet {
     /// durable after a flush. Nothing else may change the object meanwhile.
     pub fn begin_move(&mut self, token: u64, header: Header, pieces: Vec<Piece>, to: u8) {
         let to = usize::from(to);
-        if self.store(to).is_none() || self.find(header.id).is_none_or(|(slot, _)| slot == to) {
+        if self.store(to).is_none()
+            || self.spares.contains(&(header.id, to))
+            || self.find(header.id).is_none_or(|(slot, _)| slot == to)
+        {
             return self.submit_to(None, token, Op::Flush);
         }
         self.hidden.insert((header.id, to));

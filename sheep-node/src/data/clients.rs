@@ -444,13 +444,13 @@ fn reply(result: Result<VolumeReply, VolumeError>) -> Reply {
                 .collect(),
         ),
         // No client can ask for that.
-        Ok(VolumeReply::Checked(_) | VolumeReply::Ordered(_)) => Reply::Done,
+        Ok(VolumeReply::Checked(_) | VolumeReply::Ordered(_) | VolumeReply::Diff(_)) => Reply::Done,
         Err(error) => Reply::Error(match error {
             VolumeError::NotPermitted | VolumeError::NotLost | VolumeError::MayComeBack => {
                 ErrorKind::NotPermitted
             }
             VolumeError::Io => ErrorKind::Io,
-            VolumeError::Invalid => ErrorKind::Invalid,
+            VolumeError::Invalid | VolumeError::NotRelated => ErrorKind::Invalid,
             VolumeError::NoSpace => ErrorKind::NoSpace,
             VolumeError::NotSupported => ErrorKind::NotSupported,
             VolumeError::ShuttingDown | VolumeError::Lost => ErrorKind::ShuttingDown,

@@ -253,6 +253,14 @@ pub enum Op {
         /// The object.
         object: ObjectId,
     },
+    /// States of all blocks, and which of them are kept in the same place as the same blocks of `other`, so that they are
+    /// equal whatever they hold. Reads nothing from the disk but maps.
+    Layout {
+        /// The object.
+        object: ObjectId,
+        /// Another one, in the same store.
+        other: Option<ObjectId>,
+    },
     /// Change the header and nothing else. The object must exist.
     SetHeader {
         /// The new header.
@@ -300,6 +308,8 @@ pub enum Outcome {
     Read(ReadResult),
     /// Result of [`Op::Inspect`].
     Inspect(InspectResult),
+    /// Result of [`Op::Layout`].
+    Layout(LayoutResult),
 }
 
 /// Result of [`Op::Read`] or [`Op::Salvage`]: one instant of the object.
@@ -325,6 +335,17 @@ pub struct InspectResult {
     pub extents: Vec<Extent>,
     /// Checksum of each block whose state [has them](BlockState::has_sums), in order.
     pub crcs: Vec<u32>,
+}
+
+/// Result of [`Op::Layout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayoutResult {
+    /// Version of the object.
+    pub version: Version,
+    /// The whole object cut by state, in order and without gaps.
+    pub extents: Vec<Extent>,
+    /// Data that is kept in the same place as the other object's: first byte and length, in order.
+    pub shared: Vec<(u32, u32)>,
 }
 
 /// Why an operation, or the whole store, failed.

@@ -37,8 +37,8 @@ mod superblock;
 mod virtual_disk;
 
 pub use api::{
-    BlockState, Body, Event, Extent, Header, InspectResult, Op, Outcome, Piece, ReadResult, Stats,
-    StoreConfig, StoreError, StoreIdentity, Usage,
+    BlockState, Body, Event, Extent, Header, InspectResult, LayoutResult, Op, Outcome, Piece, ReadResult,
+    Stats, StoreConfig, StoreError, StoreIdentity, Usage,
 };
 pub use disk::{DiskDone, DiskError, DiskOp, DiskOpId, DiskOpKind, DiskResult, FileId};
 pub use mutant::Mutant;

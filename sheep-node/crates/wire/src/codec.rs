@@ -40,6 +40,7 @@ pub(crate) mod kind {
     pub(crate) const SECURE: u8 = 15;
     pub(crate) const ADOPT_ALL: u8 = 16;
     pub(crate) const GIVE_WAY: u8 = 17;
+    pub(crate) const COMPARE: u8 = 18;
     pub(crate) const DONE: u8 = 128;
     pub(crate) const BEHIND: u8 = 129;
     pub(crate) const READ_DATA: u8 = 130;
@@ -49,6 +50,7 @@ pub(crate) mod kind {
     pub(crate) const DIGEST: u8 = 134;
     pub(crate) const REFUSED: u8 = 135;
     pub(crate) const WHICH: u8 = 136;
+    pub(crate) const COMPARED: u8 = 137;
 }
 
 /// Bytes that are no message. The connection they came from is closed: its stream can't be trusted any more.

@@ -5,8 +5,8 @@ use crate::codec::{
     DecodeError, HEADER_CRC_AT, HEADER_LEN, MAGIC, MAX_BODY_LEN, MAX_PAYLOAD_LEN, Reader, VERSION, kind,
 };
 use crate::{
-    Body, Confirmed, Crcs, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectDigest, ReadData,
-    Refusal, Reply, Request, Standing, StandingKind, WriteRequest,
+    Body, Compared, Confirmed, Crcs, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectDigest,
+    ReadData, Refusal, Reply, Request, Standing, StandingKind, WriteRequest,
 };
 use bytes::Bytes;
 use sheep_types::{
@@ -140,6 +140,11 @@ fn get_request(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Resul
         },
         kind::SECURE => Request::Secure { objects: get_versions(input)? },
         kind::ADOPT_ALL => Request::AdoptAll { objects: get_versions(input)? },
+        kind::COMPARE => Request::Compare {
+            object: ObjectId(input.u64()?),
+            birth: Birth(input.u64()?),
+            other: get_option(input, |input| Ok((Vid(input.u32()?), Birth(input.u64()?))))?,
+        },
         kind::PING => Request::Ping,
         kind::GIVE_WAY => Request::GiveWay,
         other => return Err(DecodeError::Kind(other)),
@@ -209,6 +214,11 @@ fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<
             crcs: input.list(4, Reader::u32)?,
         })),
         kind::WHICH => Reply::Which(input.list(1, Reader::bool)?),
+        kind::COMPARED => Reply::Compared(input.list(7, |input| {
+            let len = input.u32()?;
+            let (state, other) = (get_state(input)?, get_state(input)?);
+            Ok(Compared { len, state, other, same: input.bool()? })
+        })?),
         kind::REFUSED => Reply::Refused(get_refusal(input)?),
         other => return Err(DecodeError::Kind(other)),
     })
@@ -257,14 +267,17 @@ fn get_refusal(input: &mut Reader<'_>) -> Result<Refusal, DecodeError> {
 fn get_extents(input: &mut Reader<'_>) -> Result<Vec<Extent>, DecodeError> {
     input.list(9, |input| {
         let (offset, len) = (input.u32()?, input.u32()?);
-        let state = match input.u8()? {
-            0 => ExtentState::Absent,
-            1 => ExtentState::Zero,
-            2 => ExtentState::Data,
-            3 => ExtentState::Lost,
-            _ => return Err(input.malformed()),
-        };
-        Ok(Extent { offset, len, state })
+        Ok(Extent { offset, len, state: get_state(input)? })
+    })
+}
+
+fn get_state(input: &mut Reader<'_>) -> Result<ExtentState, DecodeError> {
+    Ok(match input.u8()? {
+        0 => ExtentState::Absent,
+        1 => ExtentState::Zero,
+        2 => ExtentState::Data,
+        3 => ExtentState::Lost,
+        _ => return Err(input.malformed()),
     })
 }
 

@@ -173,6 +173,15 @@ fn put_request(out: &mut Writer<'_>, payload: &mut Payload, request: &Request) -
             put_versions(out, objects);
             kind::ADOPT_ALL
         }
+        Request::Compare { object, birth, other } => {
+            out.u64(object.0);
+            out.u64(birth.0);
+            put_option(out, other.as_ref(), |out, (vid, birth)| {
+                out.u32(vid.0);
+                out.u64(birth.0);
+            });
+            kind::COMPARE
+        }
         Request::Ping => kind::PING,
         Request::GiveWay => kind::GIVE_WAY,
     }
@@ -256,6 +265,15 @@ fn put_reply(out: &mut Writer<'_>, payload: &mut Payload, reply: &Reply) -> u8 {
             out.list(which, |out, done| out.u8(u8::from(*done)));
             kind::WHICH
         }
+        Reply::Compared(ranges) => {
+            out.list(ranges, |out, range| {
+                out.u32(range.len);
+                out.u8(state_code(range.state));
+                out.u8(state_code(range.other));
+                out.u8(u8::from(range.same));
+            });
+            kind::COMPARED
+        }
         Reply::Refused(refusal) => put_refusal(out, *refusal),
     }
 }
@@ -303,13 +321,17 @@ fn put_extents(out: &mut Writer<'_>, extents: &[Extent]) {
     out.list(extents, |out, extent| {
         out.u32(extent.offset);
         out.u32(extent.len);
-        out.u8(match extent.state {
-            ExtentState::Absent => 0,
-            ExtentState::Zero => 1,
-            ExtentState::Data => 2,
-            ExtentState::Lost => 3,
-        });
+        out.u8(state_code(extent.state));
     });
+}
+
+fn state_code(state: ExtentState) -> u8 {
+    match state {
+        ExtentState::Absent => 0,
+        ExtentState::Zero => 1,
+        ExtentState::Data => 2,
+        ExtentState::Lost => 3,
+    }
 }
 
 fn put_confirmed(out: &mut Writer<'_>, confirmed: &Confirmed) {

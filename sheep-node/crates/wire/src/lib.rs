@@ -16,6 +16,7 @@ pub use decode::{RawHeader, decode_header, decode_message};
 pub use encode::{Encoder, Frame, Payload, encode};
 pub use message::{Header, Message, Packet};
 pub use reply::{
-    Extent, ExtentState, HotObject, Listed, ObjectDigest, ReadData, Refusal, Reply, Standing, StandingKind,
+    Compared, Extent, ExtentState, HotObject, Listed, ObjectDigest, ReadData, Refusal, Reply, Standing,
+    StandingKind,
 };
 pub use request::{Body, Confirmed, Crcs, Request, WriteRequest};

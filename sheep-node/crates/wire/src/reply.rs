@@ -65,6 +65,19 @@ pub struct ObjectDigest {
     pub crcs: Vec<u32>,
 }
 
+/// Blocks in a row of an object that was compared with another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// Length in bytes, not zero.
+    pub len: u32,
+    /// What is there.
+    pub state: ExtentState,
+    /// What is there in the other object; absent if there is none.
+    pub other: ExtentState,
+    /// Both are data, and equal for sure. Without it they may differ.
+    pub same: bool,
+}
+
 /// An object whose last write is not known to be on all members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HotObject {
@@ -192,6 +205,8 @@ pub enum Reply {
     Listing(Vec<Listed>, bool),
     /// What a copy holds.
     Digest(Box<ObjectDigest>),
+    /// What the blocks of an object are, in order, the whole object, in comparison with another one.
+    Compared(Vec<Compared>),
     /// For which of the objects asked about it was done, in the order of the question.
     Which(Vec<bool>),
     /// Not done.

@@ -207,6 +207,17 @@ pub enum Request {
         /// Objects and the version that all have.
         objects: Vec<(ObjectId, Version)>,
     },
+    /// Gateway to replica: what the blocks of a current copy are, and which of them hold the same as those of another
+    /// vid's object of the same kind and index, whose copy must be current too. Both vids are of one lineage. Answered
+    /// [`crate::Reply::Compared`].
+    Compare {
+        /// The object.
+        object: ObjectId,
+        /// Its vid's birth.
+        birth: Birth,
+        /// The vid of the other object and its birth; none: there is nothing to compare with.
+        other: Option<(Vid, Birth)>,
+    },
     /// Any node to any node: does the data path work?
     Ping,
     /// Gateway to replica: clients wait longer than they did before this recovery, so let it move less. Not answered.

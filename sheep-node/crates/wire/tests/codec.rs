@@ -119,9 +119,20 @@ fn request() -> impl Strategy<Value = Request> {
         ),
         vec((object(), version()), 0..9).prop_map(|objects| Request::Secure { objects }),
         vec((object(), version()), 0..9).prop_map(|objects| Request::AdoptAll { objects }),
+        (object(), any::<u64>(), proptest::option::of(any::<(u32, u64)>())).prop_map(
+            |(object, birth, other)| {
+                let other = other.map(|(vid, birth)| (Vid(vid), Birth(birth)));
+                Request::Compare { object, birth: Birth(birth), other }
+            }
+        ),
         Just(Request::Ping),
         Just(Request::GiveWay),
     ]
+}
+
+fn state() -> impl Strategy<Value = ExtentState> {
+    let all = [ExtentState::Absent, ExtentState::Zero, ExtentState::Data, ExtentState::Lost];
+    proptest::sample::select(all.to_vec())
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
@@ -162,6 +173,10 @@ fn reply() -> impl Strategy<Value = Reply> {
             Reply::Digest(Box::new(ObjectDigest { birth, pending, hot, version, extents, crcs }))
         }),
         vec(any::<bool>(), 0..9).prop_map(Reply::Which),
+        vec((any::<u32>(), state(), state(), any::<bool>()), 0..9).prop_map(|ranges| {
+            let range = |(len, state, other, same)| Compared { len, state, other, same };
+            Reply::Compared(ranges.into_iter().map(range).collect())
+        }),
         any::<u64>().prop_map(|epoch| Reply::Refused(Refusal::StaleEpoch(Epoch(epoch)))),
         proptest::sample::select(vec![
             Refusal::WrongIncarnation,

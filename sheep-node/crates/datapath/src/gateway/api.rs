@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
-use sheep_types::{Member, NodeId, Version};
+use sheep_types::{Member, NodeId, VdiId, Version};
 use sheep_wire::Packet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -114,6 +114,16 @@ pub enum VolumeOp {
         /// Only the first extent is wanted.
         req_one: bool,
     },
+    /// Which parts differ from a snapshot that this volume has contents in common with; without one, from a disk full of
+    /// zeros. Answered with [`VolumeReply::Diff`]. Of what is written meanwhile either may be said.
+    Diff {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The snapshot.
+        since: Option<VdiId>,
+    },
     /// What all copies of an object are. Answered with [`VolumeReply::Checked`].
     Check {
         /// A map object; else one with contents.
@@ -156,6 +166,8 @@ pub enum VolumeReply {
     Done,
     /// Consecutive extents from the offset on; they may cover less than the range.
     BlockStatus(Vec<BlockExtent>),
+    /// Consecutive extents from the offset on; they may cover less than the range, but not nothing.
+    Diff(Vec<DiffExtent>),
     /// All copies of an object.
     Checked(ObjectCheck),
     /// What the order said to a command of the volume's.
@@ -230,6 +242,26 @@ pub struct BlockExtent {
     pub zero: bool,
 }
 
+/// What became of a piece of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// As it was, for sure.
+    Same,
+    /// It may be different, and may have contents.
+    Data,
+    /// It may be different, and reads as zeros.
+    Zero,
+}
+
+/// A piece of the volume in comparison with what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiffExtent {
+    /// Bytes, not zero.
+    pub len: u64,
+    /// What became of it.
+    pub difference: Difference,
+}
+
 /// Why an operation on a volume failed. Of a failed write it is unknown how much took effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum VolumeError {
@@ -251,6 +283,9 @@ pub enum VolumeError {
     /// Nodes that are away may have the object.
     #[error("nodes that are away may have the object")]
     MayComeBack,
+    /// There is no such snapshot, or none that the volume has anything in common with.
+    #[error("not a snapshot that the volume has to do with")]
+    NotRelated,
     /// Cannot be done the way asked for.
     #[error("operation not supported")]
     NotSupported,

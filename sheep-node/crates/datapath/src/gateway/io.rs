@@ -152,6 +152,10 @@ impl Volume {
             VolumeOp::Pause { token } => {
                 return self.stand_still(io, change(false), StillFor::Group { token });
             }
+            VolumeOp::Diff { offset, len, since } => {
+                self.ios.insert(io, Io { kind: IoKind::Check, ..change(false) });
+                return self.begin_diff(core, io, (offset, len), since);
+            }
             VolumeOp::Check { map, index } => {
                 self.ios.insert(io, Io { kind: IoKind::Check, ..change(false) });
                 self.add_query(io, (map, index), Purpose::Look);
@@ -202,7 +206,9 @@ impl Volume {
             VolumeOp::Discard { offset, len, .. } | VolumeOp::WriteZeroes { offset, len, .. } => {
                 (offset, len, true, core.config.range_bytes)
             }
-            VolumeOp::BlockStatus { offset, len, .. } => (offset, len, false, u64::MAX),
+            VolumeOp::BlockStatus { offset, len, .. } | VolumeOp::Diff { offset, len, .. } => {
+                (offset, len, false, u64::MAX)
+            }
         };
         if changes && self.mode == OpenMode::Read {
             return Err(VolumeError::NotPermitted);
@@ -221,7 +227,7 @@ impl Volume {
     }
 
     /// Cuts a range at object boundaries: object, and range within it.
-    fn cut(&self, offset: u64, len: u64) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
+    pub(super) fn cut(&self, offset: u64, len: u64) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
         let geometry = self.geometry;
         let size = u64::from(geometry.object_size());
         let (first, end) = (offset / size, offset + len);

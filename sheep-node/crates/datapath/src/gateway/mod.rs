@@ -12,6 +12,7 @@
 //! | `write`, `object` | versions, members that hold a write, sending again |
 //! | `read` | choosing a member, checking what it sends |
 //! | `flush`, `map` | durability, map entries, discards |
+//! | `diff`, `stack`, `verdict` | which blocks differ from a snapshot |
 //! | `check` | what all copies of an object are; giving up a lost one |
 //! | `volume` | a volume's phases, and where replies and time go |
 //! | `pressure` | whether clients wait longer than before a recovery |
@@ -23,6 +24,7 @@ mod api;
 mod check;
 mod contents;
 mod coverage;
+mod diff;
 mod discard;
 mod edges;
 mod flush;
@@ -36,12 +38,14 @@ mod read;
 mod settle;
 mod shared;
 mod snapshot;
+mod stack;
+mod verdict;
 mod volume;
 mod write;
 
 pub use api::{
-    BlockExtent, CopyState, GatewayConfig, GatewayOutput, LostReason, ObjectCheck, OpenError, OpenMode,
-    OpenWait, ReadExtent, VolumeError, VolumeOp, VolumeReply,
+    BlockExtent, CopyState, DiffExtent, Difference, GatewayConfig, GatewayOutput, LostReason, ObjectCheck,
+    OpenError, OpenMode, OpenWait, ReadExtent, VolumeError, VolumeOp, VolumeReply,
 };
 
 use crate::View;

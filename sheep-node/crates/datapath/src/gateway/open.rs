@@ -187,7 +187,7 @@ impl Volume {
 }
 
 /// A vid's map, that of the snapshot that its lineage was cloned from, and so on.
-fn layers(view: &View, vid: Vid) -> Vec<Layer> {
+pub(super) fn layers(view: &View, vid: Vid) -> Vec<Layer> {
     let mut layers = Vec::new();
     let mut next = view.vid(vid);
     while let Some(record) = next {

@@ -20,6 +20,8 @@ pub(super) enum ReadOwner {
     Edge { piece: u64, offset: u32 },
     /// The volume itself.
     Map(LayerBlock),
+    /// The same for the map of another vid, which the volume is compared with.
+    OldMap { vid: Vid, at: LayerBlock },
 }
 
 /// Which object is read.
@@ -170,7 +172,7 @@ impl Volume {
     }
 
     /// The same, as a layer of the map says.
-    fn locate_in(&mut self, core: &Core, layer: usize, index: u32) -> Location {
+    pub(super) fn locate_in(&mut self, core: &Core, layer: usize, index: u32) -> Location {
         let entry = match self.map.entry(layer, index) {
             Ok(entry) => entry,
             Err(block) if self.load(block) => return Location::Loading,
@@ -399,6 +401,7 @@ impl Volume {
                 self.part_done(core, io, result, false);
             }
             ReadOwner::Edge { piece: id, offset } => self.edge_arrived(core, id, offset, result),
+            ReadOwner::OldMap { vid, at } => self.old_map_arrived(vid, at, result),
             ReadOwner::Map(at) => {
                 self.loading.remove(&at);
                 match result.as_deref() {

@@ -24,6 +24,8 @@ pub(super) enum Tag {
     Query { query: u64 },
     /// A block of a copy that is not current, for the refusal.
     QueryBlock { query: u64 },
+    /// What the blocks of an object are, or in what they differ from another one's.
+    Compare { question: u64 },
     /// The data stage of a flush.
     Flush,
     /// Map entries are confirmed; nobody waits for the answer.

@@ -2,6 +2,7 @@
 
 use super::api::{GatewayOutput, LostReason, OpenError, OpenMode, VolumeError, VolumeReply};
 use super::check::Query;
+use super::diff::Diffs;
 use super::flush::Flusher;
 use super::habit::Habit;
 use super::io::{Io, Piece};
@@ -94,6 +95,8 @@ pub(super) struct Volume {
     pub(super) reads: BTreeMap<u64, ReadPiece>,
     /// Objects that are looked at.
     pub(super) queries: BTreeMap<u64, Query>,
+    /// Comparisons with snapshots.
+    pub(super) diffs: Diffs,
     /// Answers held back until the lease is renewed.
     pub(super) held: Vec<(u64, Result<VolumeReply, VolumeError>)>,
 
@@ -141,6 +144,7 @@ impl Volume {
             next_piece: 0,
             reads: BTreeMap::new(),
             queries: BTreeMap::new(),
+            diffs: Diffs::default(),
             held: Vec::new(),
             map: MapCache::new(geometry, 0, Vec::new()),
             loading: BTreeSet::new(),
@@ -230,6 +234,7 @@ impl Volume {
             piece.restart();
         }
         self.restart_queries();
+        self.diffs.restart();
         if let Phase::Settling(settle) = &mut self.phase {
             **settle = Settle::default();
             return self.step_settle(core);
@@ -258,6 +263,7 @@ impl Volume {
                 core.cancel(number);
                 self.handle_query_reply(core, query, from, reply);
             }
+            Tag::Compare { question } => self.handle_compared(core, number, question, from, reply),
             Tag::QueryBlock { query } => {
                 core.cancel(number);
                 self.handle_query_block(query, from, reply);
@@ -331,6 +337,7 @@ impl Volume {
             self.start_pieces(core);
             self.answer_statuses(core);
             self.step_queries(core);
+            self.step_diffs(core);
             self.step_flush(core);
             self.step_still(core);
             // Everybody who waited for such a block has seen that it failed; who comes later tries again.
@@ -392,6 +399,7 @@ impl Volume {
         self.queue.clear();
         self.reads.clear();
         self.queries.clear();
+        self.diffs = Diffs::default();
         self.loading.clear();
         self.flusher = Flusher::default();
         self.stills.clear();

@@ -90,6 +90,9 @@ impl Replica {
             Request::Blocks { object, birth, version, ranges, urgent } => {
                 self.serve_blocks(now, view, header, (object, birth, version), ranges, urgent)
             }
+            Request::Compare { object, birth, other } => {
+                self.serve_compare(view, header, object, birth, other)
+            }
             Request::Secure { objects } => self.serve_secure(view, header, &objects),
             Request::AdoptAll { objects } => self.serve_adopt_all(now, view, header, &objects),
             Request::Ping | Request::GiveWay => Ok(None),

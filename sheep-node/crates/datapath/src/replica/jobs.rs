@@ -44,6 +44,13 @@ pub(crate) enum Job {
         /// Number of the part.
         index: usize,
     },
+    /// A part of what is wanted to compare two objects.
+    Compare {
+        /// The comparison.
+        number: u64,
+        /// Of the other object.
+        other: bool,
+    },
     /// What the own copy holds, to be compared with another one.
     Own {
         /// For what it is fetched.
@@ -102,6 +109,7 @@ impl Replica {
                 Err(error) => self.read_failed(&asker, object, &error),
             },
             Job::Part { gather, index } => self.finish_part(now, gather, index, result),
+            Job::Compare { number, other } => self.take_compared(number, other, result),
             Job::Scrub { serial } => self.take_scrub(now, serial, result),
             Job::Own { fetch } => self.take_own(now, fetch, result),
             Job::Spare { fetch } => self.take_spare(fetch, result),

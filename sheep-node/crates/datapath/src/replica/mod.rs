@@ -4,6 +4,7 @@
 mod admit;
 mod api;
 mod bulk;
+mod compare;
 mod convert;
 mod disks;
 mod equalize;

@@ -1,6 +1,7 @@
 //! What other replicas ask of a copy that theirs shall become equal to.
 
 use super::admit::Served;
+use super::compare::Comparisons;
 use super::{Job, Replica, convert, read_data};
 use crate::{Mutant, View};
 use sheep_store::{BlockState, Extent, InspectResult, Op, Outcome, ReadResult, StoreError};
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 pub(super) struct Gathers {
     next: u64,
     all: BTreeMap<u64, Gather>,
+    /// Objects that are compared for gateways.
+    pub(super) comparisons: Comparisons,
 }
 
 #[derive(Debug)]

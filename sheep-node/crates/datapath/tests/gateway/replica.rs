@@ -1,12 +1,12 @@
 //! A model replica: everything a real one must do for the gateway, in memory, at once.
 
-use crate::world::BLOCK;
+use crate::world::{BLOCK, OBJECT};
 use bytes::Bytes;
 use sheep_datapath::View;
 use sheep_types::{Birth, Epoch, Generation, Incarnation, Member, ObjectId, Version};
 use sheep_wire::{
-    Body, Confirmed, Extent, ExtentState, Header, HotObject, ReadData, Refusal, Reply, Request, Standing,
-    StandingKind, WriteRequest,
+    Body, Compared, Confirmed, Extent, ExtentState, Header, HotObject, ReadData, Refusal, Reply, Request,
+    Standing, StandingKind, WriteRequest,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,6 +116,7 @@ impl Replica {
             Request::Remove { object, .. } => ("remove", object.vid()),
             Request::ClearPending { objects } => ("clear", objects[0].vid()),
             Request::Standing { objects, .. } => ("standing", objects[0].vid()),
+            Request::Compare { object, .. } => ("compare", object.vid()),
             other => panic!("a gateway does not send {other:?}"),
         };
         *self.requests.entry(name).or_default() += 1;
@@ -160,6 +161,9 @@ impl Replica {
                 let standings = objects.iter().map(|object| self.standing(*object)).collect();
                 Reply::Standings(standings)
             }
+            Request::Compare { object, other, .. } => {
+                self.compare(*object, other.map(|(vid, _)| object.of(vid)))
+            }
             Request::Adopt { object, version } => match self.memory.get(object) {
                 Some(copy) if copy.version == *version => {
                     self.current.insert(*object, true);
@@ -184,6 +188,29 @@ impl Replica {
             }
             other => panic!("the world handles {other:?}"),
         })
+    }
+
+    /// Blocks of zeros are told as such, whoever wrote them.
+    fn compare(&self, object: ObjectId, other: Option<ObjectId>) -> Reply {
+        let mut copies = Vec::new();
+        for id in [Some(object), other].into_iter().flatten() {
+            let Some(copy) = self.memory.get(&id).filter(|_| self.is_current(id)) else {
+                return Reply::Refused(Refusal::NotCurrent);
+            };
+            copies.push(copy);
+        }
+        let at = |copy: Option<&&Copy>, block: u32| copy.and_then(|copy| copy.blocks.get(&block).cloned());
+        let state = |block: &Option<Bytes>| match block {
+            None => ExtentState::Absent,
+            Some(block) if block.iter().all(|byte| *byte == 0) => ExtentState::Zero,
+            Some(_) => ExtentState::Data,
+        };
+        let one = |block| {
+            let (one, other) = (at(copies.first(), block), at(copies.get(1), block));
+            let same = state(&one) == ExtentState::Data && one == other;
+            Compared { len: BLOCK as u32, state: state(&one), other: state(&other), same }
+        };
+        Reply::Compared((0..OBJECT as u32 / BLOCK as u32).map(one).collect())
     }
 
     fn standing(&self, object: ObjectId) -> Standing {

@@ -16,11 +16,11 @@ fn open() -> (World, VdiId, u64) {
     (world, vdi, handle)
 }
 
-fn snapshot_op(tag: &str) -> VolumeOp {
+pub(crate) fn snapshot_op(tag: &str) -> VolumeOp {
     VolumeOp::Snapshot { tag: tag.to_owned(), attributes: BTreeMap::new(), created_unix_ms: 1 }
 }
 
-fn made(reply: VolumeReply) -> SnapshotMade {
+pub(crate) fn made(reply: VolumeReply) -> SnapshotMade {
     match reply {
         VolumeReply::Ordered(result) => match *result {
             Ok(Outcome::Snapshots(made)) => made[0],
@@ -30,11 +30,11 @@ fn made(reply: VolumeReply) -> SnapshotMade {
     }
 }
 
-fn take(world: &mut World, handle: u64, tag: &str) -> SnapshotMade {
+pub(crate) fn take(world: &mut World, handle: u64, tag: &str) -> SnapshotMade {
     made(world.act(100, handle, snapshot_op(tag)).unwrap())
 }
 
-fn clone_of(world: &mut World, snapshot: VdiId, name: &str) -> VdiId {
+pub(crate) fn clone_of(world: &mut World, snapshot: VdiId, name: &str) -> VdiId {
     let clone = CloneVdi {
         snapshot,
         name: name.to_owned(),
@@ -54,14 +54,14 @@ fn clone_of(world: &mut World, snapshot: VdiId, name: &str) -> VdiId {
     vdi
 }
 
-fn read_only(world: &mut World, node: u64, vdi: VdiId) -> u64 {
+pub(crate) fn read_only(world: &mut World, node: u64, vdi: VdiId) -> u64 {
     let handle = world.begin_open(node, vdi, OpenMode::Read);
     world.run(Duration::from_secs(1));
     assert!(world.opened(node, handle));
     handle
 }
 
-fn close(world: &mut World, node: u64, handle: u64) {
+pub(crate) fn close(world: &mut World, node: u64, handle: u64) {
     let now = world.now;
     world.gateway(node).close(now, handle);
     world.run(Duration::from_secs(1));

@@ -15,11 +15,19 @@ impl Op {
             Self::Read { object, .. }
             | Self::Salvage { object, .. }
             | Self::Inspect { object }
+            | Self::Layout { object, .. }
             | Self::Delete { object } => Some(*object),
             // A clone shares blocks with its source, which only one disk has.
             Self::CloneBlocks { from, .. } => Some(*from),
             Self::Flush => None,
         }
+    }
+}
+
+impl Op {
+    /// Whether it changes nothing.
+    fn only_looks(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Salvage { .. } | Self::Inspect { .. } | Self::Layout { .. })
     }
 }
 
@@ -36,7 +44,7 @@ impl StoreSet {
             };
         }
         let Some(object) = op.object() else { return self.submit_to_all(token, &op) };
-        if object.vid() == NOTES && !matches!(op, Op::Read { .. } | Op::Salvage { .. } | Op::Inspect { .. }) {
+        if object.vid() == NOTES && !op.only_looks() {
             return self.submit_to_all(token, &op);
         }
         if let Op::Delete { object } = op {

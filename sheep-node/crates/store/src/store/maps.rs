@@ -24,6 +24,7 @@ fn needs(op: &Op) -> impl Iterator<Item = ObjectId> + use<> {
             (Some(header.id), None)
         }
         Op::CloneBlocks { from, header } => (Some(*from), Some(header.id)),
+        Op::Layout { object, other } => (Some(*object), *other),
         Op::SetHeader { .. } | Op::Flush => (None, None),
     };
     [first, second].into_iter().flatten()

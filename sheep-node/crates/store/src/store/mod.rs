@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod commit;
+mod layout;
 mod load;
 mod maps;
 mod prewrite;
@@ -318,6 +319,10 @@ impl Store {
                 self.start_read(token, object, (offset, len), Mode::Salvage)
             }
             Op::Inspect { object } => self.start_inspect(token, object),
+            Op::Layout { object, other } => {
+                let result = self.layout(object, other);
+                self.done(token, result);
+            }
             Op::Flush => self.start_flush(token),
             change => return self.execute_change(token, change),
         }

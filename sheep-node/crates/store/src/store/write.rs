@@ -42,7 +42,7 @@ impl Store {
             Op::CloneBlocks { from, header } => Ok(Record::Clone { header: *header, from: *from }),
             Op::Delete { object } if self.index.get(*object).is_none() => return Attempt::Done,
             Op::Delete { object } => Ok(Record::Delete(*object)),
-            Op::Read { .. } | Op::Salvage { .. } | Op::Inspect { .. } | Op::Flush => {
+            Op::Read { .. } | Op::Salvage { .. } | Op::Inspect { .. } | Op::Layout { .. } | Op::Flush => {
                 return Attempt::Refused(StoreError::Malformed);
             }
         };

@@ -167,6 +167,22 @@ impl View {
         holders.filter(away).collect()
     }
 
+    /// Whether no node but the up members of the object's present set can have a copy that it would ever bring back.
+    /// One that was away while the object was entered in the map, changed and removed still has the copy marked as
+    /// not entered: a take-over would enter it again, with contents from long before the removal.
+    pub fn is_gathered(&self, object: ObjectId) -> bool {
+        let (oldest, present) = (self.oldest_epoch().0, self.epoch());
+        let members = self.up_set(object);
+        let recovered = |node| self.state.node(node).is_some_and(|record| record.recovered >= present);
+        let is_member = |node| members.iter().any(|member| member.node == node);
+        // A failed disk may come back, and with it a copy.
+        let whole = |node| self.state.node(node).is_some_and(|record| !record.has_failed_disk());
+        (oldest..=present.0).all(|epoch| {
+            let set = self.set_at(Epoch(epoch), object).unwrap_or_default();
+            set.into_iter().all(|node| is_member(node) && recovered(node) && whole(node))
+        })
+    }
+
     /// The object's whole present set, members that are down included; empty if the vid is unknown.
     pub fn set(&self, object: ObjectId) -> Vec<NodeId> {
         self.set_at(self.epoch(), object).unwrap_or_default()

@@ -398,7 +398,7 @@ pub enum Command {
         vdi: VdiId,
         /// Generation of the holder.
         generation: Generation,
-        /// The vids; those that are not dead are passed over.
+        /// The vids; those that are not dead are passed over. None: it may have been objects of any.
         vids: Vec<Vid>,
     },
     /// The origin, a storage node, has swept dead vids: removed from all members what nobody in their frontiers

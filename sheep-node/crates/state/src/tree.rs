@@ -84,6 +84,35 @@ impl ClusterState {
         self.due.sorted().into_iter().map(|(vid, since)| (*vid, **since)).collect()
     }
 
+    /// Whether any dead vid ought to be looked through.
+    pub fn has_sweeps_due(&self) -> bool {
+        self.due.len() > 0
+    }
+
+    /// Whether a dead vid is forgotten once nobody in its frontier reaches anything of it. Of a dead vid that stays so.
+    pub fn ends_when_empty(&self, vid: Vid) -> bool {
+        !self.has_clones(vid) && !self.has_named_maps(vid)
+    }
+
+    /// Of a dead vid and those that surely have the same frontier, the ones that are due, by number: from a dead vid
+    /// that has no other child up and down.
+    pub fn due_together(&self, vid: Vid) -> Vec<Vid> {
+        let only_child = |vid: Vid| {
+            let mut children = self.children(vid);
+            children.next().filter(|_| children.next().is_none())
+        };
+        let up = std::iter::successors(Some(vid), |vid| {
+            let parent = self.vid(*vid)?.parent?;
+            (self.is_dead(parent) && only_child(parent).is_some()).then_some(parent)
+        });
+        let down =
+            std::iter::successors(Some(vid), |vid| only_child(*vid).filter(|child| self.is_dead(*child)));
+        let mut together: Vec<Vid> =
+            up.chain(down.skip(1)).filter(|vid| self.due.get(vid).is_some()).collect();
+        together.sort_unstable();
+        together
+    }
+
     /// Whether a map object under this vid's number may still be read or is yet to be entered. One of a dead vid that
     /// nobody's table names may be dropped by whoever has it. `true` if the vid is not known: then
     /// [`is_gone`](Self::is_gone) tells.

@@ -41,6 +41,7 @@ pub(crate) mod kind {
     pub(crate) const ADOPT_ALL: u8 = 16;
     pub(crate) const GIVE_WAY: u8 = 17;
     pub(crate) const COMPARE: u8 = 18;
+    pub(crate) const SWEEP: u8 = 19;
     pub(crate) const DONE: u8 = 128;
     pub(crate) const BEHIND: u8 = 129;
     pub(crate) const READ_DATA: u8 = 130;
@@ -51,6 +52,7 @@ pub(crate) mod kind {
     pub(crate) const REFUSED: u8 = 135;
     pub(crate) const WHICH: u8 = 136;
     pub(crate) const COMPARED: u8 = 137;
+    pub(crate) const SWEPT: u8 = 138;
 }
 
 /// Bytes that are no message. The connection they came from is closed: its stream can't be trusted any more.

@@ -6,7 +6,7 @@ use crate::codec::{
 };
 use crate::{
     Body, Compared, Confirmed, Crcs, Extent, ExtentState, Header, HotObject, Listed, Message, ObjectDigest,
-    ReadData, Refusal, Reply, Request, Standing, StandingKind, WriteRequest,
+    ObjectRun, ReadData, Refusal, Reply, Request, Standing, StandingKind, WriteRequest,
 };
 use bytes::Bytes;
 use sheep_types::{
@@ -145,6 +145,15 @@ fn get_request(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Resul
             birth: Birth(input.u64()?),
             other: get_option(input, |input| Ok((Vid(input.u32()?), Birth(input.u64()?))))?,
         },
+        kind::SWEEP => Request::Sweep {
+            vids: input.list(4, |input| input.u32().map(Vid))?,
+            first: input.u32()?,
+            last: input.u32()?,
+            keep: input.list(12, |input| {
+                Ok(ObjectRun { vid: Vid(input.u32()?), first: input.u32()?, last: input.u32()? })
+            })?,
+            from: ObjectId(input.u64()?),
+        },
         kind::PING => Request::Ping,
         kind::GIVE_WAY => Request::GiveWay,
         other => return Err(DecodeError::Kind(other)),
@@ -213,6 +222,11 @@ fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<
             extents: get_extents(input)?,
             crcs: input.list(4, Reader::u32)?,
         })),
+        kind::SWEPT => Reply::Swept {
+            dropped: input.u32()?,
+            left: input.u32()?,
+            next: get_option(input, |i| i.u64().map(ObjectId))?,
+        },
         kind::WHICH => Reply::Which(input.list(1, Reader::bool)?),
         kind::COMPARED => Reply::Compared(input.list(7, |input| {
             let len = input.u32()?;

@@ -182,6 +182,18 @@ fn put_request(out: &mut Writer<'_>, payload: &mut Payload, request: &Request) -
             });
             kind::COMPARE
         }
+        Request::Sweep { vids, first, last, keep, from } => {
+            out.list(vids, |out, vid| out.u32(vid.0));
+            out.u32(*first);
+            out.u32(*last);
+            out.list(keep, |out, run| {
+                out.u32(run.vid.0);
+                out.u32(run.first);
+                out.u32(run.last);
+            });
+            out.u64(from.0);
+            kind::SWEEP
+        }
         Request::Ping => kind::PING,
         Request::GiveWay => kind::GIVE_WAY,
     }
@@ -273,6 +285,12 @@ fn put_reply(out: &mut Writer<'_>, payload: &mut Payload, reply: &Reply) -> u8 {
                 out.u8(u8::from(range.same));
             });
             kind::COMPARED
+        }
+        Reply::Swept { dropped, left, next } => {
+            out.u32(*dropped);
+            out.u32(*left);
+            put_option(out, next.as_ref(), |out, object| out.u64(object.0));
+            kind::SWEPT
         }
         Reply::Refused(refusal) => put_refusal(out, *refusal),
     }

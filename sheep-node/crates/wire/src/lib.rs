@@ -19,4 +19,4 @@ pub use reply::{
     Compared, Extent, ExtentState, HotObject, Listed, ObjectDigest, ReadData, Refusal, Reply, Standing,
     StandingKind,
 };
-pub use request::{Body, Confirmed, Crcs, Request, WriteRequest};
+pub use request::{Body, Confirmed, Crcs, ObjectRun, Request, WriteRequest};

@@ -209,6 +209,15 @@ pub enum Reply {
     Compared(Vec<Compared>),
     /// For which of the objects asked about it was done, in the order of the question.
     Which(Vec<bool>),
+    /// What a sweep of a range has done.
+    Swept {
+        /// Objects that were deleted.
+        dropped: u32,
+        /// Objects that nobody reaches and that had to stay: somebody who is away may bring them back.
+        left: u32,
+        /// There is more in the range, from here on.
+        next: Option<ObjectId>,
+    },
     /// Not done.
     Refused(Refusal),
 }

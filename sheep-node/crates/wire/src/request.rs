@@ -86,6 +86,17 @@ pub struct WriteRequest {
     pub confirmed: Confirmed,
 }
 
+/// Data objects of one vid whose indexes follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectRun {
+    /// The vid.
+    pub vid: Vid,
+    /// First index.
+    pub first: u32,
+    /// Last index.
+    pub last: u32,
+}
+
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -217,6 +228,20 @@ pub enum Request {
         birth: Birth,
         /// The vid of the other object and its birth; none: there is nothing to compare with.
         other: Option<(Vid, Birth)>,
+    },
+    /// Sweeping gateway to replica: what these dead vids have in a range of indexes, and nobody reaches, is deleted.
+    /// Answered [`crate::Reply::Swept`] when that is durable.
+    Sweep {
+        /// The vids. The receiver passes over those that are not dead.
+        vids: Vec<Vid>,
+        /// First index.
+        first: u32,
+        /// Last index.
+        last: u32,
+        /// Data objects that are reached, as runs of indexes of a vid: ascending, not overlapping.
+        keep: Vec<ObjectRun>,
+        /// Go on with this object.
+        from: ObjectId,
     },
     /// Any node to any node: does the data path work?
     Ping,

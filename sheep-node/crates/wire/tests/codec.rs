@@ -88,6 +88,12 @@ fn request() -> impl Strategy<Value = Request> {
             len
         }),
         any::<u32>().prop_map(|vid| Request::Flush { vid: Vid(vid) }),
+        (vec(any::<u32>(), 0..5), any::<(u32, u32)>(), vec(any::<(u32, u32, u32)>(), 0..5), object())
+            .prop_map(|(vids, (first, last), keep, from)| {
+                let vids = vids.into_iter().map(Vid).collect();
+                let run = |(vid, first, last)| ObjectRun { vid: Vid(vid), first, last };
+                Request::Sweep { vids, first, last, keep: keep.into_iter().map(run).collect(), from }
+            }),
         (any::<u32>(), proptest::option::of(object()))
             .prop_map(|(vid, after)| Request::Settle { vid: Vid(vid), after }),
         (object(), any::<u64>(), member(), version()).prop_map(|(object, birth, source, version)| {
@@ -161,6 +167,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         },
     );
     prop_oneof![
+        (any::<(u32, u32)>(), proptest::option::of(object()))
+            .prop_map(|((dropped, left), next)| Reply::Swept { dropped, left, next }),
         Just(Reply::Done),
         proptest::option::of(version()).prop_map(Reply::Behind),
         read_data().prop_map(Reply::Read),

@@ -34,22 +34,6 @@ pub(super) fn missing(view: &View, since: Generation) -> BTreeSet<NodeId> {
         .collect()
 }
 
-/// Whether no node but the up members of the object's present set can have a copy that it would ever bring back.
-/// One that was away while the object was entered in the map, changed and removed still has the copy marked as
-/// not entered: a take-over would enter it again, with contents from long before the removal.
-pub(super) fn is_gathered(view: &View, object: ObjectId) -> bool {
-    let (oldest, present) = (view.oldest_epoch().0, view.epoch());
-    let members = view.up_set(object);
-    let recovered = |node| view.state.node(node).is_some_and(|record| record.recovered >= present);
-    let is_member = |node| members.iter().any(|member| member.node == node);
-    // A failed disk may come back, and with it a copy.
-    let whole = |node| view.state.node(node).is_some_and(|record| !record.has_failed_disk());
-    (oldest..=present.0).all(|epoch| {
-        let set = view.set_at(Epoch(epoch), object).unwrap_or_default();
-        set.into_iter().all(|node| is_member(node) && recovered(node) && whole(node))
-    })
-}
-
 fn is_covered_at(view: &View, vid: Vid, objects: u64, epoch: Epoch) -> bool {
     let Some(members) = view.members_at(epoch) else { return true };
     let up = members.iter().filter(|member| member.is_up()).map(|member| member.member());

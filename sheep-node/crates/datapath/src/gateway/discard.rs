@@ -6,7 +6,6 @@
 //! copy is there, and if that is no longer so in the end, it is made anew, as zeros, which any old copy must give way
 //! to.
 
-use super::coverage::is_gathered;
 use super::flush::Stage;
 use super::io::{Action, Piece};
 use super::object::Owner;
@@ -30,7 +29,7 @@ impl Volume {
     /// a copy, the object stays and its blocks go.
     pub(super) fn step_discard(&mut self, core: &mut Core, piece: &mut Piece, object: ObjectId) -> Step {
         let careless = core.config.mutants.is(Mutant::DiscardForgetsLeavers);
-        if !is_gathered(&core.view(), object) && !careless {
+        if !core.view().is_gathered(object) && !careless {
             piece.action = Action::Zero;
             return self.step_piece(core, piece);
         }
@@ -53,7 +52,7 @@ impl Volume {
     pub(super) fn zero_instead(&mut self, core: &Core) {
         let view = core.view();
         let vid = self.vid;
-        let gathered = |discard: &Discard| is_gathered(&view, ObjectId::data(vid, discard.index));
+        let gathered = |discard: &Discard| view.is_gathered(ObjectId::data(vid, discard.index));
         let (stay, zero): (Vec<_>, Vec<_>) = self.flusher.discards.drain(..).partition(gathered);
         self.flusher.discards = stay;
         for Discard { io, index } in zero.into_iter().rev() {
@@ -102,7 +101,7 @@ impl Volume {
         let view = core.view();
         for Discard { io, index } in std::mem::take(&mut self.flusher.clearing) {
             let object = ObjectId::data(self.vid, index);
-            if is_gathered(&view, object) || core.config.mutants.is(Mutant::DiscardForgetsLeavers) {
+            if view.is_gathered(object) || core.config.mutants.is(Mutant::DiscardForgetsLeavers) {
                 self.part_done(core, io, Ok(()), false);
                 continue;
             }

@@ -8,6 +8,7 @@ use super::discard::Discard;
 use super::map::{Change, LayerBlock, MapBlock};
 use super::object::{Owner, data_body};
 use super::read::makes_partial;
+use super::replaced::Replaced;
 use super::shared::{Core, Tag};
 use super::volume::{Phase, Volume};
 use super::write::NewWrite;
@@ -67,7 +68,9 @@ pub(super) struct Flusher {
     changes: BTreeMap<MapBlock, Vec<(usize, Change)>>,
     written: Vec<(MapBlock, Bytes)>,
     map_writes: Vec<(ObjectId, u64)>,
-    new_maps: BTreeSet<u32>,
+    pub(super) new_maps: BTreeSet<u32>,
+    /// What the entries named that the cycle changes.
+    replaced: Replaced,
     /// Those of them that are not known to the cluster yet.
     unordered: Vec<u32>,
     /// The data stage was done (it comes first but for a broken variant).
@@ -246,6 +249,9 @@ impl Volume {
                 return false;
             }
             let Some(changes) = self.flusher.changes.remove(&block) else { continue };
+            for (old, change) in self.map.replaced(block, &changes) {
+                self.flusher.replaced.note(old, change, own, makes_partial(&view, own, old));
+            }
             let contents = self.map.changed(block, &changes, |old| makes_partial(&view, own, old));
             // A map object of an older vid of the lineage is cloned; what a new one says nothing of, the layer below says.
             let kept_by = self.map.kept_by(0, block.map);
@@ -316,6 +322,8 @@ impl Volume {
             self.drop_load(core, at);
             self.map.insert(at, Some(&contents));
         }
+        let replaced = std::mem::take(&mut self.flusher.replaced);
+        self.replaced.add(core.now, replaced);
         let vid = self.vid;
         let mut cleared: Vec<ObjectId> =
             self.flusher.entering.iter().map(|index| ObjectId::data(vid, *index)).collect();

@@ -196,6 +196,13 @@ impl MapCache {
         self.entries(0, block).err()
     }
 
+    /// What entries of a block of the volume, which is read, say before they are changed.
+    pub(super) fn replaced(&mut self, block: MapBlock, changes: &[(usize, Change)]) -> Vec<(Entry, Change)> {
+        let entries = self.entries(0, block).ok().flatten().unwrap_or_default();
+        let old = |place: &usize| decode(entries.get(*place).copied().unwrap_or(0));
+        changes.iter().map(|(place, change)| (old(place), *change)).collect()
+    }
+
     /// The contents of a block of the volume, which is read, with some entries changed. `partial` says whether an own
     /// object that takes the place of another vid's is partial.
     pub(super) fn changed(
@@ -224,7 +231,7 @@ impl MapCache {
     }
 }
 
-fn decode(entry: u32) -> Entry {
+pub(super) fn decode(entry: u32) -> Entry {
     match entry & !PARTIAL {
         0 if entry == 0 => Entry::Absent,
         0 | RESERVED.. => Entry::Unknown,

@@ -13,6 +13,7 @@
 //! | `read` | choosing a member, checking what it sends |
 //! | `flush`, `map` | durability, map entries, discards |
 //! | `diff`, `stack`, `verdict` | which blocks differ from a snapshot |
+//! | `sweep`, `replaced` | what nobody reaches of deleted volumes and snapshots goes |
 //! | `check` | what all copies of an object are; giving up a lost one |
 //! | `volume` | a volume's phases, and where replies and time go |
 //! | `pressure` | whether clients wait longer than before a recovery |
@@ -35,10 +36,12 @@ mod object;
 mod open;
 mod pressure;
 mod read;
+mod replaced;
 mod settle;
 mod shared;
 mod snapshot;
 mod stack;
+mod sweep;
 mod verdict;
 mod volume;
 mod write;
@@ -55,6 +58,8 @@ use sheep_types::{ClusterId, Member, Time, VdiId};
 use sheep_wire::{Header, Reply};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+pub use sweep::SweepStatus;
+use sweep::Sweeper;
 use volume::{Phase, Volume};
 
 /// The gateway part of one shard. See the module text for the order of calls.
@@ -62,12 +67,14 @@ use volume::{Phase, Volume};
 pub struct Gateway {
     core: Core,
     volumes: BTreeMap<u64, Volume>,
+    sweeper: Sweeper,
 }
 
 impl Gateway {
     /// A gateway without volumes. `me` is the node in its present run.
     pub fn new(config: GatewayConfig, me: Member, cluster: ClusterId, now: Time) -> Self {
-        Self { core: Core::new(config, me, cluster, now), volumes: BTreeMap::new() }
+        let core = Core::new(config, me, cluster, now);
+        Self { core, volumes: BTreeMap::new(), sweeper: Sweeper::default() }
     }
 
     /// Takes a newer view over. Older ones are ignored.
@@ -82,6 +89,7 @@ impl Gateway {
         for volume in self.volumes.values_mut() {
             volume.handle_view(&mut self.core, before);
         }
+        self.sweeper.handle_view(&mut self.core);
         self.pump_all();
     }
 
@@ -104,7 +112,7 @@ impl Gateway {
     pub fn open(&mut self, now: Time, handle: u64, vdi: VdiId, mode: OpenMode) {
         self.core.now = now;
         let failed = |error| GatewayOutput::OpenFailed { handle, error };
-        if self.volumes.contains_key(&handle) {
+        if handle == sweep::HANDLE || self.volumes.contains_key(&handle) {
             return self.core.outputs.push_back(failed(OpenError::HandleInUse));
         }
         // One volume per VDI: a second lock of the same gateway would end the first one's.
@@ -156,6 +164,10 @@ impl Gateway {
         let refused = matches!(reply, Reply::Refused(_));
         let Some(call) = self.core.accepts(&header, refused) else { return };
         let (handle, tag) = (call.handle, call.tag);
+        if handle == sweep::HANDLE {
+            self.sweeper.handle_reply(&mut self.core, header.request, tag, header.from, reply);
+            return self.sweeper.step(&mut self.core);
+        }
         if let Some(volume) = self.volumes.get_mut(&handle) {
             volume.handle_reply(&mut self.core, header.request, tag, header.from, reply);
         }
@@ -166,6 +178,10 @@ impl Gateway {
     pub fn handle_proposed(&mut self, now: Time, token: u64, result: Result<Outcome, Refusal>) {
         self.core.now = now;
         let Some(handle) = self.core.take_token(token) else { return };
+        if handle == sweep::HANDLE {
+            self.sweeper.handle_proposed(&mut self.core, token, &result);
+            return self.sweeper.step(&mut self.core);
+        }
         if let Some(volume) = self.volumes.get_mut(&handle) {
             volume.handle_proposed(&mut self.core, token, result);
         }
@@ -178,6 +194,9 @@ impl Gateway {
         for (number, handle) in self.core.due_calls() {
             if let Some(volume) = self.volumes.get_mut(&handle) {
                 volume.handle_due(&mut self.core, number);
+            } else {
+                self.core.note_silence(number);
+                self.core.resend(number);
             }
         }
         for volume in self.volumes.values_mut() {
@@ -191,7 +210,7 @@ impl Gateway {
     /// When [`Gateway::handle_timeout`] must be called at the latest.
     pub fn poll_timeout(&self) -> Option<Time> {
         let volumes = self.volumes.values().filter_map(|volume| volume.next_timeout(&self.core)).min();
-        [volumes, self.core.next_due()].into_iter().flatten().min()
+        [volumes, self.core.next_due(), self.sweeper.next_timeout()].into_iter().flatten().min()
     }
 
     /// The next effect, in order.
@@ -207,6 +226,11 @@ impl Gateway {
     /// Contents that came damaged over the network, and were asked for again.
     pub fn garbled(&self) -> u64 {
         self.core.garbled
+    }
+
+    /// What sweeps of this node have done.
+    pub fn sweep_status(&self) -> SweepStatus {
+        self.sweeper.status
     }
 
     /// Number of volumes, those being opened or closed included.
@@ -259,6 +283,7 @@ impl Gateway {
         }
         self.volumes.retain(|_, volume| !matches!(volume.phase, Phase::Gone));
         self.share_room();
+        self.sweeper.step(&mut self.core);
     }
 
     /// Room that one volume has freed may be what another one waits for.

@@ -32,7 +32,7 @@ fn attachment(record: &VdiRecord, node: NodeId, mode: AccessMode) -> Option<LogI
 impl Volume {
     /// The result of a proposal of this volume.
     pub(super) fn handle_proposed(&mut self, core: &mut Core, token: u64, result: Result<Outcome, Refusal>) {
-        if self.handle_still_ordered(core, token, &result) {
+        if self.handle_replaced_ordered(token) || self.handle_still_ordered(core, token, &result) {
             return;
         }
         match self.phase {
@@ -157,6 +157,9 @@ impl Volume {
         let stuck = self.has_only_failed_writes();
         let clean = self.objects.is_empty() && self.pending.is_empty() && self.flusher.is_idle();
         if clean || stuck {
+            if !self.say_replaced(core) {
+                return;
+            }
             core.cancel_all(self.handle);
             self.unlock(core, clean);
         }

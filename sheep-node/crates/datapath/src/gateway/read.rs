@@ -388,6 +388,10 @@ impl Volume {
 
     fn deliver(&mut self, core: &mut Core, piece: ReadPiece, result: Result<Vec<Found>, VolumeError>) {
         self.again = true;
+        let asked = match piece.target {
+            Target::Map(object) => Some(object.vid()),
+            Target::Data(_) => None,
+        };
         match piece.owner {
             ReadOwner::Client { io, part, start, end } => {
                 let result = result.map(|found| {
@@ -404,7 +408,12 @@ impl Volume {
             ReadOwner::OldMap { vid, at } => self.old_map_arrived(vid, at, result),
             ReadOwner::Map(at) => {
                 self.loading.remove(&at);
+                // It may have been the map object of an older vid, and gone as soon as this volume has its own.
+                let replaced = at.layer == 0
+                    && (self.map.kept_by(0, at.block.map) != asked
+                        || self.flusher.new_maps.contains(&at.block.map));
                 match result.as_deref() {
+                    Err(_) if replaced => {}
                     Ok([Found::Absent(_)]) => self.map.insert(at, None),
                     Ok(found) => self.map.insert(at, Some(&flatten(found))),
                     Err(_) if core.config.mutants.is(Mutant::LostMapIsEmpty) => self.map.insert(at, None),

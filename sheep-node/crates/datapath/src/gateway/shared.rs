@@ -42,6 +42,8 @@ pub(super) enum Tag {
     SettleFlush,
     /// The end of settling.
     SettleDone,
+    /// A question of the sweeper.
+    Sweep,
 }
 
 /// A request that is not answered yet.

@@ -85,7 +85,11 @@ impl Volume {
         match still.stage {
             Stage::Draining if given_up => self.end_still(),
             Stage::Draining if self.has_only_failed_writes() => self.fail_still(core, VolumeError::NoSpace),
-            Stage::Draining if self.is_at_rest() => self.order_still(core),
+            Stage::Draining if self.is_at_rest() => {
+                if self.say_replaced(core) {
+                    self.order_still(core);
+                }
+            }
             Stage::Draining if !self.flusher.wanted && self.flusher.dirty_since.is_some() => {
                 self.flusher.wanted = true;
                 self.again = true;

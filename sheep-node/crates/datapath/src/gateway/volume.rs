@@ -9,6 +9,7 @@ use super::io::{Io, Piece};
 use super::map::{LayerBlock, MapCache};
 use super::object::{ObjectWrites, Placed};
 use super::read::ReadPiece;
+use super::replaced::Replaced;
 use super::settle::Settle;
 use super::shared::{Basis, Core, Tag, passes_soon};
 use super::snapshot::Still;
@@ -107,6 +108,8 @@ pub(super) struct Volume {
     /// Created objects without a confirmed map entry, with the sequence of their creation.
     pub(super) pending: BTreeMap<u32, u64>,
     pub(super) flusher: Flusher,
+    /// What confirmed entries named before.
+    pub(super) replaced: Replaced,
     /// What the volume stands still for, the first one now.
     pub(super) stills: VecDeque<Still>,
     /// Something happened that may let waiting work go on.
@@ -151,6 +154,7 @@ impl Volume {
             unreadable: BTreeSet::new(),
             pending: BTreeMap::new(),
             flusher: Flusher::default(),
+            replaced: Replaced::default(),
             stills: VecDeque::new(),
             again: false,
         }
@@ -339,6 +343,7 @@ impl Volume {
             self.step_queries(core);
             self.step_diffs(core);
             self.step_flush(core);
+            self.step_replaced(core);
             self.step_still(core);
             // Everybody who waited for such a block has seen that it failed; who comes later tries again.
             self.unreadable.retain(|block| !stale.contains(block));
@@ -422,7 +427,8 @@ impl Volume {
         let running = self.is_running();
         let flush = running.then(|| self.flush_deadline(core)).flatten();
         let expiry = running.then(|| self.expiry(core)).flatten();
-        [phase, reads, flush, expiry, self.still_deadline()].into_iter().flatten().min()
+        let replaced = self.replaced.deadline().filter(|_| running);
+        [phase, reads, flush, expiry, replaced, self.still_deadline()].into_iter().flatten().min()
     }
 }
 

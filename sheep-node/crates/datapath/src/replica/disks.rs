@@ -135,7 +135,7 @@ impl Replica {
     pub(super) fn disk_came(&mut self, now: Time, slot: u8) {
         self.floors.remove(&slot);
         self.load(slot, false);
-        self.drop_gone();
+        self.drop_gone(now);
         self.look_at_disks(now);
     }
 

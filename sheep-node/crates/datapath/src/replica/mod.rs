@@ -15,6 +15,7 @@ mod pace;
 mod serve;
 mod source;
 mod standing;
+mod sweep;
 mod timers;
 mod waiting;
 mod write;
@@ -159,7 +160,7 @@ impl Replica {
         let new_epoch = before.is_none_or(|(epoch, _)| epoch != view.epoch());
         self.view = Some(view);
         self.look_at_disks(now);
-        self.drop_gone();
+        self.drop_gone(now);
         if new_epoch {
             self.begin_epoch(now);
             self.woken.extend(self.waiting.objects());
@@ -280,6 +281,7 @@ impl Replica {
                     self.answer(&header, reply);
                 }
             }
+            Input::Timer(Timer::Gone) => self.drop_gone(now),
             Input::Timer(Timer::Scrub) => self.scrub_timer(now),
             Input::Timer(Timer::Recovery(timer)) => self.recovery_timer(now, timer),
             // What this node fetches itself goes on by itself.
@@ -295,7 +297,7 @@ impl Replica {
                 slots.into_iter().for_each(|slot| self.load(slot, true));
                 self.look_at_disks(now);
                 if self.view.is_some() {
-                    self.drop_gone();
+                    self.drop_gone(now);
                     self.begin_epoch(now);
                 }
                 self.readmit();
@@ -319,33 +321,6 @@ impl Replica {
             }
             SetEvent::SpaceLow(_) => {}
         }
-    }
-
-    /// Drops objects that belong to no vid, or to another birth, before anything is answered for them. Births
-    /// that this view does not reach yet are not judged.
-    fn drop_gone(&mut self) {
-        let Some(view) = self.view.clone().filter(|_| self.ready) else { return };
-        let unknown: Vec<Vid> = self.vids.iter().copied().filter(|vid| view.vid(*vid).is_none()).collect();
-        for vid in unknown {
-            let mut left = false;
-            for header in self.copies_of(vid) {
-                if view.is_gone(header.id, header.birth) {
-                    self.delete_copy(header.id, Job::Forget);
-                } else {
-                    left = true;
-                }
-            }
-            if !left {
-                self.vids.remove(&vid);
-                self.hot.forget_vid(vid);
-            }
-        }
-    }
-
-    /// Headers of all copies of a vid.
-    fn copies_of(&self, vid: Vid) -> Vec<CopyHeader> {
-        let from = ObjectId(u64::from(vid.0) << 32);
-        self.store.objects(from).take_while(|header| header.id.vid() == vid).copied().collect()
     }
 
     /// The header of this node's copy, if it belongs to the object's vid.

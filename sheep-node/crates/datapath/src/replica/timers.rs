@@ -19,6 +19,8 @@ pub(crate) enum Timer {
     Disks,
     /// Look for the next object that belongs on another disk.
     Move,
+    /// More of what belongs to nothing is deleted.
+    Gone,
     /// Something of recovery.
     Recovery(RecoveryTimer),
 }

@@ -160,9 +160,11 @@ impl ClusterState {
     }
 
     pub(crate) fn mark_settled(&mut self, step: &mut Step, vdi: VdiId, generation: Generation) -> Result {
-        if !self.existing(vdi)?.is_held_by(step.origin, generation) {
+        let record = self.existing(vdi)?;
+        if !record.is_held_by(step.origin, generation) {
             return Err(Refusal::StaleGuard);
         }
+        let vid = record.vid;
         self.edit_vdi(vdi, &mut step.changes, |record| {
             record.ended.clear();
             record.last_settled = generation;
@@ -170,6 +172,8 @@ impl ClusterState {
                 lock.settled = true;
             }
         });
+        // The former holder may have replaced entries and not said so any more.
+        self.mark_dead_above(step, vid);
         Ok(Outcome::Done)
     }
 }

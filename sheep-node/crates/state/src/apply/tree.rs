@@ -173,7 +173,7 @@ impl ClusterState {
         above.map(|record| record.vid).collect()
     }
 
-    fn mark_dead_above(&mut self, step: &mut Step, vid: Vid) {
+    pub(crate) fn mark_dead_above(&mut self, step: &mut Step, vid: Vid) {
         if self.leaves_sweeps_alone() {
             return;
         }
@@ -199,7 +199,7 @@ impl ClusterState {
             }
             self.due.remove(vid);
             step.changes.sweeps = true;
-            if *empty && !self.has_clones(*vid) && !self.has_named_maps(*vid) {
+            if *empty && self.ends_when_empty(*vid) {
                 self.forget(step, *vid);
             }
         }
@@ -220,7 +220,8 @@ impl ClusterState {
         }
         let vid = self.held_vid(step, vdi, generation)?;
         // One further up is also reached from above this vid.
-        for above in self.dead_above(vid).into_iter().filter(|above| vids.contains(above)) {
+        for above in self.dead_above(vid).into_iter().filter(|above| vids.is_empty() || vids.contains(above))
+        {
             self.mark_due(step, above);
         }
         Ok(Outcome::Done)

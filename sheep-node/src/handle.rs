@@ -8,7 +8,7 @@ use crate::data::DataMessage;
 use crate::disks::{DiskControl, DiskSpec};
 use crate::inbox::{SendError, Sender};
 use bytes::Bytes;
-use sheep_datapath::{BlockExtent, ObjectCheck, ScrubStatus};
+use sheep_datapath::{BlockExtent, DiffExtent, ObjectCheck, ScrubStatus};
 use sheep_engine::Published;
 use sheep_state::{Command, Outcome, Refusal};
 use sheep_types::{ClusterId, ConfigId, LogIndex, Member, NodeId, VdiId};
@@ -148,6 +148,9 @@ pub(crate) enum VolumeAccessError {
     /// An I/O error.
     #[error("I/O error: {0}")]
     Io(String),
+    /// It has nothing in common with what it is to be compared with.
+    #[error("they have no snapshot in common: there is nothing to compare")]
+    NotRelated,
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
@@ -209,6 +212,14 @@ pub(crate) enum VolumeRequest {
         offset: u64,
         len: u64,
         answer: oneshot::Sender<Result<Vec<BlockExtent>, VolumeAccessError>>,
+    },
+    /// What differs from a snapshot, or is there at all; as much of the range as can be told at once.
+    Diff {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        since: Option<VdiId>,
+        answer: oneshot::Sender<Result<Vec<DiffExtent>, VolumeAccessError>>,
     },
     /// What all copies of an object are.
     Check {

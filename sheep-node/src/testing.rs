@@ -9,7 +9,7 @@ use crate::handle::{
 };
 use crate::inbox::{Inbox, Sender, inbox};
 use mio::{Events, Poll, Token, Waker};
-use sheep_datapath::{BlockExtent, CopyState, ObjectCheck};
+use sheep_datapath::{BlockExtent, CopyState, DiffExtent, Difference, ObjectCheck};
 use sheep_engine::Published;
 use sheep_state::{
     AccessMode, Addresses, ClusterState, Command, DiskRecord, DiskState, EntryKind, Genesis, Guard, NodeUp,
@@ -145,6 +145,9 @@ impl Model {
             VolumeRequest::Status { len, answer, .. } => {
                 let _ = answer.send(Ok(vec![BlockExtent { len, hole: false, zero: false }]));
             }
+            VolumeRequest::Diff { handle, offset, len, since, answer } => {
+                let _ = answer.send(self.diff(handle, offset, len, since).ok_or_else(gone));
+            }
             VolumeRequest::Check { answer, .. } => {
                 let _ = answer.send(Ok(self.check.clone()));
             }
@@ -167,6 +170,29 @@ impl Model {
                 let _ = answer.send(());
             }
         }
+    }
+
+    /// Block by block, not more than five at a time.
+    fn diff(&self, handle: u64, offset: u64, len: u64, since: Option<VdiId>) -> Option<Vec<DiffExtent>> {
+        let now = &self.contents[&self.open.get(&handle)?.vdi];
+        let before = since.map(|since| self.contents[&since].clone()).unwrap_or_default();
+        let block = |at: u64, all: &[u8]| {
+            let range = at as usize..((at + 4096) as usize).min(now.len());
+            let mut block = all.get(range.clone()).unwrap_or_default().to_vec();
+            block.resize(range.len(), 0);
+            block
+        };
+        let one = |at: u64| {
+            let (now, before) = (block(at, now), block(at, &before));
+            let zero = now.iter().all(|byte| *byte == 0);
+            let difference = match now == before {
+                true => Difference::Same,
+                false if zero => Difference::Zero,
+                false => Difference::Data,
+            };
+            DiffExtent { len: now.len() as u64, difference }
+        };
+        Some((offset..offset + len).step_by(4096).take(5).map(one).collect())
     }
 
     fn open(&mut self, vdi: VdiId, read_only: bool) -> Result<OpenVolume, Refusal> {

@@ -1,14 +1,18 @@
 //! Volume requests of the control API.
 
+use super::clients::Changed;
 use super::volumes::{Opened, VolumeId, Waiter};
 use super::{DataThread, IoOwner};
 use crate::handle::{
     AcceptLossError, DataStatus, OpenVolume, SnapshotAnswer, VolumeAccessError, VolumeRequest, WantedSnapshot,
 };
 use bytes::{Bytes, BytesMut};
+use mio::Token;
 use sheep_datapath::{
-    BlockExtent, ObjectCheck, OpenError, ReadExtent, Shard, VolumeError, VolumeOp, VolumeReply,
+    BlockExtent, DiffExtent, ObjectCheck, OpenError, ReadExtent, Shard, VolumeError, VolumeOp, VolumeReply,
 };
+use sheep_frontend::RequestHandle;
+use sheep_state::SNAPSHOT_MARK;
 use sheep_types::Time;
 use tokio::sync::oneshot;
 
@@ -17,6 +21,7 @@ pub(super) enum ApiIo {
     Read(oneshot::Sender<Result<Bytes, VolumeAccessError>>),
     Done(oneshot::Sender<Result<(), VolumeAccessError>>),
     Status(oneshot::Sender<Result<Vec<BlockExtent>, VolumeAccessError>>),
+    Diff(oneshot::Sender<Result<Vec<DiffExtent>, VolumeAccessError>>),
     Check(oneshot::Sender<Result<ObjectCheck, VolumeAccessError>>),
     AcceptLoss(oneshot::Sender<Result<(), AcceptLossError>>),
     Snapshot(SnapshotAnswer),
@@ -28,7 +33,10 @@ impl ApiIo {
             let _ = answer.send(result.map(|_| ()).map_err(accept_loss_error));
             return;
         }
-        let result = result.map_err(|error| VolumeAccessError::Io(error.to_string()));
+        let result = result.map_err(|error| match error {
+            VolumeError::NotRelated => VolumeAccessError::NotRelated,
+            error => VolumeAccessError::Io(error.to_string()),
+        });
         match self {
             Self::AcceptLoss(_) => {}
             Self::Snapshot(answer) => {
@@ -40,6 +48,12 @@ impl ApiIo {
             Self::Status(answer) => {
                 let _ = answer.send(result.map(|reply| match reply {
                     VolumeReply::BlockStatus(extents) => extents,
+                    _ => Vec::new(),
+                }));
+            }
+            Self::Diff(answer) => {
+                let _ = answer.send(result.map(|reply| match reply {
+                    VolumeReply::Diff(extents) => extents,
                     _ => Vec::new(),
                 }));
             }
@@ -126,6 +140,9 @@ impl DataThread {
                 let op = VolumeOp::BlockStatus { offset, len, req_one: false };
                 self.api_io(now, handle, op, ApiIo::Status(answer));
             }
+            VolumeRequest::Diff { handle, offset, len, since, answer } => {
+                self.api_io(now, handle, VolumeOp::Diff { offset, len, since }, ApiIo::Diff(answer));
+            }
             VolumeRequest::Check { handle, map, index, answer } => {
                 self.api_io(now, handle, VolumeOp::Check { map, index }, ApiIo::Check(answer));
             }
@@ -144,6 +161,31 @@ impl DataThread {
                 let _ = answer.send(());
             }
         }
+    }
+
+    /// Compares a volume with one of its snapshots for a client.
+    pub(super) fn client_compares(
+        &mut self,
+        now: Time,
+        client: Token,
+        handle: RequestHandle,
+        volume: VolumeId,
+        name: &str,
+        range: &Changed,
+    ) {
+        let volume_name = name.split(SNAPSHOT_MARK).next().unwrap_or(name);
+        let full = match range.tag.contains(SNAPSHOT_MARK) {
+            true => range.tag.clone(),
+            false => format!("{volume_name}{SNAPSHOT_MARK}{}", range.tag),
+        };
+        let found = self.view.as_ref().and_then(|view| Some(view.state.vdi_by_name(&full)?.id));
+        let (Some(since), Some(shard)) = (found, &mut self.shard) else {
+            return self.clients.done(client, handle, Err(VolumeError::NotRelated));
+        };
+        self.last_io += 1;
+        self.ios.insert(self.last_io, IoOwner::Client(client, handle));
+        let op = VolumeOp::Diff { offset: range.offset, len: range.len, since: Some(since) };
+        shard.gateway().submit(now, volume, self.last_io, op);
     }
 
     /// Closes all volumes in order; nobody gets one any more.

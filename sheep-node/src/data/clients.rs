@@ -1,5 +1,6 @@
 //! NBD clients: sockets, and which volume each connection uses.
 
+use super::translate::{operation, reply};
 use super::volumes::{Opened, VolumeId, Waiter};
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
@@ -7,7 +8,7 @@ use sheep_datapath::{VolumeError, VolumeOp, VolumeReply};
 use sheep_frontend::nbd::{
     Connection, ExportEntry, ExportInfo, OpenError, OpenMode, ReadTarget, ServerEvent, ServerLimits,
 };
-use sheep_frontend::{BufferPool, ErrorKind, Extent, Op, Reply, RequestHandle};
+use sheep_frontend::{BufferPool, ErrorKind, Op, Reply, Request, RequestHandle};
 use sheep_types::Time;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
@@ -91,8 +92,17 @@ pub(super) enum Want {
     Open { client: Token, name: String, info_only: bool },
     /// An operation.
     Io { client: Token, handle: RequestHandle, volume: VolumeId, op: VolumeOp },
+    /// What differs from a snapshot of the volume that is exported as `name`.
+    Changes { client: Token, handle: RequestHandle, volume: VolumeId, name: String, range: Changed },
     /// The client is gone.
     Release(VolumeId),
+}
+
+/// Range, and tag or name of the snapshot.
+pub(super) struct Changed {
+    pub(super) tag: String,
+    pub(super) offset: u64,
+    pub(super) len: u64,
 }
 
 /// All NBD clients of this node.
@@ -225,6 +235,13 @@ impl Clients {
                     client.name.clone_from(&name);
                     let info_only = mode == OpenMode::Info;
                     self.wants.push_back(Want::Open { client: token, name, info_only });
+                }
+                ServerEvent::Request(Request { handle, op: Op::ChangedSince { tag, offset, len } })
+                    if client.volume.is_some() =>
+                {
+                    let (name, range) = (client.name.clone(), Changed { tag, offset, len });
+                    let volume = client.volume.unwrap_or_default();
+                    self.wants.push_back(Want::Changes { client: token, handle, volume, name, range });
                 }
                 ServerEvent::Request(request) => match (client.volume, operation(request.op)) {
                     (Some(volume), Some(op)) => {
@@ -408,53 +425,6 @@ impl Client {
     /// Whether trying to send once more may help: only if the last try was before the newest bytes.
     fn transmit_again(&self) -> bool {
         self.dirty
-    }
-}
-
-fn operation(op: Op) -> Option<VolumeOp> {
-    Some(match op {
-        Op::Read { offset, len } => VolumeOp::Read { offset, len },
-        Op::Write { offset, data, fua } => VolumeOp::Write { offset, data, fua },
-        Op::Flush => VolumeOp::Flush,
-        Op::Trim { offset, len, fua } => VolumeOp::Discard { offset, len, fua },
-        Op::WriteZeroes { offset, len, fua, no_hole, fast_zero } => {
-            VolumeOp::WriteZeroes { offset, len, fua, no_hole, fast_zero }
-        }
-        Op::BlockStatus { offset, len, req_one } => VolumeOp::BlockStatus { offset, len, req_one },
-        Op::Cache { .. } => return None,
-    })
-}
-
-fn reply(result: Result<VolumeReply, VolumeError>) -> Reply {
-    match result {
-        Ok(VolumeReply::Done) => Reply::Done,
-        Ok(VolumeReply::Read(extents)) => Reply::Read(
-            extents
-                .into_iter()
-                .map(|extent| match extent {
-                    sheep_datapath::ReadExtent::Data(data) => Extent::Data(data),
-                    sheep_datapath::ReadExtent::Hole(len) => Extent::Hole(len),
-                })
-                .collect(),
-        ),
-        Ok(VolumeReply::BlockStatus(extents)) => Reply::BlockStatus(
-            extents
-                .into_iter()
-                .map(|e| sheep_frontend::BlockExtent { len: e.len, hole: e.hole, zero: e.zero })
-                .collect(),
-        ),
-        // No client can ask for that.
-        Ok(VolumeReply::Checked(_) | VolumeReply::Ordered(_) | VolumeReply::Diff(_)) => Reply::Done,
-        Err(error) => Reply::Error(match error {
-            VolumeError::NotPermitted | VolumeError::NotLost | VolumeError::MayComeBack => {
-                ErrorKind::NotPermitted
-            }
-            VolumeError::Io => ErrorKind::Io,
-            VolumeError::Invalid | VolumeError::NotRelated => ErrorKind::Invalid,
-            VolumeError::NoSpace => ErrorKind::NoSpace,
-            VolumeError::NotSupported => ErrorKind::NotSupported,
-            VolumeError::ShuttingDown | VolumeError::Lost => ErrorKind::ShuttingDown,
-        }),
     }
 }
 

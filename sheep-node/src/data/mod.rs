@@ -11,6 +11,7 @@ mod findings;
 mod framing;
 mod handshake;
 mod peers;
+mod translate;
 mod turn;
 mod unknown;
 mod volumes;

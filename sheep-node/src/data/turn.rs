@@ -315,6 +315,9 @@ impl DataThread {
                         shard.gateway().submit(now, volume, self.last_io, op);
                     }
                 }
+                super::clients::Want::Changes { client, handle, volume, name, range } => {
+                    self.client_compares(now, client, handle, volume, &name, &range);
+                }
                 super::clients::Want::Release(volume) => {
                     let action = self.volumes.release(volume);
                     self.act(now, action);

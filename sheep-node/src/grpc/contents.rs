@@ -11,7 +11,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
 /// Writes of one call under way at once.
-const WRITES: usize = 4;
+const WRITES: usize = 8;
 const SECTOR: u64 = SECTOR_SIZE as u64;
 const PIECE_BYTES: u64 = PIECE as u64;
 
@@ -41,30 +41,34 @@ pub(super) async fn read(
     Ok(())
 }
 
-/// Writes what the caller sends, from `offset` on, and makes it durable. Gives the number of bytes.
-pub(super) async fn write<S>(volume: &Volume, offset: u64, first: Vec<u8>, mut rest: S) -> Result<u64, Status>
+/// Writes what the caller sends, from the offset of the first message on, and makes it durable. Gives the number of bytes.
+pub(super) async fn write<S>(volume: &Volume, first: WriteVdiRequest, mut rest: S) -> Result<u64, Status>
 where
     S: Stream<Item = Result<WriteVdiRequest, Status>> + Unpin,
 {
-    let head = offset % SECTOR;
-    let mut writer = Writer { volume, at: offset - head, buffer: BytesMut::new(), tasks: JoinSet::new() };
-    if head > 0 {
-        let sector = volume.read(writer.at, SECTOR_SIZE).await?;
-        writer.buffer.extend_from_slice(&sector.slice(..head as usize));
-    }
-    writer.take(&first).await?;
+    let mut writer = Writer { volume, at: 0, written: 0, buffer: BytesMut::new(), tasks: JoinSet::new() };
+    writer.seek(first.offset).await?;
+    writer.take(&first.data).await?;
+    writer.zeroes(first.zeroes).await?;
     while let Some(message) = rest.next().await {
-        writer.take(&message?.data).await?;
+        let message = message?;
+        if let Some(offset) = message.seek {
+            writer.seek(offset).await?;
+        }
+        writer.take(&message.data).await?;
+        writer.zeroes(message.zeroes).await?;
     }
-    let end = writer.finish().await?;
+    let written = writer.finish().await?;
     volume.flush().await?;
-    Ok(end - offset)
+    Ok(written)
 }
 
 struct Writer<'a> {
     volume: &'a Volume,
     /// Where the buffer goes; a multiple of the sector.
     at: u64,
+    /// Bytes that were taken.
+    written: u64,
     buffer: BytesMut,
     tasks: JoinSet<Result<(), Status>>,
 }
@@ -74,11 +78,35 @@ impl Writer<'_> {
         self.at + self.buffer.len() as u64
     }
 
-    async fn take(&mut self, data: &[u8]) -> Result<(), Status> {
-        if self.end().saturating_add(data.len() as u64) > self.volume.size() {
-            let size = self.volume.size();
-            return Err(Status::invalid_argument(format!("more data than fits: the VDI has {size} bytes")));
+    fn check(&self, len: u64) -> Result<(), Status> {
+        let size = self.volume.size();
+        match self.end().checked_add(len).is_some_and(|end| end <= size) {
+            true => Ok(()),
+            false => Err(Status::invalid_argument(format!("more data than fits: the VDI has {size} bytes"))),
         }
+    }
+
+    /// Goes on elsewhere. What stands before that in its sector is kept.
+    async fn seek(&mut self, offset: u64) -> Result<(), Status> {
+        if offset == self.end() && !self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.put_rest().await?;
+        if offset > self.volume.size() {
+            return Err(Status::invalid_argument("the offset is behind the end of the VDI"));
+        }
+        let head = offset % SECTOR;
+        self.at = offset - head;
+        if head > 0 {
+            let sector = self.volume.read(self.at, SECTOR_SIZE).await?;
+            self.buffer.extend_from_slice(&sector.slice(..head as usize));
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, data: &[u8]) -> Result<(), Status> {
+        self.check(data.len() as u64)?;
+        self.written += data.len() as u64;
         self.buffer.extend_from_slice(data);
         loop {
             let piece = (PIECE_BYTES - self.at % PIECE_BYTES) as usize;
@@ -88,6 +116,22 @@ impl Writer<'_> {
             let data = self.buffer.split_to(piece).freeze();
             self.submit(data).await?;
         }
+    }
+
+    /// Zeros, which are not written out but for parts of sectors.
+    async fn zeroes(&mut self, len: u64) -> Result<(), Status> {
+        self.check(len)?;
+        let (start, end) = (self.end(), self.end() + len);
+        let (first, last) = (start.next_multiple_of(SECTOR), end / SECTOR * SECTOR);
+        if first >= last {
+            return self.take(&vec![0; len as usize]).await;
+        }
+        self.take(&vec![0; (first - start) as usize]).await?;
+        self.put_rest().await?;
+        self.volume.zero(first, last).await?;
+        self.written += last - first;
+        self.at = last;
+        self.take(&vec![0; (end - last) as usize]).await
     }
 
     async fn submit(&mut self, data: Bytes) -> Result<(), Status> {
@@ -108,21 +152,26 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes the rest; a last sector that is not full keeps what stands behind.
-    async fn finish(mut self) -> Result<u64, Status> {
+    /// Writes what is in the buffer; a last sector that is not full keeps what stands behind.
+    async fn put_rest(&mut self) -> Result<(), Status> {
         let end = self.end();
         let tail = end % SECTOR;
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         if tail > 0 {
             let sector = self.volume.read(end - tail, SECTOR_SIZE).await?;
             self.buffer.extend_from_slice(&sector.slice(tail as usize..));
         }
-        if !self.buffer.is_empty() {
-            let data = self.buffer.split().freeze();
-            self.submit(data).await?;
-        }
+        let data = self.buffer.split().freeze();
+        self.submit(data).await
+    }
+
+    async fn finish(mut self) -> Result<u64, Status> {
+        self.put_rest().await?;
         while !self.tasks.is_empty() {
             self.one_done().await?;
         }
-        Ok(end)
+        Ok(self.written)
     }
 }

@@ -7,6 +7,7 @@ mod contents;
 mod convert;
 mod disks;
 mod nodes;
+mod ranges;
 mod snapshots;
 mod status;
 #[cfg(test)]

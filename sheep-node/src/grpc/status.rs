@@ -72,7 +72,7 @@ pub(super) fn not_ordered(error: &OrderError) -> Status {
 /// A volume that could not be opened, read or written.
 pub(super) fn no_access(error: &VolumeAccessError) -> Status {
     let code = match error {
-        VolumeAccessError::Open(_) => Code::FailedPrecondition,
+        VolumeAccessError::Open(_) | VolumeAccessError::NotRelated => Code::FailedPrecondition,
         VolumeAccessError::Io(_) => Code::Internal,
         VolumeAccessError::Stopping => Code::Unavailable,
     };

@@ -1,5 +1,6 @@
 //! The services over a real connection, with a fake node behind.
 
+mod ranges;
 mod snapshots;
 
 use super::*;
@@ -62,7 +63,12 @@ impl Api {
     async fn write(&mut self, name: &str, offset: u64, pieces: &[&[u8]]) -> Result<u64, Status> {
         let messages: Vec<WriteVdiRequest> = pieces
             .iter()
-            .map(|data| WriteVdiRequest { name: name.into(), offset, data: data.to_vec() })
+            .map(|data| WriteVdiRequest {
+                name: name.into(),
+                offset,
+                data: data.to_vec(),
+                ..Default::default()
+            })
             .collect();
         Ok(self.vdis.write(tokio_stream::iter(messages)).await?.into_inner().bytes)
     }

@@ -1,18 +1,19 @@
 //! Service `Vdis`.
 
+use super::ranges::{self, Wanted};
 use super::volume::Volume;
 use super::{APPLIED_WAIT, NAME_WAIT, check, contents, convert, status};
 use crate::handle::NodeHandle;
 use crate::health;
 use sheep_api::v1::vdis_server::Vdis;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, CheckVdiReply, CheckVdiRequest, CloneVdiReply, CloneVdiRequest,
-    CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, ListVdisReply, ListVdisRequest,
-    ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest, RevokeReply, RevokeRequest,
-    RollbackVdiReply, RollbackVdiRequest, SnapshotVdiReply, SnapshotVdiRequest, WriteVdiReply,
-    WriteVdiRequest,
+    AcceptLossReply, AcceptLossRequest, AllocatedRequest, CheckVdiReply, CheckVdiRequest, CloneVdiReply,
+    CloneVdiRequest, CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, DiffRequest,
+    ListVdisReply, ListVdisRequest, RangesReply, ReadVdiReply, ReadVdiRequest, ResizeVdiReply,
+    ResizeVdiRequest, RevokeReply, RevokeRequest, RollbackVdiReply, RollbackVdiRequest, SnapshotVdiReply,
+    SnapshotVdiRequest, WriteVdiReply, WriteVdiRequest,
 };
-use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Refusal, VdiRecord};
+use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Refusal, SNAPSHOT_MARK, VdiRecord};
 use sheep_types::{Generation, MIN_VOLUME_SIZE, Member, SECTOR_SIZE, VdiId};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -149,6 +150,59 @@ impl Service {
         self.node.command(command).await.map(drop)
     }
 
+    /// Sends ranges of a VDI, in comparison with a snapshot or not. Both are open meanwhile, so that they stay.
+    async fn send_ranges(
+        &self,
+        name: &str,
+        since: Option<&str>,
+        (offset, max_results, contents): (u64, u32, bool),
+    ) -> Result<Response<ReceiverStream<Result<RangesReply, Status>>>, Status> {
+        let (state, record) = self.find(name).await?;
+        self.not_elsewhere(&state, &record)?;
+        if offset > record.size || !offset.is_multiple_of(u64::from(SECTOR_SIZE)) {
+            let size = record.size;
+            let message =
+                format!("the offset must be a multiple of 512 within the VDI, which has {size} bytes");
+            return Err(Status::invalid_argument(message));
+        }
+        let since = match since {
+            None => None,
+            Some(tag) => Some(self.find(&snapshot_name(&record.name, tag)).await?.1),
+        };
+        if let Some(base) = since.as_ref().filter(|base| !base.is_snapshot()) {
+            let message =
+                format!("{} is no snapshot: only what stays as it is can be compared with", base.name);
+            return Err(Status::failed_precondition(message));
+        }
+        let permit = self.stream_permit()?;
+        let base = match &since {
+            Some(base) => Some(Volume::open(&self.node, base, true).await?),
+            None => None,
+        };
+        let volume = Volume::open(&self.node, &record, record.is_clean()).await?;
+        let wanted = Wanted {
+            since: since.as_ref().map(|base| base.id),
+            offset,
+            max_results,
+            contents,
+            vdi: convert::vdi(&record, &state),
+            since_vdi: since.map(|base| convert::vdi(&base, &state)),
+        };
+        let (to, stream) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let result = ranges::run(&volume, wanted, &to).await;
+            volume.close().await;
+            if let Some(base) = base {
+                base.close().await;
+            }
+            if let Err(error) = result {
+                let _ = to.send(Err(error)).await;
+            }
+            drop(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     pub(super) fn shown(&self, vdi: VdiId) -> Result<sheep_api::v1::Vdi, Status> {
         let state = self.node.state();
         let found = state.as_ref().and_then(|state| Some(convert::vdi(state.vdi(vdi)?, state)));
@@ -167,6 +221,12 @@ fn in_use(state: &ClusterState, record: &VdiRecord, holder: Member) -> Status {
         record.name, record.name
     );
     status::ask(holder.node, message)
+}
+
+/// The snapshot with this tag of the volume that is named, or that the named snapshot was taken of.
+fn snapshot_name(name: &str, tag: &str) -> String {
+    let volume = name.split(SNAPSHOT_MARK).next().unwrap_or(name);
+    if tag.contains(SNAPSHOT_MARK) { tag.to_owned() } else { format!("{volume}{SNAPSHOT_MARK}{tag}") }
 }
 
 /// Snapshots stay as they are.
@@ -335,12 +395,29 @@ impl Vdis for Service {
         let node = self.node.clone();
         let bytes = to_its_end(async move {
             let volume = Volume::open(&node, &record, false).await?;
-            let written = contents::write(&volume, first.offset, first.data, messages).await;
+            let written = contents::write(&volume, first, messages).await;
             volume.close().await;
             drop(permit);
             written
         });
         Ok(Response::new(WriteVdiReply { bytes: bytes.await? }))
+    }
+
+    type AllocatedStream = ReceiverStream<Result<RangesReply, Status>>;
+
+    async fn allocated(
+        &self,
+        request: Request<AllocatedRequest>,
+    ) -> Result<Response<Self::AllocatedStream>, Status> {
+        let AllocatedRequest { name, starting_offset, max_results, contents } = request.into_inner();
+        self.send_ranges(&name, None, (starting_offset, max_results, contents)).await
+    }
+
+    type DiffStream = ReceiverStream<Result<RangesReply, Status>>;
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<Self::DiffStream>, Status> {
+        let DiffRequest { name, since, starting_offset, max_results, contents } = request.into_inner();
+        self.send_ranges(&name, Some(&since), (starting_offset, max_results, contents)).await
     }
 
     type CheckStream = ReceiverStream<Result<CheckVdiReply, Status>>;

@@ -6,7 +6,7 @@ use crate::handle::{
     AcceptLossError, NodeHandle, OpenVolume, VolumeAccessError, VolumeRequest, WantedSnapshot,
 };
 use bytes::Bytes;
-use sheep_datapath::ObjectCheck;
+use sheep_datapath::{DiffExtent, ObjectCheck};
 use sheep_state::{Outcome, VdiRecord};
 use sheep_types::VdiId;
 use std::time::Duration;
@@ -63,14 +63,36 @@ impl Volume {
 
     /// Reads; offset and length are multiples of 512.
     pub(super) async fn read(&self, offset: u64, len: u32) -> Result<Bytes, Status> {
-        let handle = self.open.handle;
-        let data = self.node.volume(|answer| VolumeRequest::Read { handle, offset, len, answer }).await;
-        let data = data.map_err(|error| status::no_access(&error))?;
-        if data.len() == len as usize {
-            Ok(data)
-        } else {
-            Err(Status::internal("the volume gave too few bytes"))
+        self.reading(offset, len).await
+    }
+
+    /// The same, to be carried out by a task of its own.
+    pub(super) fn reading(
+        &self,
+        offset: u64,
+        len: u32,
+    ) -> impl Future<Output = Result<Bytes, Status>> + Send + 'static + use<> {
+        let (handle, node) = (self.open.handle, self.node.clone());
+        async move {
+            let data = node.volume(|answer| VolumeRequest::Read { handle, offset, len, answer }).await;
+            let data: Bytes = data.map_err(|error: VolumeAccessError| status::no_access(&error))?;
+            match data.len() == len as usize {
+                true => Ok(data),
+                false => Err(Status::internal("the volume gave too few bytes")),
+            }
         }
+    }
+
+    /// What differs from a snapshot, or is there at all, from an offset on; not everything at once.
+    pub(super) async fn diff(&self, offset: u64, since: Option<VdiId>) -> Result<Vec<DiffExtent>, Status> {
+        let (handle, len) = (self.open.handle, self.size().saturating_sub(offset));
+        let extents =
+            self.node.volume(|answer| VolumeRequest::Diff { handle, offset, len, since, answer }).await;
+        let extents: Vec<DiffExtent> = extents.map_err(|error| status::no_access(&error))?;
+        if extents.is_empty() {
+            return Err(Status::internal("the volume does not say what differs"));
+        }
+        Ok(extents)
     }
 
     /// Starts a write; offset and length are multiples of 512. Zeros are not written out.
@@ -92,10 +114,15 @@ impl Volume {
 
     /// Makes everything from `from` to the end read as zeros.
     pub(super) async fn zero_from(&self, from: u64) -> Result<(), Status> {
+        self.zero(from, self.size()).await
+    }
+
+    /// Makes a range read as zeros; its ends are multiples of 512.
+    pub(super) async fn zero(&self, from: u64, end: u64) -> Result<(), Status> {
         let handle = self.open.handle;
         let mut offset = from;
-        while offset < self.size() {
-            let len = ZEROES.min(self.size() - offset);
+        while offset < end {
+            let len = ZEROES.min(end - offset);
             let done =
                 self.node.volume(|answer| VolumeRequest::WriteZeroes { handle, offset, len, answer }).await;
             done.map_err(|error| status::no_access(&error))?;

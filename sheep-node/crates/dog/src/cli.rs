@@ -207,6 +207,56 @@ pub(crate) enum VdiCommand {
         #[arg(short, long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Which ranges differ from a snapshot, or are allocated at all
+    Diff {
+        /// Name of the volume, or NAME@TAG of a snapshot
+        name: String,
+        /// Tag of a snapshot of the same volume, or name of one of what it was cloned from
+        #[arg(short, long, value_name = "TAG")]
+        since: Option<String>,
+    },
+    /// Write a snapshot, or what differs from an older one, as a backup to a file or standard output
+    Backup {
+        /// NAME@TAG
+        name: String,
+        /// Only what differs from this snapshot of the same volume
+        #[arg(short, long, value_name = "TAG")]
+        since: Option<String>,
+        /// File to write; there must be none
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Go on with a file that was not finished
+        #[arg(short, long, requires = "file")]
+        resume: bool,
+    },
+    /// Make a volume of a backup, or bring one that was made so to a later one
+    Restore(Restore),
+    /// Make a volume of a disk image
+    Import {
+        /// The image: raw or qcow2
+        file: PathBuf,
+        /// Name of the new volume
+        name: String,
+        /// What the image is [default: what it looks like]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+        /// Size of the volume [default: the image's]
+        #[arg(long)]
+        size: Option<Size>,
+        /// Copies [default: the cluster's]
+        #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+        copies: Option<u32>,
+    },
+    /// Write a volume or a snapshot as a disk image
+    Export {
+        /// Name of the volume, or NAME@TAG of a snapshot
+        name: String,
+        /// The image; there must be none
+        file: PathBuf,
+        /// What to write [default: by the end of the file's name, else raw]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+    },
     /// Look at all copies of a VDI: are they there, current, equal? Changes nothing
     Check {
         /// Its name
@@ -220,6 +270,30 @@ pub(crate) enum VdiCommand {
     /// Locks: who has which VDI open
     #[command(subcommand)]
     Lock(LockCommand),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Restore {
+    /// Name of the volume: a new one, or, for differences, one that was restored and is as it was then
+    pub(crate) name: String,
+    /// File to read [default: standard input]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Go on with what was not finished
+    #[arg(short, long, requires = "file")]
+    pub(crate) resume: bool,
+    /// Copies of a new volume [default: the cluster's]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) copies: Option<u32>,
+}
+
+/// Formats of disk images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// The contents as they are.
+    Raw,
+    /// QEMU's.
+    Qcow2,
 }
 
 #[derive(Args, Debug)]

@@ -2,14 +2,18 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage.
 
+mod backup;
 mod check;
 mod cli;
 mod cluster;
 mod connect;
 mod copies;
+mod image;
 mod md;
 mod node;
 mod output;
+mod progress;
+mod ranges;
 mod scrub;
 mod snapshots;
 mod transfer;

@@ -3,8 +3,9 @@
 use crate::cli::Format;
 use crate::connect::Connection;
 use crate::output;
+use crate::progress::bar;
 use anyhow::{Context, Result, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 use sheep_api::v1::{ListVdisRequest, ReadVdiRequest, WriteVdiRequest};
 use sheep_api::{PIECE, Size};
@@ -12,18 +13,6 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use tokio::sync::mpsc;
-
-/// A bar on standard error, if a person looks at it.
-fn bar(length: Option<u64>) -> Result<ProgressBar> {
-    let target =
-        if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let template = match length {
-        Some(_) => "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
-        None => "{spinner} {bytes} {bytes_per_sec}",
-    };
-    let style = ProgressStyle::with_template(template).context("style of the progress bar")?;
-    Ok(ProgressBar::with_draw_target(length, target).with_style(style))
-}
 
 /// Where contents go.
 enum Sink {
@@ -123,7 +112,12 @@ fn pump(
             }
             let last = (data.len() as u64) < want || want == 0;
             sent += data.len() as u64;
-            let message = WriteVdiRequest { name: first.take().unwrap_or_default(), offset, data };
+            let message = WriteVdiRequest {
+                name: first.take().unwrap_or_default(),
+                offset,
+                data,
+                ..Default::default()
+            };
             // Whoever receives has failed, and knows why.
             if sender.blocking_send(message).is_err() || last {
                 return Ok(sent);

@@ -3,7 +3,7 @@
 use crate::cli::{Create, Format, LockCommand, VdiCommand};
 use crate::connect::{Connection, Server, label};
 use crate::node::done;
-use crate::{output, snapshots, transfer, tree};
+use crate::{backup, image, output, ranges, snapshots, transfer, tree};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sheep_api::Size;
@@ -34,6 +34,19 @@ pub(crate) async fn run(server: &Server, format: Format, command: VdiCommand) ->
         VdiCommand::Write { name, offset, length, file } => {
             let length = length.map(|length| length.0);
             transfer::write(&connection, format, &name, offset.0, length, file.as_deref()).await
+        }
+        VdiCommand::Diff { name, since } => ranges::show(&connection, format, &name, since.as_deref()).await,
+        VdiCommand::Backup { name, since, file, resume } => {
+            let job = backup::Job { name, since, file, resume };
+            backup::run(&connection, format, job).await
+        }
+        VdiCommand::Restore(restore) => backup::restore(&connection, format, restore).await,
+        VdiCommand::Import { file, name, format: kind, size, copies } => {
+            let wanted = image::Import { file, name, kind, size: size.map(|size| size.0), copies };
+            image::import(&connection, format, wanted).await
+        }
+        VdiCommand::Export { name, file, format: kind } => {
+            image::export(&connection, format, &name, &file, kind).await
         }
         // They have exit codes of their own.
         VdiCommand::Check { .. } | VdiCommand::AcceptLoss(_) => Ok(()),
@@ -74,7 +87,7 @@ pub(crate) fn copies(vdi: &Vdi) -> String {
     }
 }
 
-async fn list(connection: &Connection, name: &str) -> Result<Vec<Vdi>> {
+pub(crate) async fn list(connection: &Connection, name: &str) -> Result<Vec<Vdi>> {
     let request = ListVdisRequest { name: name.into() };
     let mut vdis = connection.vdis().list(request).await?.into_inner().vdis;
     vdis.sort_by(|one, other| one.name.cmp(&other.name));

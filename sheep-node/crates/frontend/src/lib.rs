@@ -10,4 +10,4 @@ pub mod nbd;
 mod volume_io;
 
 pub use buffer::{ALIGNMENT, AlignedBuf, BufferPool};
-pub use volume_io::{BlockExtent, ErrorKind, Extent, Op, Reply, Request, RequestHandle};
+pub use volume_io::{BlockExtent, ChangeExtent, ErrorKind, Extent, Op, Reply, Request, RequestHandle};

@@ -92,6 +92,16 @@ pub enum Op {
         /// Only the first extent is wanted; a volume may stop there.
         req_one: bool,
     },
+    /// Which parts differ from a snapshot of the volume. Answered with [`Reply::Changes`], or with
+    /// [`ErrorKind::Invalid`] if there is none.
+    ChangedSince {
+        /// Its tag, or its whole name.
+        tag: String,
+        /// First byte.
+        offset: u64,
+        /// Bytes, not zero.
+        len: u64,
+    },
     /// A hint that the range will be read soon. Answered with [`Reply::Done`], at once if the volume does
     /// not read ahead.
     Cache {
@@ -114,6 +124,8 @@ pub enum Reply {
     /// For [`Op::BlockStatus`]: consecutive extents from its offset on, at least one, none empty. They may
     /// cover less than the range, and the last may reach beyond it.
     BlockStatus(Vec<BlockExtent>),
+    /// For [`Op::ChangedSince`], in the same way.
+    Changes(Vec<ChangeExtent>),
 }
 
 /// A piece of what was read.
@@ -152,6 +164,17 @@ pub struct BlockExtent {
     /// Not allocated: a write there may run out of space.
     pub hole: bool,
     /// Reads as zeroes.
+    pub zero: bool,
+}
+
+/// A piece of the volume in comparison with what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeExtent {
+    /// Bytes, not zero.
+    pub len: u64,
+    /// It may be different.
+    pub changed: bool,
+    /// It is different, and reads as zeroes.
     pub zero: bool,
 }
 

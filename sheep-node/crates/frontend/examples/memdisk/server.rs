@@ -56,6 +56,7 @@ impl Disk {
             Op::WriteZeroes { offset, len, no_hole, .. } => self.zero(offset, len, no_hole),
             Op::Trim { offset, len, .. } => self.zero(offset, len, false),
             Op::Flush | Op::Cache { .. } => Reply::Done,
+            Op::ChangedSince { .. } => Reply::Error(ErrorKind::Invalid),
             Op::BlockStatus { offset, len, .. } => {
                 let extent = |(block, _, len): (usize, usize, usize)| {
                     let hole = self.blocks[block].is_none();

@@ -83,9 +83,23 @@ pub(super) struct Negotiated {
     pub(super) fixed_newstyle: bool,
     pub(super) no_zeroes: bool,
     pub(super) structured: bool,
-    /// The export for which `base:allocation` was selected.
-    pub(super) base_allocation_for: Option<String>,
+    /// The metadata contexts that were selected, and for which export.
+    pub(super) contexts: Option<(String, Contexts)>,
     pub(super) options: u32,
+}
+
+/// What block status tells.
+#[derive(Clone, Default)]
+pub(super) struct Contexts {
+    pub(super) base_allocation: bool,
+    /// Tag of the snapshot that the volume is compared with.
+    pub(super) changed_since: Option<String>,
+}
+
+impl Contexts {
+    pub(super) fn any(&self) -> bool {
+        self.base_allocation || self.changed_since.is_some()
+    }
 }
 
 /// The export in use.
@@ -93,7 +107,7 @@ pub(super) struct Export {
     pub(super) info: ExportInfo,
     pub(super) size: u64,
     pub(super) payload_max: u32,
-    pub(super) base_allocation: bool,
+    pub(super) contexts: Contexts,
 }
 
 /// How far a step of the parser came.

@@ -18,6 +18,7 @@ pub(crate) struct Pending {
 pub(crate) enum Kind {
     Read { dont_fragment: bool },
     BlockStatus { req_one: bool },
+    Changes { req_one: bool },
     Plain,
 }
 

@@ -1,6 +1,6 @@
 //! The handshake: client flags and options.
 
-use super::connection::{Connection, Export, Phase, Step};
+use super::connection::{Connection, Contexts, Export, Phase, Step};
 use super::error::{CloseReason, OpenError, ProtocolError};
 use super::export::{ExportEntry, ExportInfo, OpenMode, ServerEvent};
 use super::options::{InfoWants, parse_info, parse_meta, text};
@@ -152,7 +152,7 @@ impl Connection {
         let set = option == OPT_SET_META_CONTEXT;
         if set {
             // Whatever comes of it, it replaces what was selected before.
-            self.negotiated.base_allocation_for = None;
+            self.negotiated.contexts = None;
         }
         let Some(meta) = parse_meta(data).filter(|_| self.negotiated.structured) else {
             return self.invalid(option);
@@ -168,8 +168,17 @@ impl Connection {
                 &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()],
             );
         }
-        if set && named {
-            self.negotiated.base_allocation_for = Some(meta.export);
+        let since = meta.queries.iter().find_map(|query| query.strip_prefix(CHANGED_SINCE));
+        let since = since.filter(|tag| !tag.is_empty()).map(str::to_owned);
+        if let Some(tag) = &since {
+            // Whether there is such a snapshot is seen when block status is asked for.
+            let id = if set { CHANGED_SINCE_ID } else { 0 };
+            let parts = [&id.to_be_bytes()[..], CHANGED_SINCE.as_bytes(), tag.as_bytes()];
+            self.option_reply_parts(option, REP_META_CONTEXT, &parts);
+        }
+        if set {
+            let contexts = Contexts { base_allocation: named, changed_since: since };
+            self.negotiated.contexts = Some((meta.export, contexts));
         }
         self.option_reply(option, REP_ACK, b"")
     }
@@ -235,8 +244,9 @@ impl Connection {
             self.option_reply(pending.option(), REP_ACK, b"");
         }
         if pending.mode != OpenMode::Info {
-            let base_allocation = self.negotiated.base_allocation_for.as_ref() == Some(&pending.name);
-            self.export = Some(Export { info, size, payload_max, base_allocation });
+            let selected = self.negotiated.contexts.take().filter(|(name, _)| *name == pending.name);
+            let contexts = selected.map(|(_, contexts)| contexts).unwrap_or_default();
+            self.export = Some(Export { info, size, payload_max, contexts });
             self.phase = Phase::Request;
         }
     }

@@ -92,6 +92,11 @@ pub(crate) const EOVERFLOW: u32 = 75;
 pub(crate) const ENOTSUP: u32 = 95;
 pub(crate) const ESHUTDOWN: u32 = 108;
 
-/// The one metadata context offered so far, and the number it is given.
+/// The metadata contexts, and the numbers that they are given. The second one ends with the tag of a snapshot.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
+pub(crate) const CHANGED_SINCE: &str = "sheepdog:changed-since:";
+pub(crate) const CHANGED_SINCE_ID: u32 = 2;
+/// Bits of the second one: may be different; is, and reads as zeroes.
+pub(crate) const STATE_CHANGED: u32 = 1;
+pub(crate) const STATE_CHANGED_ZERO: u32 = 1 << 1;

@@ -3,7 +3,7 @@
 use super::inflight::Pending;
 use super::proto::*;
 use super::transmit::Transmit;
-use crate::volume_io::{BlockExtent, ErrorKind, Extent};
+use crate::volume_io::{BlockExtent, ChangeExtent, ErrorKind, Extent};
 
 /// The protocol's number for an error.
 pub(crate) fn errno(error: ErrorKind) -> u32 {
@@ -71,24 +71,38 @@ pub(crate) fn structured_read(
     }
 }
 
-/// Allocation as a structured reply: equal neighbours joined, nothing beyond the request, and at most
-/// `extents_max` extents.
+/// Flags of `base:allocation`.
+pub(crate) fn allocation(extent: &BlockExtent) -> u32 {
+    let hole = if extent.hole { STATE_HOLE } else { 0 };
+    let zero = if extent.zero { STATE_ZERO } else { 0 };
+    hole | zero
+}
+
+/// Flags of the comparison with a snapshot.
+pub(crate) fn change(extent: &ChangeExtent) -> u32 {
+    match (extent.changed, extent.zero) {
+        (false, _) => 0,
+        (true, false) => STATE_CHANGED,
+        (true, true) => STATE_CHANGED | STATE_CHANGED_ZERO,
+    }
+}
+
+/// Lengths and flags in one context, as a chunk of a structured reply, perhaps its last: equal neighbours joined, nothing
+/// beyond the request, and at most `count_max` extents.
 pub(crate) fn block_status(
     tx: &mut Transmit,
     pending: &Pending,
-    req_one: bool,
-    extents: &[BlockExtent],
-    extents_max: usize,
+    (context, done): (u32, bool),
+    count_max: usize,
+    states: impl Iterator<Item = (u64, u32)>,
 ) {
-    let count_max = if req_one { 1 } else { extents_max.max(1) };
     let mut descriptors: Vec<(u32, u32)> = Vec::new();
     let mut rest = pending.len;
-    for extent in extents {
-        let len = u32::try_from(extent.len).unwrap_or(u32::MAX).min(rest);
+    for (len, flags) in states {
+        let len = u32::try_from(len).unwrap_or(u32::MAX).min(rest);
         if len == 0 {
             continue;
         }
-        let flags = if extent.hole { STATE_HOLE } else { 0 } | if extent.zero { STATE_ZERO } else { 0 };
         let count = descriptors.len();
         match descriptors.last_mut() {
             Some((last_len, last_flags)) if *last_flags == flags => *last_len += len,
@@ -98,8 +112,8 @@ pub(crate) fn block_status(
         rest -= len;
     }
     assert!(!descriptors.is_empty(), "block status without any extent");
-    chunk(tx, pending.cookie, REPLY_TYPE_BLOCK_STATUS, true, 4 + 8 * descriptors.len() as u32);
-    tx.put_u32(BASE_ALLOCATION_ID);
+    chunk(tx, pending.cookie, REPLY_TYPE_BLOCK_STATUS, done, 4 + 8 * descriptors.len() as u32);
+    tx.put_u32(context);
     for (len, flags) in descriptors {
         tx.put_u32(len);
         tx.put_u32(flags);

@@ -21,7 +21,8 @@ pub(crate) struct Context<'a> {
     pub(crate) size: u64,
     pub(crate) payload_max: u32,
     pub(crate) structured: bool,
-    pub(crate) base_allocation: bool,
+    /// Some metadata context was selected.
+    pub(crate) contexts: bool,
     pub(crate) shutting_down: bool,
 }
 
@@ -86,7 +87,7 @@ impl Header {
             let writes = matches!(self.command, CMD_WRITE | CMD_WRITE_ZEROES);
             return Err(if writes { ErrorKind::NoSpace } else { ErrorKind::Invalid });
         }
-        if self.command == CMD_BLOCK_STATUS && (self.len == 0 || !context.base_allocation) {
+        if self.command == CMD_BLOCK_STATUS && (self.len == 0 || !context.contexts) {
             return Err(ErrorKind::Invalid);
         }
         Ok(())

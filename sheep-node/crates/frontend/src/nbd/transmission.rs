@@ -75,7 +75,7 @@ impl Connection {
             size: export.size,
             payload_max: export.payload_max,
             structured: self.negotiated.structured,
-            base_allocation: export.base_allocation,
+            contexts: export.contexts.any(),
             shutting_down: self.shutting_down,
         }
     }
@@ -116,7 +116,7 @@ impl Connection {
         let Header { offset, len, cookie, .. } = *header;
         let kind = match header.command {
             CMD_READ => Kind::Read { dont_fragment: header.has(CMD_FLAG_DF) },
-            CMD_BLOCK_STATUS => Kind::BlockStatus { req_one: header.has(CMD_FLAG_REQ_ONE) },
+            CMD_BLOCK_STATUS => self.status_kind(header.has(CMD_FLAG_REQ_ONE)),
             _ => Kind::Plain,
         };
         let pending = Pending { cookie, kind, offset, len, cost: header.cost() };
@@ -146,12 +146,38 @@ impl Connection {
                 no_hole: header.has(CMD_FLAG_NO_HOLE),
                 fast_zero: header.has(CMD_FLAG_FAST_ZERO),
             },
-            CMD_BLOCK_STATUS => {
-                Op::BlockStatus { offset, len: len.into(), req_one: header.has(CMD_FLAG_REQ_ONE) }
-            }
+            CMD_BLOCK_STATUS => self.status_op(kind, offset, len),
             other => unreachable!("command {other} passed the checks"),
         };
         self.yield_request(handle, op);
+    }
+
+    /// The tag that block status compares with.
+    fn since(&self) -> Option<&String> {
+        self.export.as_ref().and_then(|export| export.contexts.changed_since.as_ref())
+    }
+
+    /// What block status asks the volume first.
+    fn status_kind(&self, req_one: bool) -> Kind {
+        match self.export.as_ref().is_some_and(|export| export.contexts.base_allocation) {
+            true => Kind::BlockStatus { req_one },
+            false => Kind::Changes { req_one },
+        }
+    }
+
+    fn status_op(&self, kind: Kind, offset: u64, len: u32) -> Op {
+        let (offset, len) = (offset, len.into());
+        match kind {
+            Kind::Changes { .. } => {
+                Op::ChangedSince { tag: self.since().cloned().unwrap_or_default(), offset, len }
+            }
+            Kind::BlockStatus { req_one } => Op::BlockStatus { offset, len, req_one },
+            Kind::Read { .. } | Kind::Plain => unreachable!("no question about the status of blocks"),
+        }
+    }
+
+    fn count_max(&self, req_one: bool) -> usize {
+        if req_one { 1 } else { self.limits.extents_max.max(1) }
     }
 
     fn refuse(&mut self, header: &Header, error: ErrorKind) {
@@ -168,7 +194,21 @@ impl Connection {
         match (pending.kind, reply) {
             (Kind::Read { .. }, Reply::Read(extents)) => self.put_contents(&pending, extents),
             (Kind::BlockStatus { req_one }, Reply::BlockStatus(extents)) => {
-                reply::block_status(&mut self.tx, &pending, req_one, &extents, self.limits.extents_max);
+                let kind = Kind::Changes { req_one };
+                let last = self.since().is_none();
+                let states = extents.iter().map(|extent| (extent.len, reply::allocation(extent)));
+                let (what, most) = ((BASE_ALLOCATION_ID, last), self.count_max(req_one));
+                reply::block_status(&mut self.tx, &pending, what, most, states);
+                if !last {
+                    // The other context's chunk ends the reply.
+                    let handle = self.in_flight.insert(Pending { kind, ..pending });
+                    self.yield_request(handle, self.status_op(kind, pending.offset, pending.len));
+                }
+            }
+            (Kind::Changes { req_one }, Reply::Changes(extents)) => {
+                let states = extents.iter().map(|extent| (extent.len, reply::change(extent)));
+                let (what, most) = ((CHANGED_SINCE_ID, true), self.count_max(req_one));
+                reply::block_status(&mut self.tx, &pending, what, most, states);
             }
             (Kind::Plain, Reply::Done) => reply::simple(&mut self.tx, pending.cookie, 0),
             (kind, Reply::Error(error)) => self.put_error(pending.cookie, kind != Kind::Plain, error),

@@ -146,6 +146,18 @@ impl Session {
         session
     }
 
+    /// The same with structured replies and these contexts.
+    pub(crate) fn select(queries: &[&str]) -> Self {
+        let mut session = Self::haggling();
+        session.feed(&option(OPT_STRUCTURED, b""));
+        session.feed(&option(OPT_SET_META, &meta_data("disk", queries)));
+        session.feed(&option(OPT_GO, &info_data("disk", &[])));
+        session.connection.poll_event();
+        session.connection.handle_opened(Ok(ExportInfo::new(MIB)));
+        session.sent();
+        session
+    }
+
     /// All bytes must be taken.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         assert_eq!(self.connection.handle_bytes(bytes), bytes.len());

@@ -3,7 +3,7 @@
 use crate::client::*;
 use bytes::Bytes;
 use sheep_frontend::nbd::{ExportInfo, ServerLimits};
-use sheep_frontend::{BlockExtent, ErrorKind, Extent, Op, Reply};
+use sheep_frontend::{BlockExtent, ChangeExtent, ErrorKind, Extent, Op, Reply};
 
 const EPERM: u32 = 1;
 const EINVAL: u32 = 22;
@@ -192,6 +192,45 @@ fn block_status() {
     assert_eq!(sent, describe(&[(1024, 0)]));
     let sent = exchange(&mut session, &ask(0, 8192), &op(8192, false), Reply::Error(ErrorKind::Io));
     assert_eq!(sent, error_chunk(5, COOKIE));
+}
+
+/// One reply with a chunk for each context; the volume is asked one after the other.
+#[test]
+fn changes_since_a_snapshot_are_told_beside_allocation() {
+    let since = "sheepdog:changed-since:tag";
+    let extents = [(4096, false, false), (4096, true, false), (512, true, true), (9000, false, false)];
+    let extents: Vec<ChangeExtent> =
+        extents.iter().map(|&(len, changed, zero)| ChangeExtent { len, changed, zero }).collect();
+    let part = |done, id: u32, list: &[(u32, u32)]| {
+        let numbers = list.iter().flat_map(|&(len, flags)| [len.to_be_bytes(), flags.to_be_bytes()].concat());
+        chunk(done, BLOCK_STATUS, COOKIE, &[&id.to_be_bytes()[..], &numbers.collect::<Vec<_>>()].concat())
+    };
+    let changes = part(1, 2, &[(4096, 0), (4096, 1), (512, 3), (7680, 0)]);
+    let op = Op::ChangedSince { tag: "tag".into(), offset: 8192, len: 16384 };
+    for queries in [&[since][..], &["base:allocation", since]] {
+        let mut session = Session::select(queries);
+        session.feed(&request(0, STATUS, COOKIE, 8192, 16384));
+        let mut sent = Vec::new();
+        if queries.len() == 2 {
+            let (handle, asked) = session.request();
+            assert_eq!(asked, Op::BlockStatus { offset: 8192, len: 16384, req_one: false });
+            let extents = vec![BlockExtent { len: 16384, hole: false, zero: false }];
+            session.connection.complete(handle, Reply::BlockStatus(extents));
+            sent = part(0, 1, &[(16384, 0)]);
+        }
+        let (handle, asked) = session.request();
+        assert_eq!(asked, op);
+        session.connection.complete(handle, Reply::Changes(extents.clone()));
+        assert_eq!(session.sent(), [&sent[..], &changes].concat());
+        session.idle();
+        // There is no such snapshot.
+        let mut session = Session::select(&[since]);
+        let ask = request(REQ_ONE, STATUS, COOKIE, 8192, 16384);
+        assert_eq!(
+            exchange(&mut session, &ask, &op, Reply::Error(ErrorKind::Invalid)),
+            error_chunk(22, COOKIE)
+        );
+    }
 }
 
 #[test]

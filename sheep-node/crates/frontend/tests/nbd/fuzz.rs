@@ -2,7 +2,7 @@
 
 use crate::client::*;
 use sheep_frontend::nbd::{Connection, ExportInfo, OpenError, ReadTarget, ServerEvent, ServerLimits};
-use sheep_frontend::{BlockExtent, BufferPool, ErrorKind, Extent, Op, Reply, Request};
+use sheep_frontend::{BlockExtent, BufferPool, ChangeExtent, ErrorKind, Extent, Op, Reply, Request};
 
 const SESSIONS: u64 = 40_000;
 const LIMITS: ServerLimits = ServerLimits {
@@ -90,6 +90,11 @@ fn answer(random: &mut Random, op: &Op) -> Reply {
                 |i: usize| BlockExtent { len: 512 << (i % 3), hole: i.is_multiple_of(2), zero: true };
             Reply::BlockStatus((0..1 + random.below(9)).map(extent).collect())
         }
+        Op::ChangedSince { .. } => {
+            let extent =
+                |i: usize| ChangeExtent { len: 512 << (i % 3), changed: i % 3 != 1, zero: i % 3 == 2 };
+            Reply::Changes((0..1 + random.below(9)).map(extent).collect())
+        }
         _ => Reply::Done,
     }
 }
@@ -101,6 +106,7 @@ fn check(op: &Op) {
         Op::Write { offset, data, .. } => (*offset, data.len() as u64),
         Op::Trim { offset, len, .. } | Op::WriteZeroes { offset, len, .. } => (*offset, *len),
         Op::BlockStatus { offset, len, .. } | Op::Cache { offset, len } => (*offset, *len),
+        Op::ChangedSince { offset, len, .. } => (*offset, *len),
         Op::Flush => return,
     };
     assert!(len > 0 && offset % 512 == 0 && len % 512 == 0 && offset + len <= MIB, "{op:?}");

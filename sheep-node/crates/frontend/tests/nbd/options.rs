@@ -198,7 +198,15 @@ fn meta_contexts() {
 
     let listed = option_reply(OPT_LIST_META, REP_META, b"\0\0\0\0base:allocation");
     let chosen = option_reply(OPT_SET_META, REP_META, b"\0\0\0\x01base:allocation");
-    let cases: [(Vec<u8>, u32, &[u8]); 9] = [
+    let since = option_reply(OPT_SET_META, REP_META, b"\0\0\0\x02sheepdog:changed-since:a");
+    let cases: [(Vec<u8>, u32, &[u8]); 12] = [
+        (set(&["sheepdog:changed-since:a"]), OPT_SET_META, &since),
+        (set(&["sheepdog:changed-since:"]), OPT_SET_META, b""),
+        (
+            set(&["sheepdog:changed-since:a", "base:allocation"]),
+            OPT_SET_META,
+            &[&chosen[..], &since].concat(),
+        ),
         (list(&[]), OPT_LIST_META, &listed),
         (list(&["base:"]), OPT_LIST_META, &listed),
         (list(&["base:allocation"]), OPT_LIST_META, &listed),

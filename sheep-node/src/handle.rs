@@ -8,7 +8,7 @@ use crate::data::DataMessage;
 use crate::disks::{DiskControl, DiskSpec};
 use crate::inbox::{SendError, Sender};
 use bytes::Bytes;
-use sheep_datapath::{BlockExtent, DiffExtent, ObjectCheck, ScrubStatus};
+use sheep_datapath::{BlockExtent, DiffExtent, FillProgress, ObjectCheck, ScrubStatus};
 use sheep_engine::Published;
 use sheep_state::{Command, Outcome, Refusal};
 use sheep_types::{ClusterId, ConfigId, LogIndex, Member, NodeId, VdiId};
@@ -84,6 +84,8 @@ pub(crate) struct DataStatus {
     pub(crate) scrub: ScrubStatus,
     /// How many objects of which volume are lost, as far as this node knows.
     pub(crate) lost: BTreeMap<VdiId, u64>,
+    /// How far volumes are that are flattened here.
+    pub(crate) flattening: BTreeMap<VdiId, FillProgress>,
     /// Counters, name and value, for metrics.
     pub(crate) counters: Vec<(&'static str, u64)>,
     /// The store has failed.
@@ -197,15 +199,43 @@ pub(crate) type SnapshotAnswer = oneshot::Sender<Result<Result<Outcome, Refusal>
 /// To the data thread.
 pub(crate) enum VolumeRequest {
     /// Open a volume; the lock is taken. The answer is a number for the other requests.
-    Open { vdi: VdiId, read_only: bool, answer: oneshot::Sender<Result<OpenVolume, VolumeAccessError>> },
+    Open {
+        vdi: VdiId,
+        read_only: bool,
+        answer: oneshot::Sender<Result<OpenVolume, VolumeAccessError>>,
+    },
     /// Read bytes.
-    Read { handle: u64, offset: u64, len: u32, answer: oneshot::Sender<Result<Bytes, VolumeAccessError>> },
+    Read {
+        handle: u64,
+        offset: u64,
+        len: u32,
+        answer: oneshot::Sender<Result<Bytes, VolumeAccessError>>,
+    },
     /// Write bytes.
-    Write { handle: u64, offset: u64, data: Bytes, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
+    Write {
+        handle: u64,
+        offset: u64,
+        data: Bytes,
+        answer: oneshot::Sender<Result<(), VolumeAccessError>>,
+    },
     /// Make a range read as zeros.
-    WriteZeroes { handle: u64, offset: u64, len: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
+    Discard {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        answer: oneshot::Sender<Result<(), VolumeAccessError>>,
+    },
+    WriteZeroes {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        answer: oneshot::Sender<Result<(), VolumeAccessError>>,
+    },
     /// Make everything durable.
-    Flush { handle: u64, answer: oneshot::Sender<Result<(), VolumeAccessError>> },
+    Flush {
+        handle: u64,
+        answer: oneshot::Sender<Result<(), VolumeAccessError>>,
+    },
     /// Which parts exist; as much of the range as can be told at once.
     Status {
         handle: u64,
@@ -229,11 +259,23 @@ pub(crate) enum VolumeRequest {
         answer: oneshot::Sender<Result<ObjectCheck, VolumeAccessError>>,
     },
     /// A lost object becomes zeros.
-    AcceptLoss { handle: u64, index: u32, force: bool, answer: oneshot::Sender<Result<(), AcceptLossError>> },
+    AcceptLoss {
+        handle: u64,
+        index: u32,
+        force: bool,
+        answer: oneshot::Sender<Result<(), AcceptLossError>>,
+    },
     /// Take a snapshot of a volume that is open for writing.
-    Snapshot { handle: u64, wanted: WantedSnapshot, answer: SnapshotAnswer },
+    Snapshot {
+        handle: u64,
+        wanted: WantedSnapshot,
+        answer: SnapshotAnswer,
+    },
     /// Drain, flush, release the lock.
-    Close { handle: u64, answer: oneshot::Sender<()> },
+    Close {
+        handle: u64,
+        answer: oneshot::Sender<()>,
+    },
     /// Close all volumes, and open none any more.
     CloseAll,
 }

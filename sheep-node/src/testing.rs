@@ -136,7 +136,8 @@ impl Model {
             VolumeRequest::Write { handle, offset, data, answer } => {
                 let _ = answer.send(self.write(handle, offset, &data).ok_or_else(gone));
             }
-            VolumeRequest::WriteZeroes { handle, offset, len, answer } => {
+            VolumeRequest::Discard { handle, offset, len, answer }
+            | VolumeRequest::WriteZeroes { handle, offset, len, answer } => {
                 let _ = answer.send(self.write(handle, offset, &vec![0; len as usize]).ok_or_else(gone));
             }
             VolumeRequest::Flush { answer, .. } => {

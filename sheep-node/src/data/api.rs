@@ -129,6 +129,10 @@ impl DataThread {
                 let op = VolumeOp::Write { offset, data, fua: false };
                 self.api_io(now, handle, op, ApiIo::Done(answer));
             }
+            VolumeRequest::Discard { handle, offset, len, answer } => {
+                let op = VolumeOp::Discard { offset, len, fua: false };
+                self.api_io(now, handle, op, ApiIo::Done(answer));
+            }
             VolumeRequest::WriteZeroes { handle, offset, len, answer } => {
                 let op = VolumeOp::WriteZeroes { offset, len, fua: false, no_hole: false, fast_zero: false };
                 self.api_io(now, handle, op, ApiIo::Done(answer));

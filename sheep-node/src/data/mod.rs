@@ -8,6 +8,7 @@ mod clients;
 mod disk;
 mod disks;
 mod findings;
+mod flatten;
 mod framing;
 mod handshake;
 mod peers;
@@ -143,6 +144,7 @@ struct DataThread {
     peers: Peers,
     clients: Clients,
     volumes: Volumes,
+    idle: flatten::Idle,
     ios: BTreeMap<u64, IoOwner>,
     last_io: u64,
     control: Sender<ControlMessage>,
@@ -217,6 +219,7 @@ impl DataPort {
             peers,
             clients,
             volumes: Volumes::default(),
+            idle: flatten::Idle::default(),
             ios: BTreeMap::new(),
             last_io: 0,
             control: setup.control,

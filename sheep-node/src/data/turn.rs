@@ -345,6 +345,7 @@ impl DataThread {
                 let mode = if read_only { OpenMode::Read } else { OpenMode::Write };
                 shard.gateway().open(now, volume, vdi, mode);
             }
+            Action::Flatten { volume, vdi } => shard.gateway().open(now, volume, vdi, OpenMode::Flatten),
             Action::Close(volume) => shard.gateway().close(now, volume),
             Action::Nothing => {}
         }
@@ -371,8 +372,12 @@ impl DataThread {
     fn open_failed(&mut self, now: Time, volume: u64, problem: &OpenError) {
         if let OpenError::Refused(refusal) = problem
             && !self.closing
-            && self.volumes.refused(volume, refusal, now)
+            && let Some(vdi) = self.volumes.vdi(volume)
+            && self.volumes.refused(volume, refusal, self.is_given_back(vdi), now)
         {
+            return;
+        }
+        if self.reopened(now, volume) {
             return;
         }
         info!("cannot open a volume: {problem}");
@@ -417,6 +422,8 @@ impl DataThread {
             status.lost = super::findings::lost(shard, self.view.as_deref());
         }
         self.log_findings();
+        self.flatten_unused(now);
+        self.describe_flattening(&mut status);
         self.describe_disks(&mut status);
         status.waits = self.look_at_waits(now);
         self.report_usage(now, status.capacity, status.used);

@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 const HANDOVER: Duration = Duration::from_secs(1);
 /// And so long as long as the cluster does not know of this run of the node: it has just been started.
 const ANNOUNCED: Duration = Duration::from_secs(15);
+/// And so long while it is held only to be flattened: its holder closes it.
+const GIVEN_BACK: Duration = Duration::from_secs(20);
 /// Wait before it is asked for again.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -38,6 +40,8 @@ pub(super) enum Waiter {
 enum State {
     Opening(Vec<Waiter>),
     Open(Opened),
+    /// Open, or being opened, for nobody: it is flattened.
+    Background,
     /// Being closed; whoever wants it meanwhile waits and it is opened anew.
     Closing(Vec<Waiter>),
 }
@@ -56,6 +60,7 @@ struct Volume {
 /// What the data thread has to do at the gateway.
 pub(super) enum Action {
     Open { volume: VolumeId, vdi: VdiId, read_only: bool },
+    Flatten { volume: VolumeId, vdi: VdiId },
     Close(VolumeId),
     Nothing,
 }
@@ -79,9 +84,18 @@ impl Volumes {
         read_only: bool,
         waiter: Waiter,
     ) -> (Action, Option<(Waiter, VolumeId, Opened)>) {
-        let known = self.volumes.iter_mut().find(|(_, v)| v.vdi == vdi && v.read_only == read_only);
+        let is_background = |volume: &Volume| matches!(volume.state, State::Background);
+        let known = self
+            .volumes
+            .iter_mut()
+            .find(|(_, v)| v.vdi == vdi && (v.read_only == read_only || is_background(v)));
         if let Some((id, volume)) = known {
             match &mut volume.state {
+                State::Background => {
+                    volume.read_only = read_only;
+                    volume.state = State::Closing(vec![waiter]);
+                    return (Action::Close(*id), None);
+                }
                 State::Opening(waiters) | State::Closing(waiters) => waiters.push(waiter),
                 State::Open(opened) => {
                     volume.users += 1;
@@ -91,6 +105,33 @@ impl Volumes {
             return (Action::Nothing, None);
         }
         (self.open(vdi, read_only, vec![waiter]), None)
+    }
+
+    /// Nobody wants the VDI, but it is to be flattened.
+    pub(super) fn flatten(&mut self, vdi: VdiId) -> Action {
+        if self.volumes.values().any(|volume| volume.vdi == vdi) {
+            return Action::Nothing;
+        }
+        self.last += 1;
+        let state = State::Background;
+        let volume = Volume { vdi, read_only: false, users: 0, state, since: None, again: None };
+        self.volumes.insert(self.last, volume);
+        Action::Flatten { volume: self.last, vdi }
+    }
+
+    /// Volumes that are open for nobody.
+    pub(super) fn in_background(&self) -> usize {
+        self.volumes.values().filter(|volume| matches!(volume.state, State::Background)).count()
+    }
+
+    /// Whether it is being closed.
+    pub(super) fn is_closing(&self, id: VolumeId) -> bool {
+        self.volumes.get(&id).is_some_and(|volume| matches!(volume.state, State::Closing(_)))
+    }
+
+    /// The VDI of a volume.
+    pub(super) fn vdi(&self, id: VolumeId) -> Option<VdiId> {
+        self.volumes.get(&id).map(|volume| volume.vdi)
     }
 
     fn open(&mut self, vdi: VdiId, read_only: bool, waiters: Vec<Waiter>) -> Action {
@@ -104,12 +145,15 @@ impl Volumes {
     /// The gateway has opened it: who waited.
     pub(super) fn opened(&mut self, id: VolumeId, opened: Opened) -> Vec<Waiter> {
         let Some(volume) = self.volumes.get_mut(&id) else { return Vec::new() };
+        if !matches!(volume.state, State::Opening(_)) {
+            return Vec::new();
+        }
         match core::mem::replace(&mut volume.state, State::Open(opened)) {
             State::Opening(waiters) => {
                 volume.users = waiters.len();
                 waiters
             }
-            State::Open(_) | State::Closing(_) => Vec::new(),
+            State::Open(_) | State::Background | State::Closing(_) => Vec::new(),
         }
     }
 
@@ -117,13 +161,14 @@ impl Volumes {
     pub(super) fn failed(&mut self, id: VolumeId) -> Vec<Waiter> {
         match self.volumes.remove(&id).map(|volume| volume.state) {
             Some(State::Opening(waiters) | State::Closing(waiters)) => waiters,
-            Some(State::Open(_)) | None => Vec::new(),
+            Some(State::Open(_) | State::Background) | None => Vec::new(),
         }
     }
 
-    /// The lock was refused. Whether it will be asked for again; else it has failed.
-    pub(super) fn refused(&mut self, id: VolumeId, why: &Refusal, now: Time) -> bool {
+    /// The lock was refused. Whether it will be asked for again; else it has failed. `given_back`: who holds it closes it.
+    pub(super) fn refused(&mut self, id: VolumeId, why: &Refusal, given_back: bool, now: Time) -> bool {
         let patience = match why {
+            Refusal::Locked { .. } if given_back => GIVEN_BACK,
             Refusal::Locked { .. } => HANDOVER,
             Refusal::NodeNotUp(_) => ANNOUNCED,
             _ => return false,
@@ -166,7 +211,7 @@ impl Volumes {
     /// The gateway serves it no longer: its users are told elsewhere; the handle is to be closed.
     pub(super) fn lost(&mut self, id: VolumeId) -> Action {
         match self.volumes.get_mut(&id) {
-            Some(volume) if matches!(volume.state, State::Open(_)) => {
+            Some(volume) if matches!(volume.state, State::Open(_) | State::Background) => {
                 volume.state = State::Closing(Vec::new());
                 Action::Close(id)
             }
@@ -235,8 +280,8 @@ mod tests {
         let (mut now, mut asked) = (Time::from_nanos(5), 0);
         let holder = Member { node: NodeId(2), incarnation: Incarnation(1) };
         let locked = Refusal::Locked { holder, generation: Generation(1) };
-        assert!(!volumes.refused(volume, &Refusal::NoSuchVdi, now), "that does not get better");
-        while volumes.refused(volume, &locked, now) {
+        assert!(!volumes.refused(volume, &Refusal::NoSuchVdi, false, now), "that does not get better");
+        while volumes.refused(volume, &locked, false, now) {
             assert!(volumes.due(now).is_empty());
             now = volumes.next_timeout().unwrap();
             let due = volumes.due(now);
@@ -245,8 +290,22 @@ mod tests {
             asked += 1;
         }
         assert!(asked > 10 && now.since(Time::from_nanos(5)) < HANDOVER * 2, "{asked}");
-        assert!(volumes.refused(volume, &Refusal::NodeNotUp(NodeId(1)), now));
+        assert!(volumes.refused(volume, &Refusal::NodeNotUp(NodeId(1)), false, now));
+        assert!(volumes.refused(volume, &locked, true, now), "who flattens it gives it back");
         assert_eq!(volumes.failed(volume).len(), 1);
+    }
+
+    #[test]
+    fn who_comes_while_it_is_flattened_gets_it_as_soon_as_it_is_closed() {
+        let mut volumes = Volumes::default();
+        let Action::Flatten { volume, .. } = volumes.flatten(VdiId(1)) else { panic!() };
+        assert!(matches!(volumes.flatten(VdiId(1)), Action::Nothing));
+        assert!(volumes.opened(volume, OPENED).is_empty() && volumes.in_background() == 1);
+        assert!(matches!(volumes.want(VdiId(1), true, client(1)), (Action::Close(id), None) if id == volume));
+        assert!(volumes.opened(volume, OPENED).is_empty(), "it was about to be opened");
+        assert!(volumes.is_closing(volume));
+        let Action::Open { volume: again, read_only: true, .. } = volumes.closed(volume) else { panic!() };
+        assert_eq!((volumes.opened(again, OPENED).len(), volumes.in_background()), (1, 0));
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(super) fn vdi(record: &VdiRecord, state: &ClusterState) -> v1::Vdi {
     });
     let lineage = state.lineage_of(record.vid);
     let copies = lineage.map_or(0, |lineage| lineage.copies);
-    let origin = lineage.and_then(|lineage| lineage.origin);
+    let origin = state.origin_of(record.vid);
     let source = record.snapshot_of.and_then(|of| state.vdi(of.vdi));
     let name = |record: &VdiRecord| record.name.clone();
     let readers = record.readers.iter().map(|reader| lock(reader.holder, Generation(reader.granted.0)));
@@ -103,6 +103,7 @@ pub(super) fn vdi(record: &VdiRecord, state: &ClusterState) -> v1::Vdi {
         cloned: origin.is_some(),
         origin: origin.and_then(|vid| state.vdi_of(vid)).map_or_else(String::new, |origin| name(origin)),
         parent: parent(state, record.vid).map_or_else(String::new, name),
+        flattening: record.flatten,
     }
 }
 

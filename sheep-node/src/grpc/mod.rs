@@ -1,6 +1,7 @@
 //! The control API's server. Calls read what the node publishes, order commands through the control thread, and
 //! reach contents through the data thread.
 
+mod changes;
 mod check;
 mod cluster;
 mod contents;

@@ -7,14 +7,15 @@ use crate::handle::NodeHandle;
 use crate::health;
 use sheep_api::v1::vdis_server::Vdis;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, AllocatedRequest, CheckVdiReply, CheckVdiRequest, CloneVdiReply,
-    CloneVdiRequest, CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest, DiffRequest,
-    ListVdisReply, ListVdisRequest, RangesReply, ReadVdiReply, ReadVdiRequest, ResizeVdiReply,
-    ResizeVdiRequest, RevokeReply, RevokeRequest, RollbackVdiReply, RollbackVdiRequest, SnapshotVdiReply,
-    SnapshotVdiRequest, WriteVdiReply, WriteVdiRequest,
+    AcceptLossReply, AcceptLossRequest, AllocatedRequest, AlterCopiesReply, AlterCopiesRequest,
+    CheckVdiReply, CheckVdiRequest, CloneVdiReply, CloneVdiRequest, CreateVdiReply, CreateVdiRequest,
+    DeleteVdiReply, DeleteVdiRequest, DiffRequest, FlattenVdiReply, FlattenVdiRequest, ListVdisReply,
+    ListVdisRequest, RangesReply, ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest,
+    RevokeReply, RevokeRequest, RollbackVdiReply, RollbackVdiRequest, SnapshotVdiReply, SnapshotVdiRequest,
+    WriteVdiReply, WriteVdiRequest,
 };
-use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, Refusal, SNAPSHOT_MARK, VdiRecord};
-use sheep_types::{Generation, MIN_VOLUME_SIZE, Member, SECTOR_SIZE, VdiId};
+use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, SNAPSHOT_MARK, VdiRecord};
+use sheep_types::{Generation, Member, SECTOR_SIZE, VdiId};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -28,6 +29,8 @@ const STREAMS: usize = 16;
 const ATTEMPTS: usize = 3;
 /// How long a VDI that is in use is waited for: its user may just be leaving.
 const IN_USE_WAIT: Duration = Duration::from_secs(1);
+/// The same of one that is open only to be flattened, and closed when somebody else wants it.
+const GIVEN_BACK_WAIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone)]
 pub(super) struct Service {
@@ -67,7 +70,12 @@ impl Service {
     /// The VDI, once nobody has it open; the error says who has.
     pub(super) async fn find_free(&self, name: &str) -> Result<Arc<VdiRecord>, Status> {
         let (_, record) = self.find(name).await?;
-        self.node.wait_state(IN_USE_WAIT, |state| is_free(state, record.id)).await;
+        let background = record.lock.is_some_and(|lock| lock.background);
+        if background {
+            self.node.command(Command::Yield { vdi: record.id }).await?;
+        }
+        let patience = if background { GIVEN_BACK_WAIT } else { IN_USE_WAIT };
+        self.node.wait_state(patience, |state| is_free(state, record.id)).await;
         let (state, record) = self.find(name).await?;
         match record.lock {
             Some(lock) => Err(in_use(&state, &record, lock.holder)),
@@ -131,23 +139,6 @@ impl Service {
                 result
             }
         }
-    }
-
-    /// What lies beyond the new end is discarded first, or it would be there again when the VDI grows.
-    async fn shrink(&self, record: &VdiRecord, size: u64) -> Result<(), Status> {
-        // A size that will be refused must not cost any data.
-        if size < MIN_VOLUME_SIZE || !size.is_multiple_of(u64::from(SECTOR_SIZE)) {
-            return Err(status::refused(&Refusal::BadSize { size, min: MIN_VOLUME_SIZE, max: record.size }));
-        }
-        let volume = Volume::open(&self.node, record, false).await?;
-        let zeroed = match volume.zero_from(size).await {
-            Ok(()) => volume.flush().await,
-            Err(error) => Err(error),
-        };
-        volume.close().await;
-        zeroed?;
-        let command = Command::ResizeVdi { vdi: record.id, size, guard: Guard::ClosedClean, shrink: true };
-        self.node.command(command).await.map(drop)
     }
 
     /// Sends ranges of a VDI, in comparison with a snapshot or not. Both are open meanwhile, so that they stay.
@@ -346,6 +337,20 @@ impl Vdis for Service {
         let (service, request) = (self.clone(), request.into_inner());
         let back = to_its_end(async move { service.roll_back(&request.name, &request.tag).await }).await?;
         Ok(Response::new(RollbackVdiReply { vdi: Some(back) }))
+    }
+
+    async fn flatten(
+        &self,
+        request: Request<FlattenVdiRequest>,
+    ) -> Result<Response<FlattenVdiReply>, Status> {
+        Ok(Response::new(self.flatten_vdi(request.into_inner()).await?))
+    }
+
+    async fn alter_copies(
+        &self,
+        request: Request<AlterCopiesRequest>,
+    ) -> Result<Response<AlterCopiesReply>, Status> {
+        Ok(Response::new(self.alter(request.into_inner()).await?))
     }
 
     type ReadStream = ReceiverStream<Result<ReadVdiReply, Status>>;

@@ -21,6 +21,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 const SHOWN_WAIT: Duration = Duration::from_secs(1);
 /// Bytes made zero by one request.
 const ZEROES: u64 = 1 << 30;
+/// Bytes discarded by one request; whole objects.
+const DISCARDED: u64 = 1 << 30;
 
 /// An open volume. Closed when dropped, so that a call that is cut short leaves no lock behind.
 pub(super) struct Volume {
@@ -112,11 +114,6 @@ impl Volume {
         }
     }
 
-    /// Makes everything from `from` to the end read as zeros.
-    pub(super) async fn zero_from(&self, from: u64) -> Result<(), Status> {
-        self.zero(from, self.size()).await
-    }
-
     /// Makes a range read as zeros; its ends are multiples of 512.
     pub(super) async fn zero(&self, from: u64, end: u64) -> Result<(), Status> {
         let handle = self.open.handle;
@@ -125,6 +122,22 @@ impl Volume {
             let len = ZEROES.min(end - offset);
             let done =
                 self.node.volume(|answer| VolumeRequest::WriteZeroes { handle, offset, len, answer }).await;
+            done.map_err(|error| status::no_access(&error))?;
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// Makes everything from `from` to the end read as zeros, and gives whole objects up.
+    pub(super) async fn zero_from(&self, from: u64, object_size: u64) -> Result<(), Status> {
+        let handle = self.open.handle;
+        // The rest of an object. Only of whole objects nothing is left when they are discarded.
+        let mut offset = from.next_multiple_of(object_size).min(self.size());
+        self.zero(from, offset).await?;
+        while offset < self.size() {
+            let len = DISCARDED.min(self.size() - offset);
+            let done =
+                self.node.volume(|answer| VolumeRequest::Discard { handle, offset, len, answer }).await;
             done.map_err(|error| status::no_access(&error))?;
             offset += len;
         }

@@ -56,6 +56,10 @@ pub enum Mutant {
     SettlesBelowMin,
     /// A map object that nobody has is taken for empty.
     LostMapIsEmpty,
+    /// What is read to flatten a clone is written over what clients have written meanwhile.
+    FillsOverWrites,
+    /// An entry says that nothing is absent before what makes that true is durable.
+    FilledBeforeDurable,
     /// Requests are served while an epoch counts on a disk that has failed.
     ServesWithLostDisk,
 }

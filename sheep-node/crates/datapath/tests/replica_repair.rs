@@ -301,3 +301,49 @@ fn a_thousand_objects_after_a_loss_of_power_cost_few_messages() {
         assert_eq!(held.tag(&mut net, 999, node), Ok(1000));
     }
 }
+
+/// A new node gets a snapshot's object and the one that goes on from it: on its disk they share what they have in common, as
+/// where they grew.
+#[test]
+fn what_snapshots_share_is_shared_by_new_copies_too() {
+    let mut net = Net::new(5, 1, 0, 2, 1);
+    let mut held = Held::new(&mut net, "a");
+    let full: Vec<Version> = (0..6).map(|index| filled_on(&mut net, &mut held, index)).collect();
+    let parent = held.snapshot(&mut net, "one");
+    for (index, _) in (0..6).zip(&full) {
+        let mut child = held.write(index, None, true, 900);
+        child.base = Some(parent);
+        held.send(&mut net, &child, &[1]);
+    }
+    held.flush(&mut net, &[1]);
+    net.add(2);
+    net.settle();
+    for index in 0..6 {
+        let here = held.blocks(&mut net, index, 2);
+        assert_eq!(here, held.blocks(&mut net, index, 1), "object {index}");
+        assert_eq!((here[0], here[1]), (Some(900), Some(101)));
+        assert_eq!(version(&net, 2, held.object(index)), version(&net, 1, held.object(index)));
+    }
+    let used = |node| net.replica(node).store().usage().used;
+    // Six objects whole, and six blocks; not twelve objects.
+    assert!(used(2) < used(1) + 16 * BLOCK, "{} bytes, where they grew {}", used(2), used(1));
+    // One of them is written: the other one stays.
+    let mut old = held.clone();
+    (old.vid, old.birth) = (parent, net.log.state.vid(parent).unwrap().birth);
+    let before = old.blocks(&mut net, 0, 2);
+    let last = version(&net, 1, held.object(0));
+    let write = held.fill(0, last, 1..9, 700);
+    held.send(&mut net, &write, &[1, 2]);
+    assert_eq!(old.blocks(&mut net, 0, 2), before);
+    assert_eq!(held.blocks(&mut net, 0, 2)[1], Some(700));
+}
+
+/// An object with all blocks filled, flushed on node 1.
+fn filled_on(net: &mut Net, held: &mut Held, index: u32) -> Version {
+    let create = held.write(index, None, true, 1);
+    held.send(net, &create, &[1]);
+    let fill = held.fill(index, create.version, 0..BLOCKS, 100);
+    held.send(net, &fill, &[1]);
+    held.flush(net, &[1]);
+    fill.version
+}

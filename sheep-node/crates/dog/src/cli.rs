@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::changes::{AlterCopy, Flatten};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sheep_api::Size;
 use std::path::PathBuf;
@@ -166,6 +167,10 @@ pub(crate) enum VdiCommand {
         /// Tag of its snapshot
         tag: String,
     },
+    /// Give a clone all that it reads from its origin, so that it does not need it any more; goes on in the background
+    Flatten(Flatten),
+    /// Change the number of copies of a volume and of all its snapshots, open or not
+    AlterCopy(AlterCopy),
     /// Delete a volume or a snapshot (NAME@TAG) with all its data; what depends on it stays
     Delete {
         /// Its name

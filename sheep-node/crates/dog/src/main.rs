@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 failed, 2 wrong usage.
 
 mod backup;
+mod changes;
 mod check;
 mod cli;
 mod cluster;

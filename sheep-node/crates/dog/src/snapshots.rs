@@ -19,6 +19,7 @@ fn or_deleted(name: &str) -> String {
 pub(crate) fn source(vdi: &Vdi) -> Option<String> {
     match vdi.kind.as_str() {
         "snapshot" => Some(or_deleted(&vdi.source)),
+        _ if vdi.flattening => Some(format!("{}, being flattened", or_deleted(&vdi.origin))),
         _ => vdi.cloned.then(|| or_deleted(&vdi.origin)),
     }
 }
@@ -30,7 +31,7 @@ pub(crate) fn facts(vdi: &Vdi) -> Vec<(&'static str, String)> {
         facts.push(("Taken of", format!("{} (id {})", or_deleted(&vdi.source), vdi.source_id)));
     }
     if vdi.cloned {
-        facts.push(("Cloned from", or_deleted(&vdi.origin)));
+        facts.push(("Cloned from", source(vdi).unwrap_or_default()));
     }
     if !vdi.parent.is_empty() && vdi.parent != vdi.origin {
         facts.push(("Goes on from", vdi.parent.clone()));
@@ -101,6 +102,8 @@ mod tests {
         let clone = Vdi { cloned: true, origin: "a@x".into(), parent: "a@x".into(), ..volume.clone() };
         assert_eq!(source(&clone).unwrap(), "a@x");
         assert_eq!(facts(&clone), [("Cloned from", "a@x".to_owned())]);
+        let filled = Vdi { flattening: true, ..clone.clone() };
+        assert_eq!(source(&filled).unwrap(), "a@x, being flattened");
         let orphan = Vdi { origin: String::new(), parent: "b@y".into(), ..clone };
         assert_eq!(source(&orphan).unwrap(), "(deleted)");
         assert_eq!(facts(&orphan)[1], ("Goes on from", "b@y".to_owned()));

@@ -61,7 +61,7 @@ impl<'a> Forest<'a> {
             let (branch, inner) = branches(indent, last, top);
             let name = volume.name();
             rows.push(match volume.vdi {
-                Some(vdi) => row(format!("{branch}{name}"), vdi, if vdi.cloned { "clone" } else { "volume" }),
+                Some(vdi) => row(format!("{branch}{name}"), vdi, kind(vdi)),
                 None => vec![format!("{branch}({name}, deleted)")],
             });
             for (at, taken) in volume.snapshots.iter().enumerate() {
@@ -87,6 +87,14 @@ impl<'a> Forest<'a> {
             value
         };
         Value::Array(self.below(snapshot).iter().map(volume).collect())
+    }
+}
+
+fn kind(vdi: &Vdi) -> &'static str {
+    match (vdi.flattening, vdi.cloned) {
+        (true, _) => "clone, being flattened",
+        (false, true) => "clone",
+        (false, false) => "volume",
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::cli::{Create, Format, LockCommand, VdiCommand};
 use crate::connect::{Connection, Server, label};
 use crate::node::done;
-use crate::{backup, image, output, ranges, snapshots, transfer, tree};
+use crate::{backup, changes, image, output, ranges, snapshots, transfer, tree};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sheep_api::Size;
@@ -22,6 +22,8 @@ pub(crate) async fn run(server: &Server, format: Format, command: VdiCommand) ->
         }
         VdiCommand::Clone(request) => snapshots::clone(&connection, format, request).await,
         VdiCommand::Rollback { name, tag } => snapshots::rollback(&connection, format, name, tag).await,
+        VdiCommand::Flatten(command) => changes::flatten(&connection, format, command).await,
+        VdiCommand::AlterCopy(command) => changes::alter_copy(&connection, format, command).await,
         VdiCommand::Info { name } => info(&connection, format, &name).await,
         VdiCommand::Delete { name } => {
             connection.vdis().delete(DeleteVdiRequest { name: name.clone() }).await?;
@@ -121,6 +123,7 @@ pub(crate) fn vdi_json(vdi: &Vdi) -> Value {
         "cloned": vdi.cloned,
         "origin": vdi.origin,
         "parent": vdi.parent,
+        "flattening": vdi.flattening,
         "size_bytes": vdi.size_bytes,
         "copies": vdi.copies,
         "min_copies": vdi.min_copies,

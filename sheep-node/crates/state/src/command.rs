@@ -103,7 +103,7 @@ pub enum Guard {
     /// Nobody holds it, and it is settled.
     ClosedClean,
     /// Nobody holds it, and the last grant was this one (zero: none); it need not be settled. Only for
-    /// deletion and rollback.
+    /// deletion and rollback, and for shrinking what is clean.
     Closed(Generation),
     /// Somebody, not necessarily the origin, holds the lock with this generation and has paused for the snapshot with
     /// this token. Only for snapshots.
@@ -259,7 +259,7 @@ pub enum Command {
         size: u64,
         /// What it was like.
         guard: Guard,
-        /// Allow a smaller size; what lay beyond must have been discarded.
+        /// Allow a smaller size; what lay beyond must have been discarded under the generation that `Closed` names.
         shrink: bool,
     },
     /// A VDI gets another name.
@@ -408,6 +408,24 @@ pub enum Command {
         vids: Vec<SweptVid>,
         /// Index of the state that the frontiers were taken from. What became due later is still due.
         seen: LogIndex,
+    },
+    /// A clone is to get everything that it reads from its origin, or is not any more. Whoever holds it does that; while
+    /// nobody does, a storage node opens it for the purpose.
+    Flatten {
+        /// The clone.
+        vdi: VdiId,
+        /// Begin or call off.
+        wanted: bool,
+    },
+    /// The origin asks for the right to write a volume that it was asked to flatten, until somebody else asks for it.
+    LockToFlatten {
+        /// The volume.
+        vdi: VdiId,
+    },
+    /// Who holds the volume only to flatten it is to close it.
+    Yield {
+        /// The volume.
+        vdi: VdiId,
     },
     /// The map of a clone has no absent block, no partial entry and no entry of another lineage left: it does not read
     /// through its origin any more.

@@ -23,4 +23,6 @@ pub enum Mutant {
     OriginsMapDropped,
     /// When a vid dies, those above it are not swept again.
     DeathLeavesSweepsAlone,
+    /// Who holds a volume only to flatten it does not hear that somebody asks for it.
+    FlatteningDoesNotYield,
 }

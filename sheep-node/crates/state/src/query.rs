@@ -34,6 +34,11 @@ impl ClusterState {
         &self.configuration
     }
 
+    /// Volumes that are to be flattened.
+    pub fn flattening(&self) -> impl Iterator<Item = VdiId> {
+        self.flattening.iter().copied()
+    }
+
     /// Settings of the cluster.
     pub fn settings(&self) -> &Settings {
         &self.settings

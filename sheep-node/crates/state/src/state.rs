@@ -51,6 +51,9 @@ pub struct ClusterState {
     /// Derived: snapshots of a volume, also of a deleted one.
     #[serde(skip)]
     pub(crate) snapshots: SharedMap<VdiId, BTreeSet<VdiId>>,
+    /// Derived: volumes that are to be flattened.
+    #[serde(skip)]
+    pub(crate) flattening: Arc<BTreeSet<VdiId>>,
     #[cfg(feature = "mutants")]
     #[serde(skip)]
     pub(crate) mutant: MutantSlot,
@@ -109,9 +112,23 @@ impl ClusterState {
         let before = users(record);
         let result = edit(record);
         let after = users(record);
+        let flatten = record.flatten;
         changes.vdis.push(vdi);
         self.index_users(vdi, &before, &after);
+        self.index_flattening(vdi, flatten);
         Some(result)
+    }
+
+    /// Enters a volume among those that are to be flattened, or takes it out.
+    pub(crate) fn index_flattening(&mut self, vdi: VdiId, flatten: bool) {
+        if self.flattening.contains(&vdi) != flatten {
+            let flattening = Arc::make_mut(&mut self.flattening);
+            if flatten {
+                flattening.insert(vdi)
+            } else {
+                flattening.remove(&vdi)
+            };
+        }
     }
 
     pub(crate) fn index_users(&mut self, vdi: VdiId, before: &BTreeSet<NodeId>, after: &BTreeSet<NodeId>) {
@@ -137,6 +154,7 @@ impl ClusterState {
         self.names = SharedMap::default();
         self.uses = Arc::default();
         self.snapshots = SharedMap::default();
+        self.flattening = Arc::default();
         self.rebuild_kin();
         let records: Vec<Arc<VdiRecord>> =
             self.vdis.sorted().into_iter().map(|(_, record)| Arc::clone(record)).collect();
@@ -144,6 +162,7 @@ impl ClusterState {
             self.names.insert(record.name.clone(), record.id);
             self.index_snapshot(&record, true);
             self.index_users(record.id, &BTreeSet::new(), &users(&record));
+            self.index_flattening(record.id, record.flatten);
         }
     }
 

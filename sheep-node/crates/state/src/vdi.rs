@@ -56,6 +56,10 @@ pub struct Lock {
     /// The holder has drained and flushed everything and takes nothing further, for the snapshot of a group with
     /// this token.
     pub paused: Option<u64>,
+    /// It is held to flatten the volume, and given back when somebody else asks for it.
+    pub background: bool,
+    /// Somebody else has asked for it.
+    pub asked: bool,
 }
 
 /// A shared right to read a VDI.
@@ -125,6 +129,8 @@ pub struct VdiRecord {
     pub attachments: Vec<Attachment>,
     /// Shared readers.
     pub readers: Vec<Reader>,
+    /// It is a clone that is to get everything that it reads from its origin.
+    pub flatten: bool,
 }
 
 impl VdiRecord {
@@ -147,6 +153,7 @@ impl VdiRecord {
             ended: Vec::new(),
             attachments: Vec::new(),
             readers: Vec::new(),
+            flatten: false,
         }
     }
 

@@ -1,7 +1,9 @@
 //! Snapshots, clones and rollback.
 
 use super::*;
+use crate::testing::ME;
 use sheep_api::EXISTING_VDI;
+use sheep_datapath::{FillProgress, FillState};
 use sheep_types::VdiId;
 
 impl Api {
@@ -20,6 +22,10 @@ impl Api {
     async fn rollback(&mut self, name: &str, tag: &str) -> Result<Vdi, Status> {
         let request = RollbackVdiRequest { name: name.into(), tag: tag.into() };
         Ok(self.vdis.rollback(request).await?.into_inner().vdi.unwrap())
+    }
+
+    async fn flatten(&mut self, name: &str, wanted: Option<bool>) -> Result<FlattenVdiReply, Status> {
+        Ok(self.vdis.flatten(FlattenVdiRequest { name: name.into(), wanted }).await?.into_inner())
     }
 
     async fn names(&mut self) -> Vec<String> {
@@ -191,4 +197,60 @@ async fn a_volume_goes_back_to_its_own_snapshots_only() {
     api.create("disk", 4 * MIB).await.unwrap();
     assert_eq!(code(api.rollback("disk", "two").await), Code::FailedPrecondition);
     assert_eq!(code(api.rollback("disk@two", "two").await), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_clone_is_flattened_and_gives_way() {
+    let mut api = api().await;
+    api.create("disk", 8 * MIB).await.unwrap();
+    api.snapshot("disk", "one").await.unwrap();
+    let clone = api.clone_vdi("disk@one", "clone").await.unwrap();
+    let state = |reply: Result<FlattenVdiReply, Status>| reply.unwrap().state;
+    assert_eq!(state(api.flatten("clone", None).await), "off");
+    assert_eq!(state(api.flatten("disk", Some(true)).await), "flat");
+    assert_eq!(code(api.flatten("disk@one", Some(true)).await), Code::FailedPrecondition);
+    let begun = api.flatten("clone", Some(true)).await.unwrap();
+    assert_eq!((begun.state.as_str(), begun.total), ("waiting", 2));
+    assert!(begun.vdi.unwrap().flattening);
+    assert_eq!(state(api.flatten("clone", Some(false)).await), "off");
+    api.flatten("clone", Some(true)).await.unwrap();
+    // This node is at it, and says how far it is.
+    let vdi = VdiId(clone.id);
+    api.fake.order(ME, Command::LockToFlatten { vdi }).unwrap();
+    let progress = FillProgress { done: 1, total: 2, left: 0, bytes: 9, state: FillState::NoRoom };
+    api.fake.set_data(|data| data.flattening = [(vdi, progress)].into());
+    let shown = api.flatten("clone", None).await.unwrap();
+    assert_eq!((shown.state.as_str(), shown.done, shown.bytes), ("no room", 1, 9));
+    // Another one is asked.
+    let generation = |api: &Api| api.fake.state().vdi(vdi).unwrap().lock.unwrap().generation;
+    let unlock = |generation| Command::Unlock { vdi, generation, clean: true };
+    api.fake.order(ME, unlock(generation(&api))).unwrap();
+    api.fake.add_other();
+    api.fake.order(OTHER, Command::LockToFlatten { vdi }).unwrap();
+    assert!(api.flatten("clone", None).await.unwrap_err().message().contains("flattens it"));
+    // It closes the volume for who wants to delete it.
+    let (mut vdis, held) = (api.vdis.clone(), generation(&api));
+    let deletion = vdis.delete(DeleteVdiRequest { name: "clone".into() });
+    let holder = async {
+        while !api.fake.state().vdi(vdi).unwrap().lock.unwrap().asked {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        api.fake.order(OTHER, unlock(held)).unwrap();
+    };
+    let (deleted, ()) = tokio::join!(deletion, holder);
+    deleted.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_and_its_snapshots_change_their_copies() {
+    let mut api = api().await;
+    api.create("disk", 8 * MIB).await.unwrap();
+    api.snapshot("disk", "one").await.unwrap();
+    let alter = |name: &str, copies, min_copies| AlterCopiesRequest { name: name.into(), copies, min_copies };
+    let altered = api.vdis.alter_copies(alter("disk", 3, 2)).await.unwrap().into_inner().vdi.unwrap();
+    assert_eq!((altered.copies, altered.min_copies), (3, 2));
+    let altered = api.vdis.alter_copies(alter("disk@one", 1, 0)).await.unwrap().into_inner().vdi.unwrap();
+    assert_eq!((altered.copies, altered.min_copies), (1, 1));
+    assert_eq!(code(api.vdis.alter_copies(alter("disk", 0, 0)).await), Code::InvalidArgument);
+    assert_eq!(code(api.vdis.alter_copies(alter("disk", 1, 2)).await), Code::InvalidArgument);
 }

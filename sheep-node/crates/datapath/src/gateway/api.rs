@@ -60,6 +60,9 @@ pub enum OpenMode {
     Write,
     /// Reading, shared with other readers; only while nobody writes.
     Read,
+    /// As for writing, but by nobody: a clone is flattened. It is closed when that is done, or when somebody else asks
+    /// for it.
+    Flatten,
 }
 
 /// An operation on a volume. Offsets and lengths are in bytes and multiples of 512.

@@ -93,7 +93,7 @@ pub(super) fn overlay(upper: Vec<Found>, offset: u32, lower: &[Found]) -> Vec<Fo
 }
 
 /// `len` bytes after the first `skip`.
-fn cut(found: &[Found], skip: u32, len: u32) -> Vec<Found> {
+pub(super) fn cut(found: &[Found], skip: u32, len: u32) -> Vec<Found> {
     let (mut skip, mut left) = (skip, len);
     let mut wanted = Vec::with_capacity(found.len());
     for part in found {

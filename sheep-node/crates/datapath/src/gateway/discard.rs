@@ -42,6 +42,7 @@ impl Volume {
             self.flusher.wanted = true;
             return Step::Wait;
         }
+        self.fill.void(piece.index);
         self.flusher.discard(Discard { io: piece.io, index: piece.index });
         Step::Done
     }

@@ -61,6 +61,8 @@ pub(super) struct Flusher {
     pub(super) asked: BTreeSet<u64>,
     /// Created objects whose map entries the cycle writes.
     entering: Vec<u32>,
+    /// Objects of which the cycle's entries say that nothing is absent.
+    filled: Vec<u32>,
     /// Discards for the next cycle, and of this one.
     pub(super) discards: Vec<Discard>,
     pub(super) clearing: Vec<Discard>,
@@ -190,6 +192,7 @@ impl Volume {
 
     fn end_data(&mut self, core: &mut Core) -> bool {
         self.forget_writes(core, self.flusher.upto);
+        self.fill.flushed(self.flusher.upto);
         self.again = true;
         if self.flusher.data_done {
             return self.remove_objects(core);
@@ -217,15 +220,19 @@ impl Volume {
         };
         let (clearing, discards) = self.flusher.discards.iter().copied().partition(ready);
         let clearing: Vec<Discard> = clearing;
-        let mut changes: BTreeMap<MapBlock, Vec<(usize, Change)>> = BTreeMap::new();
+        let mut changes: BTreeMap<MapBlock, Vec<(usize, Change)>> = self.blocks_to_fill();
+        let mut filled = self.filled(core, upto);
+        filled.retain(|index| !self.pending.contains_key(index) || entering.contains(index));
         let entered = entering.iter().map(|index| (*index, Change::Enter));
+        let filling = filled.iter().map(|index| (*index, Change::Whole));
         let cleared = clearing.iter().map(|discard| (discard.index, Change::Clear));
-        for (index, change) in entered.chain(cleared) {
+        for (index, change) in entered.chain(filling).chain(cleared) {
             let (block, place) = self.map.place(index);
             changes.entry(block).or_default().push((place, change));
         }
         let flusher = &mut self.flusher;
         (flusher.entering, flusher.clearing, flusher.discards) = (entering, clearing, discards);
+        flusher.filled = filled;
         flusher.changes = changes;
         flusher.stage = Stage::Map;
     }
@@ -330,6 +337,7 @@ impl Volume {
         for index in std::mem::take(&mut self.flusher.entering) {
             self.pending.remove(&index);
         }
+        self.fill.entered(&std::mem::take(&mut self.flusher.filled));
         cleared.extend(
             std::mem::take(&mut self.flusher.new_maps).into_iter().map(|map| ObjectId::map(vid, map)),
         );
@@ -389,6 +397,8 @@ impl Volume {
         let flusher = &mut self.flusher;
         flusher.stage = Stage::Idle;
         flusher.changes.clear();
+        flusher.filled.clear();
+        self.fill.forget_entries();
         flusher.entering.clear();
         // What was written says the same as what was to be written, and is written again.
         flusher.map_writes.clear();

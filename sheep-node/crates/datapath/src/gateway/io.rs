@@ -118,6 +118,7 @@ impl Volume {
         }
         assert!(!self.ios.contains_key(&io), "number of an operation is in use");
         let since = core.now;
+        self.fill.note_client(since);
         let change = |fua| Io { kind: IoKind::Change, left: 1, error: None, fua, needs_flush: false, since };
         let changes =
             matches!(op, VolumeOp::Write { .. } | VolumeOp::Discard { .. } | VolumeOp::WriteZeroes { .. });

@@ -56,6 +56,8 @@ pub(super) enum Entry {
 pub(super) enum Change {
     /// The own object is there.
     Enter,
+    /// Nothing of the object that the entry names is absent.
+    Whole,
     /// Nothing is there any more.
     Clear,
 }
@@ -120,6 +122,33 @@ impl MapCache {
         if let Some(own) = self.layers.first_mut() {
             (own.vid, own.maps) = (vid, maps);
         }
+    }
+
+    /// Whether the volume's own map has a block, or what is to be read to know that.
+    pub(super) fn has_own(&self, block: MapBlock) -> Result<bool, LayerBlock> {
+        let at = LayerBlock { layer: 0, block };
+        if self.kept_by(0, block.map).is_none() {
+            return Ok(false);
+        }
+        let cached = self.blocks.get(&at).ok_or(at)?;
+        Ok(matches!(cached.contents, Contents::Entries(_)))
+    }
+
+    /// Behind the last entry of the last map object that the volume itself has.
+    pub(super) fn own_end(&self) -> u64 {
+        let last = self.layers.first().and_then(|own| own.maps.keys().next_back());
+        last.map_or(0, |map| (u64::from(*map) + 1) * u64::from(self.entries_per_map))
+    }
+
+    /// Whether there is anything below the volume's own layer.
+    pub(super) fn has_origin(&self) -> bool {
+        self.layers.len() > 1
+    }
+
+    /// Nothing is below the volume's own layer any more.
+    pub(super) fn forget_origin(&mut self) {
+        self.layers.truncate(1);
+        self.blocks.retain(|at, _| at.layer == 0);
     }
 
     /// The layer in which absent blocks of partial objects of a lineage are found.
@@ -221,6 +250,7 @@ impl MapCache {
                 Change::Clear => 0,
                 Change::Enter if partial(old) => own.0 | PARTIAL,
                 Change::Enter => own.0,
+                Change::Whole => *entry & !PARTIAL,
             };
         }
         let mut contents = BytesMut::with_capacity(BLOCK_SIZE as usize);

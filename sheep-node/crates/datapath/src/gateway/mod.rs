@@ -14,6 +14,7 @@
 //! | `flush`, `map` | durability, map entries, discards |
 //! | `diff`, `stack`, `verdict` | which blocks differ from a snapshot |
 //! | `sweep`, `replaced` | what nobody reaches of deleted volumes and snapshots goes |
+//! | `fill` | clones get what they read from their origin |
 //! | `check` | what all copies of an object are; giving up a lost one |
 //! | `volume` | a volume's phases, and where replies and time go |
 //! | `pressure` | whether clients wait longer than before a recovery |
@@ -28,6 +29,7 @@ mod coverage;
 mod diff;
 mod discard;
 mod edges;
+mod fill;
 mod flush;
 mod habit;
 mod io;
@@ -45,6 +47,8 @@ mod sweep;
 mod verdict;
 mod volume;
 mod write;
+
+pub use fill::{FillProgress, FillState};
 
 pub use api::{
     BlockExtent, CopyState, DiffExtent, Difference, GatewayConfig, GatewayOutput, LostReason, ObjectCheck,
@@ -123,10 +127,15 @@ impl Gateway {
             Ok(command) => {
                 let geometry = self.core.view().state.geometry();
                 let token = self.core.propose(handle, command);
-                self.volumes.insert(handle, Volume::new(handle, vdi, mode, geometry, token));
+                self.volumes.insert(handle, Volume::new((handle, vdi), mode, geometry, token));
             }
             Err(error) => self.core.outputs.push_back(failed(error)),
         }
+    }
+
+    /// How far volumes are that are being flattened here.
+    pub fn flattening(&self) -> impl Iterator<Item = (VdiId, FillProgress)> {
+        self.volumes.values().filter_map(|volume| Some((volume.vdi, volume.fill_progress()?)))
     }
 
     /// Closes a volume: everything accepted is carried out and made durable first. Answered by

@@ -16,6 +16,8 @@ const WRITE_OVERHEAD: u64 = 512;
 pub(super) enum Owner {
     /// A client's operation.
     Client { io: u64 },
+    /// It gives an object what was read there before.
+    Fill,
     /// The map stage of a flush, which looks for itself.
     Map,
     /// Nobody any more.
@@ -31,6 +33,8 @@ pub(super) struct RetainedWrite {
     pub(super) create: bool,
     /// A creation that takes the place of another vid's object: what it does not write, that one says.
     pub(super) inherits: bool,
+    /// It changes nothing of what is read.
+    pub(super) fills: bool,
     /// The vid whose object it is created as a clone of.
     pub(super) base: Option<Vid>,
     pub(super) offset: u32,
@@ -64,7 +68,9 @@ impl RetainedWrite {
 
     /// Whether it gives the range other contents: a creation does not where it inherits them.
     fn changes(&self, start: u32, end: u32) -> bool {
-        self.overlaps(start, end) && (!self.inherits || self.offset < end && start < self.end())
+        !self.fills
+            && self.overlaps(start, end)
+            && (!self.inherits || self.offset < end && start < self.end())
     }
 
     pub(super) fn weight(&self) -> u64 {
@@ -205,6 +211,11 @@ impl ObjectWrites {
         failed.find_map(|write| write.failed.filter(|_| write.changes(start, end)))
     }
 
+    /// Why a write failed on some member, if one did: nothing behind it can be stored there.
+    pub(super) fn refused(&self) -> Option<VolumeError> {
+        self.writes.iter().filter(|_| self.any_failed).find_map(|write| write.failed)
+    }
+
     /// Whether the object was to take another one's place and failed to be made on some member.
     pub(super) fn fails_to_replace(&self) -> bool {
         self.any_failed && self.writes.iter().any(|write| write.inherits && write.failed.is_some())
@@ -269,6 +280,7 @@ mod tests {
             previous: sequence.checked_sub(1),
             create: false,
             inherits: false,
+            fills: false,
             base: None,
             offset: 0,
             body: Body::Zero { len: BLOCK_SIZE },

@@ -17,6 +17,7 @@ pub(super) fn lock_command(core: &Core, vdi: VdiId, mode: OpenMode) -> Result<Co
     let mode = match mode {
         OpenMode::Write => AccessMode::Write,
         OpenMode::Read => AccessMode::Read,
+        OpenMode::Flatten => return Ok(Command::LockToFlatten { vdi }),
     };
     Ok(Command::Lock { vdi, attachment: attachment(record, core.me.node, mode), mode, take_from: None })
 }
@@ -32,7 +33,10 @@ fn attachment(record: &VdiRecord, node: NodeId, mode: AccessMode) -> Option<LogI
 impl Volume {
     /// The result of a proposal of this volume.
     pub(super) fn handle_proposed(&mut self, core: &mut Core, token: u64, result: Result<Outcome, Refusal>) {
-        if self.handle_replaced_ordered(token) || self.handle_still_ordered(core, token, &result) {
+        let is_mine = self.handle_replaced_ordered(token)
+            || self.handle_still_ordered(core, token, &result)
+            || self.handle_fill_ordered(core, token, &result);
+        if is_mine {
             return;
         }
         match self.phase {
@@ -118,6 +122,9 @@ impl Volume {
         core.outputs.push_back(GatewayOutput::Opened { handle: self.handle, size: self.size, read_only });
         if self.abandoned {
             self.phase = Phase::Draining;
+        }
+        if let Some(record) = core.view().state.vdi(self.vdi) {
+            self.follow_fill(core, record);
         }
     }
 

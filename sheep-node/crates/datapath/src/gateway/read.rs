@@ -22,6 +22,8 @@ pub(super) enum ReadOwner {
     Map(LayerBlock),
     /// The same for the map of another vid, which the volume is compared with.
     OldMap { vid: Vid, at: LayerBlock },
+    /// A range of an object that lacks blocks, to fill it.
+    Fill { index: u32 },
 }
 
 /// Which object is read.
@@ -87,6 +89,10 @@ pub(super) struct ReadPiece {
     layer: usize,
     /// What the objects above said, from which byte on, and what is asked of this one lies in it.
     above: Option<(u32, Vec<Found>)>,
+    /// What was asked for, without the layers.
+    range: (u32, u32),
+    /// Whose object was asked first, and what it has; only to fill it.
+    first: Option<(Vid, Vec<Found>)>,
 }
 
 impl ReadPiece {
@@ -107,7 +113,16 @@ impl ReadPiece {
             arrived: None,
             layer: 0,
             above: None,
+            range: (start, end),
+            first: None,
         }
+    }
+
+    /// The layers of the map have changed.
+    fn begin_anew(&mut self) {
+        (self.start, self.end) = self.range;
+        (self.layer, self.above, self.first, self.arrived, self.place) = (0, None, None, None, None);
+        self.restart();
     }
 
     /// Takes what an object holds; the contents, if they are complete. Otherwise the layer below is read next.
@@ -157,13 +172,29 @@ impl Volume {
 
     /// Forgets the reads of an operation.
     pub(super) fn drop_reads(&mut self, core: &mut Core, io: u64) {
-        let of_io = |owner: ReadOwner| matches!(owner, ReadOwner::Client { io: other, .. } if other == io);
+        let of_io = |owner| matches!(owner, ReadOwner::Client { io: other, .. } if other == io);
+        self.drop_reads_for(core, of_io);
+    }
+
+    /// Forgets reads that are not wanted any more.
+    pub(super) fn drop_reads_for(&mut self, core: &mut Core, is_meant: impl Fn(ReadOwner) -> bool) {
         let ids: Vec<u64> =
-            self.reads.iter().filter(|(_, piece)| of_io(piece.owner)).map(|(id, _)| *id).collect();
+            self.reads.iter().filter(|(_, piece)| is_meant(piece.owner)).map(|(id, _)| *id).collect();
         for id in ids {
             self.reads.remove(&id);
             core.cancel_where(self.handle, |tag| *tag == Tag::Read { piece: id });
         }
+    }
+
+    /// Reads that have gone below the volume's own layer begin anew: what is there has moved up.
+    pub(super) fn reads_begin_anew(&mut self, core: &mut Core) {
+        let is_below =
+            |piece: &ReadPiece| piece.layer > 0 || piece.place.is_some_and(|place| place.below.is_some());
+        for (id, piece) in self.reads.iter_mut().filter(|(_, piece)| is_below(piece)) {
+            piece.begin_anew();
+            core.cancel_where(self.handle, |tag| *tag == Tag::Read { piece: *id });
+        }
+        self.again = true;
     }
 
     /// Where a data object of the volume is; starts to load its map block if need be.
@@ -229,15 +260,8 @@ impl Volume {
 
     /// What is being read of a map block is not wanted any more.
     pub(super) fn drop_load(&mut self, core: &mut Core, at: LayerBlock) {
-        if !self.loading.remove(&at) {
-            return;
-        }
-        let of_block = |piece: &ReadPiece| piece.owner == ReadOwner::Map(at);
-        let ids: Vec<u64> =
-            self.reads.iter().filter(|(_, piece)| of_block(piece)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.reads.remove(&id);
-            core.cancel_where(self.handle, |tag| *tag == Tag::Read { piece: id });
+        if self.loading.remove(&at) {
+            self.drop_reads_for(core, |owner| owner == ReadOwner::Map(at));
         }
     }
 
@@ -301,6 +325,9 @@ impl Volume {
         }
         let below = piece.place.unwrap_or(place).below;
         if let Some((_, found)) = piece.arrived.take() {
+            if matches!(piece.owner, ReadOwner::Fill { .. }) && piece.first.is_none() {
+                piece.first = Some((object.vid(), found.clone()));
+            }
             return match piece.take(found, below) {
                 Some(found) => Next::Deliver(Ok(found)),
                 // The layer below.
@@ -406,6 +433,7 @@ impl Volume {
             }
             ReadOwner::Edge { piece: id, offset } => self.edge_arrived(core, id, offset, result),
             ReadOwner::OldMap { vid, at } => self.old_map_arrived(vid, at, result),
+            ReadOwner::Fill { index } => self.fill_arrived(core, index, piece.first, result),
             ReadOwner::Map(at) => {
                 self.loading.remove(&at);
                 // It may have been the map object of an older vid, and gone as soon as this volume has its own.

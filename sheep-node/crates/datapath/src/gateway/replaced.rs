@@ -31,11 +31,11 @@ impl Replaced {
     /// An entry is to be changed; `partial`: what comes in its place is partial.
     pub(super) fn note(&mut self, old: Entry, change: Change, own: Vid, partial: bool) {
         let Entry::At { vid, partial: was_partial } = old else { return };
-        if vid != own {
+        if vid != own && change != Change::Whole {
             self.vids.insert(vid);
         }
         // What was below it is reached no more.
-        self.others |= was_partial && (change == Change::Clear || !partial);
+        self.others |= was_partial && (change != Change::Enter || !partial);
         self.bound();
     }
 

@@ -177,6 +177,7 @@ impl Volume {
             (self.vid, self.birth) = (record.vid, vid.birth);
             self.map.go_on_as(record.vid, vid.maps.clone());
             self.last.clear();
+            self.restart_fill(core);
             if matches!(self.stills.front(), Some(still) if matches!(still.stage, Stage::Paused { .. })) {
                 self.end_still();
             }

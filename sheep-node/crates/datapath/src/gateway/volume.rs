@@ -3,6 +3,7 @@
 use super::api::{GatewayOutput, LostReason, OpenError, OpenMode, VolumeError, VolumeReply};
 use super::check::Query;
 use super::diff::Diffs;
+use super::fill::Fill;
 use super::flush::Flusher;
 use super::habit::Habit;
 use super::io::{Io, Piece};
@@ -54,7 +55,10 @@ pub(super) enum Phase {
 pub(super) struct Volume {
     pub(super) handle: u64,
     pub(super) vdi: VdiId,
+    /// For writing or reading.
     pub(super) mode: OpenMode,
+    /// Open to be flattened, for nobody.
+    pub(super) background: bool,
     pub(super) phase: Phase,
     /// Why opening failed, while the lock is being given back.
     pub(super) open_error: Option<OpenError>,
@@ -110,6 +114,7 @@ pub(super) struct Volume {
     pub(super) flusher: Flusher,
     /// What confirmed entries named before.
     pub(super) replaced: Replaced,
+    pub(super) fill: Fill,
     /// What the volume stands still for, the first one now.
     pub(super) stills: VecDeque<Still>,
     /// Something happened that may let waiting work go on.
@@ -117,11 +122,13 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(handle: u64, vdi: VdiId, mode: OpenMode, geometry: Geometry, token: u64) -> Self {
+    pub(super) fn new((handle, vdi): (u64, VdiId), mode: OpenMode, geometry: Geometry, token: u64) -> Self {
+        let background = mode == OpenMode::Flatten;
         Self {
             handle,
             vdi,
-            mode,
+            mode: if background { OpenMode::Write } else { mode },
+            background,
             phase: Phase::Locking { token },
             open_error: None,
             abandoned: false,
@@ -155,6 +162,7 @@ impl Volume {
             pending: BTreeMap::new(),
             flusher: Flusher::default(),
             replaced: Replaced::default(),
+            fill: Fill::default(),
             stills: VecDeque::new(),
             again: false,
         }
@@ -188,7 +196,7 @@ impl Volume {
 
     pub(super) fn is_held(&self, core: &Core, record: &VdiRecord) -> bool {
         match self.mode {
-            OpenMode::Write => record.is_held_by(core.me, self.generation),
+            OpenMode::Write | OpenMode::Flatten => record.is_held_by(core.me, self.generation),
             OpenMode::Read => record
                 .readers
                 .iter()
@@ -228,6 +236,7 @@ impl Volume {
         if view.epoch() != before {
             self.handle_epoch(core, before);
         }
+        self.follow_fill(core, &record);
         self.again = true;
     }
 
@@ -342,6 +351,7 @@ impl Volume {
             self.answer_statuses(core);
             self.step_queries(core);
             self.step_diffs(core);
+            self.step_fill(core);
             self.step_flush(core);
             self.step_replaced(core);
             self.step_still(core);
@@ -407,6 +417,7 @@ impl Volume {
         self.diffs = Diffs::default();
         self.loading.clear();
         self.flusher = Flusher::default();
+        self.fill = Fill::default();
         self.stills.clear();
         let held = std::mem::take(&mut self.held).into_iter().map(|(io, _)| io);
         let open = std::mem::take(&mut self.ios).into_keys();
@@ -428,7 +439,8 @@ impl Volume {
         let flush = running.then(|| self.flush_deadline(core)).flatten();
         let expiry = running.then(|| self.expiry(core)).flatten();
         let replaced = self.replaced.deadline().filter(|_| running);
-        [phase, reads, flush, expiry, replaced, self.still_deadline()].into_iter().flatten().min()
+        let fill = running.then(|| self.fill_deadline()).flatten();
+        [phase, reads, flush, fill, expiry, replaced, self.still_deadline()].into_iter().flatten().min()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::api::{LostReason, VolumeError};
 use super::io::{Action, Piece};
-use super::object::{Owner, Placed, RetainedWrite, data_body, weight};
+use super::object::{ObjectWrites, Owner, Placed, RetainedWrite, data_body, weight};
 use super::read::Location;
 use super::shared::{Core, Tag};
 use super::volume::Volume;
@@ -87,7 +87,7 @@ impl Volume {
         let object = ObjectId::data(self.vid, piece.index);
         let is_own = place.is_some_and(|place| place.vid == self.vid);
         // Behind a write that some member cannot store nothing else can be stored there.
-        if let Some(error) = self.objects.get(&object).and_then(|writes| writes.failed(0, u32::MAX)) {
+        if let Some(error) = self.objects.get(&object).and_then(ObjectWrites::refused) {
             return self.fail_piece(core, piece, error);
         }
         let (start, end) = piece.blocks();
@@ -121,6 +121,10 @@ impl Volume {
         let sequence = self.write(core, write);
         if create {
             self.pending.insert(piece.index, sequence);
+        }
+        let lacked = place.is_some_and(|place| place.below.is_some()) || inherits && base.is_none();
+        if lacked && (start, end) == (0, self.geometry.object_size()) {
+            self.fill.is_whole(piece.index, sequence);
         }
         Step::Done
     }
@@ -175,6 +179,11 @@ impl Volume {
         self.unconfirmed.insert(sequence);
         self.flusher.dirty_since.get_or_insert(core.now);
         let bytes = weight(&new.body);
+        let fills = new.owner == Owner::Fill;
+        if !fills {
+            let range = (new.offset, new.offset + new.body.len());
+            self.fill.touch(object, range, new.create && !new.inherits);
+        }
         self.retained += bytes;
         core.retained += bytes;
         let placed = self.placed(core, object);
@@ -186,6 +195,7 @@ impl Volume {
             previous,
             create: new.create,
             inherits: new.inherits,
+            fills,
             base: new.base,
             offset: new.offset,
             body: new.body,
@@ -286,7 +296,7 @@ impl Volume {
                     write.owner = Owner::Nobody;
                     self.part_done(core, io, Ok(()), !durable);
                 }
-                Owner::Map | Owner::Nobody => {}
+                Owner::Fill | Owner::Map | Owner::Nobody => {}
             }
         }
     }
@@ -304,8 +314,10 @@ impl Volume {
         if found.failed.is_none() {
             writes.fail(write.1, error);
             self.stuck.insert(write.1);
-            if let Owner::Client { io } = owner {
-                self.part_done(core, io, Err(error), false);
+            match owner {
+                Owner::Client { io } => self.part_done(core, io, Err(error), false),
+                Owner::Fill => self.fill.refused(core.now),
+                Owner::Map | Owner::Nobody => {}
             }
         }
     }

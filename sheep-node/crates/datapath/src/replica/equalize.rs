@@ -153,6 +153,10 @@ impl Replica {
         if whole && self.scrub.doubt(object).is_none() {
             self.damaged.remove(&object);
         }
+        let fresh = whole && !patches && self.store.header(object).is_none();
+        if fresh {
+            return self.make_copy(header, pieces, then);
+        }
         let op = if patches { Op::Patch { header, pieces } } else { Op::Replace { header, pieces } };
         self.replace(object, op, then);
     }

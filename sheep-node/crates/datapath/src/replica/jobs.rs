@@ -2,6 +2,7 @@
 
 use super::convert::refusal_of;
 use super::equalize::Then;
+use super::share::Sharing;
 use super::{Replica, read_data};
 use sheep_store::{Op, Outcome, StoreError};
 use sheep_types::{Epoch, ObjectId, Time};
@@ -73,6 +74,8 @@ pub(crate) enum Job {
         /// Who asked for it, and what to answer.
         answer: Option<(Header, Vec<bool>)>,
     },
+    /// An older copy, for a new one to share with.
+    Share(Box<Sharing>),
     /// A copy's contents or validity were replaced; they are made durable next.
     Replace(ObjectId, Then),
     /// They are durable.
@@ -124,6 +127,7 @@ impl Replica {
                     self.answer_held(&asker, Reply::Which(which));
                 }
             }
+            Job::Share(sharing) => self.take_shared(*sharing, result),
             Job::Replace(object, then) => self.replaced(now, object, then, result),
             Job::ReplaceDurable(object, then) => self.replace_durable(now, object, then, result),
             Job::Floor(epoch) => {

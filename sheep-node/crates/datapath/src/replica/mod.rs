@@ -13,6 +13,7 @@ mod jobs;
 mod moves;
 mod pace;
 mod serve;
+mod share;
 mod source;
 mod standing;
 mod sweep;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod diff;
+mod fill;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod opening;

@@ -1,6 +1,6 @@
 //! Each rule left out is noticed.
 
-use crate::rules;
+use crate::{fill, rules};
 use sheep_datapath::{GatewayConfig, Mutant, Mutants};
 
 fn without(mutant: Mutant) -> GatewayConfig {
@@ -35,4 +35,15 @@ fn settling_with_too_few() {
 #[test]
 fn a_lost_map_taken_for_empty() {
     assert!(!rules::a_lost_map_is_no_empty_map(&without(Mutant::LostMapIsEmpty)));
+}
+
+#[test]
+fn a_fill_over_what_was_written_meanwhile() {
+    assert!((0..20).any(|seed| !fill::writes_win(seed, &without(Mutant::FillsOverWrites))));
+}
+
+#[test]
+fn an_entry_before_its_object_is_filled() {
+    let mutant = without(Mutant::FilledBeforeDurable);
+    assert!((0..20).any(|seed| !fill::entries_name_what_is_there(seed, &mutant)));
 }

@@ -29,6 +29,9 @@ impl ClusterState {
             return if same { Ok(Outcome::Attached { attachment }) } else { Err(Refusal::Attached(node)) };
         }
         check_attach(record, node, mode, share)?;
+        let record = Arc::clone(record);
+        // Who flattens it gives it back, for the node that it is attached to.
+        self.ask_for_lock(step, &record);
         let index = step.at;
         self.edit_vdi(vdi, &mut step.changes, |record| {
             record.attachments.push(Attachment { index, node, mode });
@@ -91,7 +94,8 @@ fn check_attach(record: &VdiRecord, node: NodeId, mode: AccessMode, share: bool)
         return Err(Refusal::Limit { what: Limited::Attachments, limit: MAX_ATTACHMENTS as u64 });
     }
     // Used without attachment by somebody else.
-    if let Some(lock) = record.lock
+    let lock = record.lock.filter(|lock| !lock.background);
+    if let Some(lock) = lock
         && lock.attachment.is_none()
         && lock.holder.node != node
     {
@@ -99,7 +103,7 @@ fn check_attach(record: &VdiRecord, node: NodeId, mode: AccessMode, share: bool)
     }
     let first = record.attachments.first();
     let allowed = match (first, mode) {
-        (None, AccessMode::Read) => record.lock.is_none(),
+        (None, AccessMode::Read) => lock.is_none(),
         (None, AccessMode::Write) => record.readers.is_empty(),
         (Some(first), AccessMode::Read) => first.mode == AccessMode::Read,
         // A migrating VM: two at most.

@@ -24,9 +24,46 @@ impl ClusterState {
         }
         self.check_attachment(&record, origin.node, mode, attachment)?;
         match mode {
-            AccessMode::Write => self.lock_for_writing(step, &record, attachment, take_from),
+            AccessMode::Write => self.lock_for_writing(step, &record, attachment, take_from, false),
             AccessMode::Read => self.lock_for_reading(step, &record, attachment),
         }
+    }
+
+    /// The lock of a volume that is to be flattened and that nobody else uses.
+    pub(crate) fn lock_to_flatten(&mut self, step: &mut Step, vdi: VdiId) -> Result {
+        self.require_up(step.origin)?;
+        let record = Arc::clone(self.volume(vdi)?);
+        if let Some(lock) = record.lock {
+            return Err(Refusal::Locked { holder: lock.holder, generation: lock.generation });
+        }
+        if !record.readers.is_empty() {
+            return Err(Refusal::InUseByReaders(record.readers.len() as u32));
+        }
+        if let Some(attachment) = record.attachments.first() {
+            return Err(Refusal::Attached(attachment.node));
+        }
+        if !record.flatten {
+            return Err(Refusal::StaleView);
+        }
+        self.lock_for_writing(step, &record, None, None, true)
+    }
+
+    /// Who holds the volume only to flatten it is to close it; nothing to do if nobody does.
+    pub(crate) fn yield_lock(&mut self, step: &mut Step, vdi: VdiId) -> Result {
+        let record = Arc::clone(self.existing(vdi)?);
+        self.ask_for_lock(step, &record);
+        Ok(Outcome::Done)
+    }
+
+    /// Somebody wants a volume that is perhaps held only to flatten it. Whether it is.
+    pub(crate) fn ask_for_lock(&mut self, step: &mut Step, record: &VdiRecord) -> bool {
+        let Some(lock) = record.lock.filter(|lock| lock.background) else { return false };
+        if !lock.asked && !self.leaves_flattening_alone() {
+            self.edit_vdi(record.id, &mut step.changes, |record| {
+                record.lock = Some(Lock { asked: true, ..lock });
+            });
+        }
+        true
     }
 
     fn lock_for_writing(
@@ -35,6 +72,7 @@ impl ClusterState {
         record: &VdiRecord,
         attachment: Option<LogIndex>,
         take_from: Option<Generation>,
+        background: bool,
     ) -> Result {
         let holder = step.origin;
         let readers = record.readers.iter().filter(|reader| reader.holder.node != holder.node).count();
@@ -46,6 +84,7 @@ impl ClusterState {
             // "Writer = me": from one attached node to the other, and only from the lock that was seen.
             let between_attached = attachment.is_some() && lock.attachment.is_some();
             if take_from != Some(lock.generation) || !between_attached {
+                self.ask_for_lock(step, record);
                 return Err(Refusal::Locked { holder: lock.holder, generation: lock.generation });
             }
             generation = self.taken_generation(lock, generation);
@@ -59,8 +98,17 @@ impl ClusterState {
             if granted_clean {
                 record.last_settled = generation;
             }
-            record.lock =
-                Some(Lock { holder, generation, attachment, granted_clean, settled: false, paused: None });
+            let (settled, paused, asked) = (false, None, false);
+            record.lock = Some(Lock {
+                holder,
+                generation,
+                attachment,
+                granted_clean,
+                settled,
+                paused,
+                background,
+                asked,
+            });
             Outcome::Locked { generation, clean: granted_clean, wait_after: record.wait_after(holder.node) }
         });
         granted.ok_or(Refusal::NoSuchVdi)
@@ -83,6 +131,7 @@ impl ClusterState {
     ) -> Result {
         let holder = step.origin;
         if let Some(lock) = record.lock {
+            self.ask_for_lock(step, record);
             return Err(Refusal::Locked { holder: lock.holder, generation: lock.generation });
         }
         if !record.is_clean() {
@@ -175,5 +224,12 @@ impl ClusterState {
         // The former holder may have replaced entries and not said so any more.
         self.mark_dead_above(step, vid);
         Ok(Outcome::Done)
+    }
+
+    fn leaves_flattening_alone(&self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.is_mutant(crate::Mutant::FlatteningDoesNotYield);
+        #[cfg(not(feature = "mutants"))]
+        false
     }
 }

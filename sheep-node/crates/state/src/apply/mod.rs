@@ -156,6 +156,9 @@ impl ClusterState {
             Command::Rollback { vdi, snapshot, guard } => self.rollback(step, *vdi, *snapshot, *guard),
             Command::Replaced { vdi, generation, vids } => self.replaced(step, *vdi, *generation, vids),
             Command::Swept { vids, seen } => self.swept(step, vids, *seen),
+            Command::Flatten { vdi, wanted } => self.want_flat(step, *vdi, *wanted),
+            Command::LockToFlatten { vdi } => self.lock_to_flatten(step, *vdi),
+            Command::Yield { vdi } => self.yield_lock(step, *vdi),
             Command::Flattened { vdi, generation } => self.flattened(step, *vdi, *generation),
         }
     }

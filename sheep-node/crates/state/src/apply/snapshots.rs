@@ -174,8 +174,10 @@ impl ClusterState {
             ..VidRecord::clone(source)
         };
         self.add_vid(step, record);
+        let inherits = self.vid(vid).is_some_and(|record| record.inherits);
         self.edit_vdi(vdi, &mut step.changes, |record| {
             (record.vid, record.size, record.clean_since) = (vid, from.size, Some(step.at));
+            record.flatten &= inherits;
         });
         self.bury(step, volume.vid);
         Ok(Outcome::RolledBack { vid })

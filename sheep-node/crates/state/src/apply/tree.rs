@@ -235,6 +235,16 @@ impl ClusterState {
         if let Some(origin) = origin.filter(|origin| !self.has_clones(*origin)) {
             self.close_table(step, origin);
         }
+        self.edit_vdi(vdi, &mut step.changes, |record| record.flatten = false);
+        Ok(Outcome::Done)
+    }
+
+    /// A clone is to become one that needs nothing of its origin, or is not any more. There is nothing to do for one that
+    /// does not inherit.
+    pub(crate) fn want_flat(&mut self, step: &mut Step, vdi: VdiId, wanted: bool) -> Result {
+        let vid = self.volume(vdi)?.vid;
+        let inherits = self.vid(vid).is_some_and(|record| record.inherits);
+        self.edit_vdi(vdi, &mut step.changes, |record| record.flatten = wanted && inherits);
         Ok(Outcome::Done)
     }
 

@@ -61,6 +61,7 @@ impl ClusterState {
         self.names.remove(record.name.as_str());
         self.index_snapshot(&record, false);
         self.vdis.remove(&vdi);
+        self.index_flattening(vdi, false);
         step.changes.vdis.push(vdi);
         self.bury(step, record.vid);
         Ok(Outcome::Done)
@@ -90,13 +91,18 @@ impl ClusterState {
     ) -> Result {
         self.check_size(size)?;
         let record = Arc::clone(self.volume(vdi)?);
-        if matches!(guard, Guard::Closed(_) | Guard::Paused { .. })
-            || !self.guard_holds(&record, guard, step.origin)
-        {
+        let shrinks = size < record.size;
+        // Who makes it smaller has discarded what lies beyond the new end, and nobody has opened it since.
+        let fits = match guard {
+            Guard::Held(_) | Guard::ClosedClean => true,
+            Guard::Closed(_) => shrinks && record.is_clean(),
+            Guard::Paused { .. } => false,
+        };
+        if !fits || !self.guard_holds(&record, guard, step.origin) {
             return Err(Refusal::StaleGuard);
         }
-        if size < record.size {
-            if !shrink || guard != Guard::ClosedClean {
+        if shrinks {
+            if !shrink || !matches!(guard, Guard::Closed(_)) {
                 return Err(Refusal::WouldShrink { size: record.size });
             }
             if !record.readers.is_empty() {

@@ -1,7 +1,9 @@
 //! What deletion leaves behind, and when it goes.
 
 use crate::cluster::{Cluster, n};
-use sheep_state::{ClusterState, Command, Guard, Limited, Outcome, Refusal, SnapshotMade, SweptVid, VidKind};
+use sheep_state::{
+    AccessMode, ClusterState, Command, Guard, Limited, Outcome, Refusal, SnapshotMade, SweptVid, VidKind,
+};
 use sheep_types::{Birth, LogIndex, VdiId, Vid};
 use std::time::Instant;
 
@@ -240,4 +242,68 @@ fn ten_thousand_snapshots() {
     cluster.close(vdi);
     cluster.delete(vdi);
     assert!(cluster.state.vids().is_empty() && due(&cluster).is_empty());
+}
+
+/// A lock for flattening: only of what is to be flattened and unused; whoever asks for the volume is heard.
+pub(crate) fn who_flattens_hears_of_others(cluster: &mut Cluster) -> bool {
+    let (golden, _) = cluster.vdi("golden");
+    let s = cluster.snapshot(golden, "s");
+    let (clone, first) = cluster.clone_of(s.vdi, "clone");
+    let want = |wanted| Command::Flatten { vdi: clone, wanted };
+    assert_eq!(cluster.run(1, Command::LockToFlatten { vdi: clone }), Err(Refusal::StaleView));
+    cluster.run(2, Command::Flatten { vdi: golden, wanted: true }).unwrap();
+    assert_eq!(cluster.run(2, Command::Flatten { vdi: s.vdi, wanted: true }), Err(Refusal::IsSnapshot));
+    assert_eq!(cluster.state.flattening().count(), 0, "it has no origin");
+    cluster.run(2, want(true)).unwrap();
+    assert_eq!(cluster.state.flattening().collect::<Vec<_>>(), [clone]);
+    cluster.run(1, Command::LockToFlatten { vdi: clone }).unwrap();
+    let lock = |cluster: &Cluster| cluster.state.vdi(clone).unwrap().lock.unwrap();
+    let held = lock(cluster);
+    assert!(held.background && !held.asked);
+    // It is heard at once, and told to all who ask.
+    let ask = Command::Lock { vdi: clone, attachment: None, mode: AccessMode::Write, take_from: None };
+    assert!(matches!(cluster.run(2, ask.clone()), Err(Refusal::Locked { .. })));
+    let heard = lock(cluster).asked;
+    assert!(matches!(cluster.run(2, Command::LockToFlatten { vdi: clone }), Err(Refusal::Locked { .. })));
+    let unlock = Command::Unlock { vdi: clone, generation: held.generation, clean: true };
+    cluster.run(1, unlock).unwrap();
+    assert!(cluster.state.vdi(clone).unwrap().is_clean());
+    // Who comes then has it for himself, and the wish stays until it is flat.
+    cluster.run(2, ask).unwrap();
+    let held = lock(cluster);
+    assert!(!held.background && !held.asked);
+    cluster.run(1, Command::Yield { vdi: clone }).unwrap();
+    assert_eq!(lock(cluster), held, "that is no flattening");
+    cluster.run(2, Command::Flattened { vdi: clone, generation: held.generation }).unwrap();
+    assert_eq!((cluster.state.flattening().count(), cluster.state.origin_of(first)), (0, None));
+    let again = ClusterState::decode_snapshot(&cluster.state.encode_snapshot()).unwrap();
+    assert_eq!(again, cluster.state);
+    heard
+}
+
+#[test]
+fn flattening_gives_way() {
+    assert!(who_flattens_hears_of_others(&mut Cluster::with(2)));
+}
+
+#[test]
+fn a_volume_that_is_flattened_can_be_attached() {
+    let mut cluster = Cluster::with(2);
+    let (golden, _) = cluster.vdi("golden");
+    let s = cluster.snapshot(golden, "s");
+    let (clone, _) = cluster.clone_of(s.vdi, "clone");
+    cluster.run(2, Command::Flatten { vdi: clone, wanted: true }).unwrap();
+    cluster.run(1, Command::LockToFlatten { vdi: clone }).unwrap();
+    let attach = Command::Attach { vdi: clone, node: n(2), mode: AccessMode::Write, share: false };
+    cluster.run(2, attach).unwrap();
+    assert!(cluster.state.vdi(clone).unwrap().lock.unwrap().asked);
+    let generation = cluster.generation(clone).unwrap();
+    cluster.run(1, Command::Unlock { vdi: clone, generation, clean: true }).unwrap();
+    let refused = cluster.run(1, Command::LockToFlatten { vdi: clone });
+    assert_eq!(refused, Err(Refusal::Attached(n(2))));
+    let again = ClusterState::decode_snapshot(&cluster.state.encode_snapshot()).unwrap();
+    assert_eq!(again.flattening().collect::<Vec<_>>(), [clone]);
+    cluster.delete(s.vdi);
+    cluster.run(2, Command::Flatten { vdi: clone, wanted: false }).unwrap();
+    assert_eq!(cluster.state.flattening().count(), 0);
 }

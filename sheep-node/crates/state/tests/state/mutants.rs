@@ -70,3 +70,9 @@ fn lock_ignores_attachment() {
     let lock = Command::Lock { vdi, attachment: None, mode: AccessMode::Write, take_from: None };
     assert!(cluster.run(101, lock).is_ok());
 }
+
+#[test]
+fn flattening_does_not_yield() {
+    let mut cluster = broken(Mutant::FlatteningDoesNotYield);
+    assert!(!crate::deletion::who_flattens_hears_of_others(&mut cluster));
+}

@@ -151,6 +151,8 @@ fn encode_state(gauges: &mut Gauges<'_, '_>, state: &ClusterState) -> fmt::Resul
     gauges.set("epoch", "Number of the membership list", state.epoch().0)?;
     gauges.set("log_applied_index", "Last entry applied on this node", state.applied().0)?;
     gauges.set("vdis", "Volumes of the cluster", state.vdi_count() as u64)?;
+    let due = state.sweeps_due().len() as u64;
+    gauges.set("sweeps_due", "Deleted volumes and snapshots of which objects may be free", due)?;
     let counts = [("up", 0), ("down", 1), ("leaving", 2), ("out", 3)];
     let mut numbers = [0u64; 4];
     for record in state.nodes().filter(|record| record.role == Role::Storage) {

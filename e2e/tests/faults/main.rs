@@ -1,13 +1,14 @@
 //! Nodes are killed, stopped and cut off in random phases while clients write and verify.
 //!
 //! `FAULT_ROUNDS` sets how many faults there are under fio (50), `FAULT_MOVES` how many with a client that changes nodes
-//! (20), `FAULT_SEED` which ones (1), `FAULT_CLUSTERS` over how many clusters at the same time they are spread (2).
+//! (20), `TREE_SECONDS` how long snapshots are taken and deleted (40), `FAULT_SEED` which ones (1), `FAULT_CLUSTERS` over how many clusters at the same time they are spread (2).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, which may")]
 
 mod client;
 mod fault;
 mod hour;
 mod load;
+mod trees;
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,6 +154,16 @@ fn nothing_is_lost_while_nodes_are_killed_stopped_and_cut_off() {
         let results: Vec<_> = lanes.into_iter().map(|lane| lane.join()).collect();
         results.into_iter().for_each(|result| result.unwrap_or_else(|panic| resume_unwind(panic)));
     });
+    check.finish().unwrap();
+}
+
+#[test]
+fn snapshots_and_clones_under_faults_keep_their_contents_and_give_their_space_back() {
+    let _one = serial();
+    let check = LeakCheck::start();
+    let (seconds, seed) = (from_env("TREE_SECONDS", 40), from_env("FAULT_SEED", 1));
+    println!("FAULT_SEED={seed} TREE_SECONDS={seconds}");
+    trees::Trees::new(seed).unwrap().run(Duration::from_secs(seconds)).unwrap();
     check.finish().unwrap();
 }
 

@@ -213,7 +213,14 @@ impl DataThread {
 
 /// Fills in what the shard says of itself.
 pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
-    status.counters.push(("gateway_payloads_damaged", shard.garbled()));
+    let sweeps = shard.sweep_status();
+    status.counters.extend([
+        ("gateway_payloads_damaged", shard.garbled()),
+        ("sweep_rounds", sweeps.rounds),
+        ("sweep_rounds_failed", sweeps.failed),
+        ("sweep_objects_deleted", sweeps.dropped),
+        ("sweep_vids_forgotten", sweeps.empty),
+    ]);
     let Some(replica) = shard.replica() else { return };
     let (usage, progress, counters) = (replica.store().usage(), replica.progress(), replica.status());
     status.capacity = usage.capacity;

@@ -1,6 +1,6 @@
 //! One data shard: a replica and a gateway on one thread. What they send to the own node does not leave it.
 
-use crate::{Finding, Gateway, GatewayOutput, Replica, ReplicaOutput, ScrubOrder, View};
+use crate::{Finding, Gateway, GatewayOutput, Replica, ReplicaOutput, ScrubOrder, SweepStatus, View};
 use sheep_state::{Command, Outcome, Refusal as OrderRefusal};
 use sheep_store::{DiskOp, DiskOpId, DiskResult, StoreError};
 use sheep_types::{Member, Time};
@@ -56,6 +56,11 @@ impl Shard {
     /// Contents that came damaged to the gateway, and were asked for again.
     pub fn garbled(&self) -> u64 {
         self.gateway.garbled()
+    }
+
+    /// What sweeps of this node have done.
+    pub fn sweep_status(&self) -> SweepStatus {
+        self.gateway.sweep_status()
     }
 
     /// What the gateway is doing with each of its volumes, in words, for diagnosis.

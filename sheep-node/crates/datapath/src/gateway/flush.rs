@@ -70,7 +70,7 @@ pub(super) struct Flusher {
     changes: BTreeMap<MapBlock, Vec<(usize, Change)>>,
     written: Vec<(MapBlock, Bytes)>,
     map_writes: Vec<(ObjectId, u64)>,
-    pub(super) new_maps: BTreeSet<u32>,
+    new_maps: BTreeSet<u32>,
     /// What the entries named that the cycle changes.
     replaced: Replaced,
     /// Those of them that are not known to the cluster yet.
@@ -257,7 +257,7 @@ impl Volume {
             }
             let Some(changes) = self.flusher.changes.remove(&block) else { continue };
             for (old, change) in self.map.replaced(block, &changes) {
-                self.flusher.replaced.note(old, change, own, makes_partial(&view, own, old));
+                self.flusher.replaced.note(&view, own, old, change);
             }
             let contents = self.map.changed(block, &changes, |old| makes_partial(&view, own, old));
             // A map object of an older vid of the lineage is cloned; what a new one says nothing of, the layer below says.
@@ -400,9 +400,12 @@ impl Volume {
         flusher.filled.clear();
         self.fill.forget_entries();
         flusher.entering.clear();
-        // What was written says the same as what was to be written, and is written again.
+        // What was written says the same as what was to be written, and is written again. But a discard is not: the block is
+        // read anew, or it would name again what may be gone by then.
         flusher.map_writes.clear();
-        flusher.written.clear();
+        for (block, _) in flusher.written.drain(..) {
+            self.map.forget(LayerBlock { layer: 0, block });
+        }
         flusher.dirty_since = Some(core.now);
         let served = std::mem::take(&mut flusher.served);
         let cleared = std::mem::take(&mut flusher.clearing);

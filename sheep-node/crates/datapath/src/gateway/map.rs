@@ -205,6 +205,11 @@ impl MapCache {
         }
     }
 
+    /// A block is read anew when it is needed.
+    pub(super) fn forget(&mut self, at: LayerBlock) {
+        self.blocks.remove(&at);
+    }
+
     /// Drops the eighth of the blocks that was not used for longest.
     fn evict(&mut self) {
         let mut ages: Vec<(u64, LayerBlock)> =

@@ -364,7 +364,9 @@ impl Volume {
         let lost = |member: &Member| {
             piece.misses.iter().any(|(missed, miss)| missed == member && *miss == Miss::Never)
         };
-        if !up.is_empty() && up.iter().all(lost) {
+        // Its entry in the map is going, and the object may be gone already.
+        let going = matches!(piece.target, Target::Data(index) if self.flusher.is_discarding(index));
+        if !up.is_empty() && up.iter().all(lost) && !going {
             if let Some(piece) = self.reads.remove(&id) {
                 self.deliver(core, piece, Err(VolumeError::Io));
             }
@@ -437,9 +439,10 @@ impl Volume {
             ReadOwner::Map(at) => {
                 self.loading.remove(&at);
                 // It may have been the map object of an older vid, and gone as soon as this volume has its own.
-                let replaced = at.layer == 0
-                    && (self.map.kept_by(0, at.block.map) != asked
-                        || self.flusher.new_maps.contains(&at.block.map));
+                let view = core.view();
+                let ordered = view.vid(self.vid).and_then(|record| record.maps.get(&at.block.map).copied());
+                let replaced =
+                    at.layer == 0 && (self.map.kept_by(0, at.block.map) != asked || ordered != asked);
                 match result.as_deref() {
                     Err(_) if replaced => {}
                     Ok([Found::Absent(_)]) => self.map.insert(at, None),

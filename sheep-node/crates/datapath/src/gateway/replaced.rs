@@ -4,8 +4,10 @@
 //! snapshot, and closing. Whoever takes over after a holder that did not come to that counts as having said so.
 
 use super::map::{Change, Entry};
+use super::read::makes_partial;
 use super::shared::Core;
 use super::volume::Volume;
+use crate::View;
 use sheep_state::Command;
 use sheep_types::{Time, Vid};
 use std::collections::BTreeSet;
@@ -13,6 +15,8 @@ use std::time::Duration;
 
 /// Between the first replaced entry and its being said.
 const EVERY: Duration = Duration::from_secs(10);
+/// A proposal that is not answered within this time is made again.
+const ANSWERED: Duration = Duration::from_secs(10);
 /// Vids that are remembered one by one.
 const REMEMBERED: usize = 256;
 
@@ -23,19 +27,21 @@ pub(super) struct Replaced {
     /// Others besides, it is not known which.
     others: bool,
     since: Option<Time>,
-    /// It is being said.
-    ordering: Option<u64>,
+    /// It is being said, until then: a proposal may never be answered.
+    ordering: Option<(u64, Time)>,
 }
 
 impl Replaced {
-    /// An entry is to be changed; `partial`: what comes in its place is partial.
-    pub(super) fn note(&mut self, old: Entry, change: Change, own: Vid, partial: bool) {
+    /// An entry of this vid's map is to be changed.
+    pub(super) fn note(&mut self, view: &View, own: Vid, old: Entry, change: Change) {
         let Entry::At { vid, partial: was_partial } = old else { return };
-        if vid != own && change != Change::Whole {
+        let partial = change == Change::Enter && makes_partial(view, own, old);
+        // What comes in the place of another lineage's object may have that one as its base.
+        if vid != own && change != Change::Whole && (!partial || view.are_related(vid, own)) {
             self.vids.insert(vid);
         }
         // What was below it is reached no more.
-        self.others |= was_partial && (change != Change::Enter || !partial);
+        self.others |= was_partial && !partial;
         self.bound();
     }
 
@@ -63,7 +69,10 @@ impl Replaced {
 
     /// When it is to be said.
     pub(super) fn deadline(&self) -> Option<Time> {
-        Some(self.since? + EVERY).filter(|_| self.ordering.is_none())
+        match self.ordering {
+            Some((_, until)) => Some(until),
+            None => Some(self.since? + EVERY),
+        }
     }
 }
 
@@ -71,6 +80,10 @@ impl Volume {
     /// Says what was replaced, if it is time.
     pub(super) fn step_replaced(&mut self, core: &mut Core) {
         if self.replaced.deadline().is_some_and(|deadline| deadline <= core.now) {
+            if self.replaced.ordering.take().is_some() {
+                self.replaced.others = true;
+                self.again = true;
+            }
             self.say_replaced(core);
         }
     }
@@ -94,13 +107,14 @@ impl Volume {
         }
         let vids = if replaced.others { Vec::new() } else { dead };
         let (vdi, generation) = (self.vdi, self.generation);
-        self.replaced.ordering = Some(core.propose(self.handle, Command::Replaced { vdi, generation, vids }));
+        let token = core.propose(self.handle, Command::Replaced { vdi, generation, vids });
+        self.replaced.ordering = Some((token, core.now + ANSWERED));
         false
     }
 
     /// The result of a proposal; false if it is none of this page.
     pub(super) fn handle_replaced_ordered(&mut self, token: u64) -> bool {
-        if self.replaced.ordering != Some(token) {
+        if self.replaced.ordering.is_none_or(|(waiting, _)| waiting != token) {
             return false;
         }
         self.replaced.ordering = None;

@@ -219,6 +219,11 @@ impl Recovery {
         self.fetches.drop_kept(object);
     }
 
+    /// Forgets objects of which no copy can be trusted, and which nobody reaches.
+    pub(crate) fn forget_lost(&mut self, is_free: impl Fn(ObjectId) -> bool) {
+        self.lost.retain(|object| !is_free(*object));
+    }
+
     fn drop_walk(&mut self, object: ObjectId) -> Option<Walk> {
         let walk = self.walks.remove(&object)?;
         match walk.phase {

@@ -9,7 +9,7 @@ use sheep_types::{ObjectId, ObjectKind, Time, Vid};
 use sheep_wire::{Header, ObjectRun, Refusal, Reply};
 
 /// Copies that are deleted at once: requests must not wait for long.
-const DELETED: usize = 512;
+const DELETED: usize = 64;
 /// Before the next ones are.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Copies that one request of a sweep looks at.
@@ -23,6 +23,9 @@ impl Replica {
     /// vid is not known. Births that this view does not reach yet are not judged.
     pub(super) fn drop_gone(&mut self, now: Time) {
         let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return };
+        if !self.stalled.is_empty() {
+            return self.timers.set(now + PAUSE, Timer::Gone);
+        }
         let unknown: Vec<Vid> = self.vids.iter().copied().filter(|vid| view.vid(*vid).is_none()).collect();
         let mut room = DELETED;
         for vid in unknown {
@@ -69,7 +72,15 @@ impl Replica {
         if !fits || first > last || !ascending || !vids.is_sorted() {
             return Err(Refusal::Malformed);
         }
+        if view.up_members().first() != Some(&header.from) {
+            return Err(Refusal::NotMember);
+        }
         let (free, next) = self.unreached(view, vids, (first, last), keep, from);
+        let is_free = |object: ObjectId| {
+            let data = object.kind() == Some(ObjectKind::Data) && (first..=last).contains(&object.index());
+            data && vids.binary_search(&object.vid()).is_ok() && !is_kept(keep, object)
+        };
+        self.recovery.forget_lost(is_free);
         let (mut dropped, mut left) = (0, 0);
         for object in free {
             if self.replacing.contains(&object) || !view.is_gathered(object) {

@@ -17,7 +17,7 @@ mod round;
 use super::shared::{Core, Tag};
 use crate::View;
 use round::Round;
-use sheep_state::{Command, Outcome, Refusal, SweptVid};
+use sheep_state::{Command, Outcome, Refusal, Role, SweptVid};
 use sheep_types::{Epoch, Member, Time, Vid};
 use sheep_wire::Reply;
 use std::collections::BTreeMap;
@@ -33,7 +33,11 @@ const GRACE: Duration = Duration::from_secs(2);
 const TOGETHER: usize = 256;
 /// Before vids are looked at again of which something had to stay, or whose round failed; longer each time.
 const AGAIN: Duration = Duration::from_secs(5);
-const AGAIN_MAX: Duration = Duration::from_secs(60);
+const AGAIN_MAX: Duration = Duration::from_secs(600);
+/// A round that has deleted something is followed by another one after so many times the time that it took.
+const REST: u32 = 10;
+/// A proposal that is not answered within this time may never have been taken.
+const ANSWERED: Duration = Duration::from_secs(10);
 
 /// What sweeps have done since the node started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +67,7 @@ enum Stage {
     /// What was found out is being ordered.
     Ordering {
         token: u64,
+        until: Time,
     },
 }
 
@@ -108,6 +113,9 @@ impl Sweeper {
             return;
         }
         self.wake = None;
+        if matches!(self.stage, Stage::Ordering { until, .. } if until <= core.now) {
+            self.stage = Stage::Idle;
+        }
         if matches!(self.stage, Stage::Idle) {
             self.begin(core);
         }
@@ -141,7 +149,7 @@ impl Sweeper {
 
     /// The result of a proposal.
     pub(super) fn handle_proposed(&mut self, core: &mut Core, token: u64, result: &Result<Outcome, Refusal>) {
-        if matches!(self.stage, Stage::Ordering { token: waiting } if waiting == token) {
+        if matches!(self.stage, Stage::Ordering { token: waiting, .. } if waiting == token) {
             self.stage = Stage::Idle;
             self.wake = Some(if result.is_ok() { core.now } else { core.now + AGAIN });
         }
@@ -169,7 +177,7 @@ impl Sweeper {
         };
         let together = view.state.due_together(*vid).into_iter().filter(|vid| ready.contains_key(vid));
         let vids: Vec<Vid> = together.take(TOGETHER).collect();
-        self.stage = Stage::Running(Box::new(Round::new(&view, vids)));
+        self.stage = Stage::Running(Box::new(Round::new(core.now, &view, vids)));
     }
 
     /// The round has gone over everything.
@@ -178,23 +186,30 @@ impl Sweeper {
         self.status.rounds += 1;
         self.status.dropped += round.dropped;
         let state = &round.view.state;
-        let quiet = round.dropped == 0 && round.left == 0;
+        let met = meets_everybody(&core.view());
+        let quiet = round.dropped == 0 && round.left == 0 && met;
         let ends = |vid: Vid, reached: bool| !reached && state.ends_when_empty(vid);
         let done = round.vids.iter().filter(|(vid, reached)| quiet || ends(**vid, **reached));
         let vids: Vec<SweptVid> =
             done.map(|(vid, reached)| SweptVid { vid: *vid, empty: !reached }).collect();
         self.status.empty += vids.iter().filter(|swept| swept.empty).count() as u64;
-        if round.left > 0 {
-            let rest = round.vids.iter().filter(|(vid, reached)| !ends(**vid, **reached));
-            let rest: Vec<Vid> = rest.map(|(vid, _)| *vid).collect();
+        let rest = round.vids.iter().filter(|(vid, reached)| !quiet && !ends(**vid, **reached));
+        let rest: Vec<Vid> = rest.map(|(vid, _)| *vid).collect();
+        if round.left > 0 || !met {
             self.postpone(core, &rest);
+        } else {
+            let wait = GRACE.max(core.now.since(round.begun) * REST);
+            let until = core.now + wait;
+            self.postponed.extend(rest.into_iter().map(|vid| (vid, Postponed { until, wait: AGAIN / 2 })));
         }
         if vids.is_empty() {
             self.wake = Some(core.now);
             return;
         }
         let seen = round.view.index;
-        self.stage = Stage::Ordering { token: core.propose(HANDLE, Command::Swept { vids, seen }) };
+        let until = core.now + ANSWERED;
+        self.stage = Stage::Ordering { token: core.propose(HANDLE, Command::Swept { vids, seen }), until };
+        self.wake = Some(until);
     }
 
     fn fail(&mut self, core: &mut Core) {
@@ -213,6 +228,12 @@ impl Sweeper {
             self.postponed.insert(*vid, Postponed { until: core.now + wait, wait });
         }
     }
+}
+
+/// Whether all storage nodes are there with all that they have: nobody can bring back what was deleted.
+fn meets_everybody(view: &View) -> bool {
+    let mut nodes = view.state.nodes().filter(|record| record.role == Role::Storage);
+    nodes.all(|record| record.state.is_up() && record.recovered >= view.epoch() && !record.has_failed_disk())
 }
 
 /// Whether it is this node's turn.

@@ -7,7 +7,7 @@ use super::HANDLE;
 use super::reach::{Blocks, Walk, Window, blocks_of};
 use crate::View;
 use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Time, Vid};
-use sheep_wire::{ObjectRun, Reply, Request};
+use sheep_wire::{ExtentState, ObjectRun, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,16 @@ struct Part {
     window: Option<Window>,
 }
 
+/// What became of the present one of the frontier.
+enum Reading {
+    /// Something is asked for.
+    Asked,
+    /// What it reaches is known.
+    Counted,
+    /// All have been counted.
+    All,
+}
+
 #[derive(Debug)]
 enum Step {
     /// The maps of the frontier are read, this one's now.
@@ -63,6 +73,7 @@ struct Asked {
 
 #[derive(Debug)]
 pub(super) struct Round {
+    pub(super) begun: Time,
     /// The state that the frontier is taken from.
     pub(super) view: Arc<View>,
     /// The dead vids; whether somebody reaches something of them.
@@ -78,6 +89,8 @@ pub(super) struct Round {
     /// Members of which something was read that may still change.
     unsure: BTreeSet<Member>,
     remembered: BTreeMap<ObjectId, Blocks>,
+    /// Vids whose reach in the present part is known because somebody reads through them.
+    counted: BTreeSet<Vid>,
     asked: BTreeMap<u64, Asked>,
     /// Asked for again when the time comes.
     again: Vec<Asked>,
@@ -87,13 +100,14 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn new(view: &Arc<View>, vids: Vec<Vid>) -> Self {
+    pub(super) fn new(now: Time, view: &Arc<View>, vids: Vec<Vid>) -> Self {
         let frontier = vids.first().map_or_else(Vec::new, |vid| view.state.frontier(*vid));
         let mut maps = BTreeSet::new();
         for layer in frontier.iter().flat_map(|vid| layers(view, *vid)) {
             maps.extend(layer.maps.keys().copied());
         }
         Self {
+            begun: now,
             view: Arc::clone(view),
             vids: vids.into_iter().map(|vid| (vid, false)).collect(),
             dropped: 0,
@@ -104,6 +118,7 @@ impl Round {
             names: BTreeSet::new(),
             unsure: BTreeSet::new(),
             remembered: BTreeMap::new(),
+            counted: BTreeSet::new(),
             asked: BTreeMap::new(),
             again: Vec::new(),
             again_at: None,
@@ -114,19 +129,25 @@ impl Round {
 
     /// Goes on as far as possible without answers.
     pub(super) fn step(&mut self, core: &mut Core) -> Next {
-        if self.failed {
-            return Next::Failed;
-        }
         self.ask_again(core);
         loop {
+            if self.failed && matches!(self.step, Step::Reading { .. }) {
+                self.skip(core);
+                return Next::Wait(Some(core.now + PAUSE));
+            }
+            if self.failed {
+                return Next::Failed;
+            }
             if !self.asked.is_empty() || !self.again.is_empty() {
                 return Next::Wait(self.again_at);
             }
             let Some(part) = self.parts.front().copied() else { return Next::Done };
             match &mut self.step {
-                Step::Reading { .. } => match part.window {
-                    Some(window) if !self.read_on(core, window) => {}
-                    _ => self.secure(core),
+                Step::Reading { .. } => match part.window.map(|window| self.read_on(core, window)) {
+                    Some(Reading::Asked) => {}
+                    // A vid may reach very many objects: others come in between.
+                    Some(Reading::Counted) => return Next::Wait(Some(core.now + PAUSE)),
+                    Some(Reading::All) | None => self.secure(core),
                 },
                 Step::Securing => self.step = Step::Deleting { pieces: self.pieces(part) },
                 Step::Deleting { pieces } => {
@@ -134,24 +155,30 @@ impl Round {
                         self.delete(core, (first, last), &keep);
                         continue;
                     }
-                    self.names.clear();
-                    self.remembered.clear();
-                    self.parts.pop_front();
-                    self.step = Step::Reading { place: 0, walk: None };
+                    self.end_part();
                     return Next::Wait(Some(core.now + PAUSE));
                 }
-            }
-            if self.failed {
-                return Next::Failed;
             }
         }
     }
 
-    /// Asks for what the present one of the frontier still needs; true: all have been read.
-    fn read_on(&mut self, core: &mut Core, window: Window) -> bool {
-        let Step::Reading { place, walk } = &mut self.step else { return true };
-        let Some(vid) = self.frontier.get(*place).copied() else { return true };
-        let walk = walk.get_or_insert_with(|| Walk::new(layers(&self.view, vid), window));
+    /// Asks for what the present one of the frontier still needs, or counts what it reaches.
+    fn read_on(&mut self, core: &mut Core, window: Window) -> Reading {
+        let Step::Reading { place, walk } = &mut self.step else { return Reading::All };
+        if walk.is_none() {
+            while let Some(vid) = self.frontier.get(*place).copied() {
+                let layers = layers(&self.view, vid);
+                // Of many clones that have nothing of their own here one is enough.
+                let is_blank = layers.first().is_some_and(|own| !own.maps.contains_key(&window.map));
+                let below = layers.get(1).filter(|_| is_blank).map(|layer| layer.vid);
+                if below.is_none_or(|below| self.counted.insert(below)) {
+                    *walk = Some(Walk::new(layers, window));
+                    break;
+                }
+                *place += 1;
+            }
+        }
+        let Some(walk) = walk else { return Reading::All };
         while let Some((layer, object)) = walk.wanted() {
             if let Some(blocks) = self.remembered.get(&object) {
                 walk.take(layer, blocks.clone());
@@ -159,13 +186,33 @@ impl Round {
             }
             let (offset, len) = window.range();
             self.read(core, layer, object, (offset, len));
-            return false;
+            return Reading::Asked;
         }
         let entries_per_map = self.view.state.geometry().entries_per_map();
         self.failed |= walk.names(&self.view, &self.vids, entries_per_map, &mut self.names).is_err();
         *place += 1;
         self.step = Step::Reading { place: *place, walk: None };
-        false
+        Reading::Counted
+    }
+
+    /// What the present part is cannot be read. It stays, and so does everything that might be reached there.
+    fn skip(&mut self, core: &mut Core) {
+        core.cancel_all(HANDLE);
+        self.asked.clear();
+        self.again.clear();
+        (self.again_at, self.tries, self.failed) = (None, 0, false);
+        self.left += 1;
+        self.vids.values_mut().for_each(|reached| *reached = true);
+        self.end_part();
+    }
+
+    fn end_part(&mut self) {
+        self.names.clear();
+        self.remembered.clear();
+        self.counted.clear();
+        self.unsure.clear();
+        self.parts.pop_front();
+        self.step = Step::Reading { place: 0, walk: None };
     }
 
     /// Reads a map object: of all up members if it may still change, else of one of them.
@@ -223,7 +270,8 @@ impl Round {
         let answered = match (&asked.request, reply) {
             (Request::Read { object, offset, len, .. }, Reply::Read(data)) => {
                 let verify = from != core.me;
-                let found = contents::check(&data, *offset, offset + len, verify);
+                let lost = data.extents.iter().any(|extent| extent.state == ExtentState::Lost);
+                let found = contents::check(&data, *offset, offset + len, verify).filter(|_| !lost);
                 found.is_some_and(|found| self.take(asked.layer, *object, &found))
             }
             (Request::Secure { .. }, Reply::Which(_)) => true,
@@ -300,7 +348,7 @@ impl Round {
     fn delete_on(&mut self, core: &mut Core, to: Member, request: &Request, next: Option<ObjectId>) {
         let (Request::Sweep { vids, first, last, keep, from }, Some(next)) = (request, next) else { return };
         // One that goes back would keep this up for ever.
-        if next < *from {
+        if next <= *from {
             self.failed = true;
             return;
         }

@@ -54,8 +54,16 @@ pub struct Counts {
     pub disks_emptied: u64,
     /// Snapshots taken.
     pub snapshots: u64,
-    /// Clones that a client went on with.
+    /// Clones made.
     pub clones: u64,
+    /// Volumes that got the contents of a snapshot again.
+    pub rollbacks: u64,
+    /// Volumes and snapshots deleted.
+    pub deletions: u64,
+    /// Volumes that grew.
+    pub grown: u64,
+    /// Volumes and snapshots that were read through every node in the end.
+    pub inspected: u64,
     /// Objects that moved between disks of a node.
     pub moved: u64,
 }
@@ -89,6 +97,10 @@ impl Counts {
         self.moved += other.moved;
         self.snapshots += other.snapshots;
         self.clones += other.clones;
+        self.rollbacks += other.rollbacks;
+        self.deletions += other.deletions;
+        self.grown += other.grown;
+        self.inspected += other.inspected;
     }
 }
 

@@ -1,17 +1,15 @@
 //! Clients: each writes, reads, flushes and discards on a volume of its own, moves between nodes, and holds
 //! every read against its oracle.
 
+mod answers;
+mod reader;
 mod rival;
 mod snapshots;
 
-use crate::node::Node;
-use crate::oracle::{Oracle, ReadTicket, Run, Tag};
+use crate::oracle::{Oracle, ReadTicket, Tag};
 use crate::world::{Event, World};
 use bytes::{BufMut, Bytes, BytesMut};
-use sheep_datapath::{
-    GatewayOutput, LostReason, OpenError, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply,
-};
-use sheep_state::Refusal;
+use sheep_datapath::{OpenMode, ReadExtent, VolumeOp};
 use sheep_types::{SECTOR_SIZE, VdiId};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,8 +20,20 @@ enum Pending {
     Write(Tag, Range<usize>, bool),
     Read(ReadTicket),
     Flush(Vec<Tag>),
-    /// Which one, and what it makes durable.
-    Snapshot(usize, Vec<Tag>),
+    /// What it does to the tree, by number.
+    Snapshot(u64),
+}
+
+impl Pending {
+    /// For people.
+    fn told(&self) -> String {
+        match self {
+            Self::Write(tag, sectors, _) => format!("write {tag} to sectors {sectors:?}"),
+            Self::Read(ticket) => format!("read of sectors {:?}", ticket.sectors()),
+            Self::Flush(_) => "flush".into(),
+            Self::Snapshot(_) => "snapshot".into(),
+        }
+    }
 }
 
 /// Where a client is with its volume.
@@ -41,16 +51,14 @@ pub enum Place {
 
 /// A client and its volume.
 pub struct Client {
-    /// Name of the volume.
-    pub name: String,
-    /// The volume, once created.
+    /// The volume, if it has one.
     pub vdi: Option<VdiId>,
     /// Where it is open.
     pub place: Place,
-    /// What it may contain.
-    pub oracle: Oracle,
     /// Reads all of the volume now, and does nothing else.
     pub verifying: Option<usize>,
+    /// What it opens it for.
+    pub mode: OpenMode,
     handle: u64,
     pending: BTreeMap<u64, Pending>,
     opened_before: bool,
@@ -59,29 +67,31 @@ pub struct Client {
     sessions: u64,
     /// Gateways given up that may still think they serve it.
     rivals: Vec<rival::Rival>,
-    mode: OpenMode,
-    snapshots: Vec<snapshots::Snapshot>,
-    clone: Option<snapshots::Clone>,
+    /// It lets its volume go, to use another one.
+    leaving: bool,
+    /// Of one that only reads: how much more.
+    reads_left: u64,
+    /// The session of the volume in which it began to read.
+    reads_in: u64,
 }
 
 impl Client {
     /// A client without a volume yet.
-    pub fn new(number: usize, size: u64) -> Self {
+    pub fn new(mode: OpenMode) -> Self {
         Self {
-            name: format!("volume{number}"),
             vdi: None,
             place: Place::Away,
-            oracle: Oracle::new(size),
             verifying: None,
+            mode,
             handle: 0,
             pending: BTreeMap::new(),
             opened_before: false,
             clean: true,
             sessions: 0,
             rivals: Vec::new(),
-            mode: OpenMode::Write,
-            snapshots: Vec::new(),
-            clone: None,
+            leaving: false,
+            reads_left: 0,
+            reads_in: 0,
         }
     }
 
@@ -91,6 +101,11 @@ impl Client {
             Place::Open(node) => Some(node),
             Place::Away | Place::Opening(_) | Place::Closing(_) => None,
         }
+    }
+
+    /// Whether nothing is under way, neither with it nor with its volume.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self.place, Place::Away | Place::Open(_)) && self.is_idle()
     }
 
     /// Whether nothing is under way.
@@ -141,7 +156,10 @@ impl World {
         self.schedule(pause, Event::Client(number));
         self.use_rivals(number);
         self.orders(number);
-        if self.step_clone(number) {
+        if self.clients[number].mode == OpenMode::Read {
+            return self.reader_acts(number);
+        }
+        if self.changes_volume(number) {
             return;
         }
         match self.clients[number].place {
@@ -173,6 +191,12 @@ impl World {
         self.with_shard(node, |shard| shard.gateway().open(at, handle, vdi, mode));
     }
 
+    /// What a client's volume may contain.
+    pub(crate) fn oracle(&mut self, number: usize) -> &mut Oracle {
+        let vdi = self.clients[number].vdi.expect("only who has a volume uses one");
+        &mut self.tree.item(vdi).oracle
+    }
+
     /// Closes a client's volume where it is open.
     pub fn close(&mut self, number: usize) {
         if let Place::Open(node) = self.clients[number].place {
@@ -197,7 +221,7 @@ impl World {
         if self.clients[number].pending.len() >= self.options.depth {
             return;
         }
-        if self.takes_snapshot(number) {
+        if self.takes_snapshot() {
             return self.take_snapshot(number, node);
         }
         let work = self.options.work;
@@ -219,7 +243,7 @@ impl World {
 
     /// A range, often small, often where others are, sometimes over the end of an object.
     fn some_sectors(&mut self, number: usize, most: u64) -> Range<usize> {
-        let total = self.clients[number].oracle.len() as u64;
+        let total = self.oracle(number).len() as u64;
         let aligned = self.rng.chance(600_000);
         let len = if self.rng.chance(700_000) { self.rng.range(1, 16) } else { self.rng.range(1, most) };
         let hot = if self.rng.chance(500_000) { total / 8 } else { total };
@@ -239,10 +263,10 @@ impl World {
 
     fn write(&mut self, number: usize, node: usize, zeros: bool) {
         let sectors = self.some_sectors(number, 128);
-        if self.clients[number].oracle.is_busy(&sectors) {
+        if self.oracle(number).is_busy(&sectors) {
             return;
         }
-        let tag = self.clients[number].oracle.begin_write(sectors.clone(), zeros, false);
+        let tag = self.oracle(number).begin_write(sectors.clone(), zeros, false);
         let (offset, len) = bytes_of(&sectors);
         let fua = self.rng.chance(self.options.work.fua);
         let op = if zeros {
@@ -258,24 +282,25 @@ impl World {
         // Often whole objects.
         let mut sectors = self.some_sectors(number, 256);
         if self.rng.chance(600_000) {
-            sectors = sectors.start / 128 * 128..(sectors.start / 128 + 1) * 128;
+            let total = self.oracle(number).len();
+            sectors = sectors.start / 128 * 128..((sectors.start / 128 + 1) * 128).min(total);
         }
-        if self.clients[number].oracle.is_busy(&sectors) {
+        if self.oracle(number).is_busy(&sectors) {
             return;
         }
-        let tag = self.clients[number].oracle.begin_write(sectors.clone(), true, true);
+        let tag = self.oracle(number).begin_write(sectors.clone(), true, true);
         let (offset, len) = bytes_of(&sectors);
         let op = VolumeOp::Discard { offset, len, fua: false };
         self.submit(number, node, Pending::Write(tag, sectors, false), op);
     }
 
     fn flush(&mut self, number: usize, node: usize) {
-        let covered = self.clients[number].oracle.begin_flush();
+        let covered = self.oracle(number).begin_flush();
         self.submit(number, node, Pending::Flush(covered), VolumeOp::Flush);
     }
 
     fn read(&mut self, number: usize, node: usize, sectors: Range<usize>) {
-        let ticket = self.clients[number].oracle.begin_read(sectors.clone());
+        let ticket = self.oracle(number).begin_read(sectors.clone());
         let (offset, len) = bytes_of(&sectors);
         let op = VolumeOp::Read { offset, len: len as u32 };
         self.submit(number, node, Pending::Read(ticket), op);
@@ -286,7 +311,7 @@ impl World {
         const PIECE: usize = 128;
         while self.clients[number].pending.len() < 8 {
             let Some(from) = self.clients[number].verifying else { return };
-            let total = self.clients[number].oracle.len();
+            let total = self.oracle(number).len();
             if from >= total {
                 return;
             }
@@ -294,199 +319,5 @@ impl World {
             self.clients[number].verifying = Some(to);
             self.read(number, node, from..to);
         }
-    }
-
-    /// A gateway says something about a volume.
-    pub fn volume_output(&mut self, node: usize, output: GatewayOutput) {
-        let Some(output) = self.rival_output(node, output) else { return };
-        match output {
-            GatewayOutput::Opened { handle, .. } => self.opened(node, handle),
-            GatewayOutput::OpenFailed { handle, error } => self.open_failed(handle, &error),
-            GatewayOutput::Done { handle, io, result } => self.done(node, handle, io, result),
-            GatewayOutput::Lost { handle, reason } => {
-                self.trace.say(self.now, &format!("node {node} loses a volume: {reason}"));
-                if let Some(number) = self.client_of(handle) {
-                    // Nothing damages disks here: what was answered, and is not durable, can be sent again.
-                    if reason == LostReason::WritesMissing {
-                        self.violate(format!("node {node} cannot send what client {number} wrote again"));
-                    }
-                    self.clients[number].clean = false;
-                    self.close(number);
-                }
-            }
-            GatewayOutput::Closed { handle } => {
-                if let Some(number) = self.client_of(handle) {
-                    self.clients[number].place = Place::Away;
-                }
-            }
-            GatewayOutput::Resized { .. }
-            | GatewayOutput::Send(_)
-            | GatewayOutput::Propose { .. }
-            | GatewayOutput::Report { .. } => {}
-        }
-    }
-
-    fn client_of(&self, handle: u64) -> Option<usize> {
-        let number = (handle % 64) as usize;
-        (number < self.clients.len() && self.handle(number) == handle).then_some(number)
-    }
-
-    fn opened(&mut self, node: usize, handle: u64) {
-        let Some(number) = self.client_of(handle) else { return };
-        self.trace.say(self.now, &format!("client {number} has its volume open at node {node}"));
-        // Holders that the new gateway's epoch does not have count as gone: of an object that no map names yet
-        // nobody else can know. That is a crash of the writer, and loses no more than what was not flushed.
-        let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
-        let up = |n: &Node| view.as_ref().is_some_and(|view| view.state.is_up(n.member()));
-        let runs: Vec<Option<u32>> =
-            self.nodes.iter().map(|n| n.running.as_ref().filter(|_| up(n)).map(|_| n.run_number())).collect();
-        let (given_up, up_in) = (&self.given_up, &self.up_in);
-        let alive = |(index, run): Run| {
-            runs[index] == Some(run) && !given_up.contains(&(index, u64::from(run / 1000)))
-        };
-        let excused = |holders: &[Run], since: u64| {
-            up_in.iter().filter(|((_, epoch), _)| epoch.0 >= since).any(|(_, then)| {
-                let was_up = |(index, run): &Run| then.contains(&(*index, u64::from(run / 1000)));
-                let mut up = holders.iter().filter(|run| was_up(run)).peekable();
-                up.peek().is_some() && up.all(|run| !alive(*run))
-            })
-        };
-        let client = &mut self.clients[number];
-        client.place = Place::Open(node);
-        client.oracle.new_session(alive, excused);
-        let taken_over = client.opened_before && !client.clean;
-        client.opened_before = true;
-        client.sessions += 1;
-        client.clean = true;
-        if taken_over {
-            self.counts.take_overs += 1;
-            self.taken_over();
-        }
-    }
-
-    fn open_failed(&mut self, handle: u64, error: &OpenError) {
-        let Some(number) = self.client_of(handle) else { return };
-        self.clients[number].place = Place::Away;
-        match error {
-            OpenError::Refused(Refusal::Locked { .. } | _) | OpenError::LockEnded | OpenError::Closed => {}
-            OpenError::NoSuchVdi => {}
-            other => self.violate(format!("client {number} cannot open its volume: {other}")),
-        }
-    }
-
-    fn done(&mut self, node: usize, handle: u64, io: u64, result: Result<VolumeReply, VolumeError>) {
-        let Some(number) = self.client_of(handle) else { return };
-        let Some(pending) = self.clients[number].pending.remove(&io) else {
-            return self.violate(format!("operation {io} of client {number} is answered twice"));
-        };
-        match result {
-            Ok(reply) => self.succeeded(number, node, pending, reply),
-            Err(VolumeError::Lost | VolumeError::ShuttingDown) => self.failed(number, pending),
-            // The only copies that were up then had rotted.
-            Err(VolumeError::Io) if self.options.rot.any() && !self.healed => self.failed(number, pending),
-            Err(error) => {
-                self.violate(format!("operation of client {number} at node {node} failed: {error}"))
-            }
-        }
-    }
-
-    fn succeeded(&mut self, number: usize, node: usize, pending: Pending, reply: VolumeReply) {
-        match (pending, reply) {
-            (Pending::Write(tag, sectors, fua), _) => {
-                let holders = self.holders(number, node, &sectors);
-                if self.options.verbose {
-                    let at = self.now as f64 / 1e9;
-                    eprintln!(
-                        "{at:>12.6} client {number} at {node}: write {tag} to {sectors:?} held by {holders:?}"
-                    );
-                }
-                let view = self.nodes[node].running.as_ref().and_then(|running| running.view.as_ref());
-                let epoch = view.map_or(0, |view| view.epoch().0);
-                self.clients[number].oracle.end_write(tag, holders, epoch);
-                if fua {
-                    self.clients[number].oracle.end_flush(&[tag]);
-                }
-            }
-            (Pending::Flush(covered), _) => {
-                if self.options.verbose {
-                    eprintln!(
-                        "{:>12.6} client {number} at {node}: flushed {covered:?}",
-                        self.now as f64 / 1e9
-                    );
-                }
-                self.clients[number].oracle.end_flush(&covered);
-            }
-            (Pending::Read(ticket), VolumeReply::Read(extents)) => {
-                self.counts.reads += 1;
-                let checked =
-                    tags(&extents).and_then(|shown| self.clients[number].oracle.end_read(&ticket, &shown));
-                if let Err(problem) = checked {
-                    self.violate(format!("client {number} at node {node}: {problem}"));
-                }
-            }
-            (Pending::Snapshot(place, covered), VolumeReply::Ordered(result)) => {
-                self.snapshot_ordered(number, (place, covered), &result);
-            }
-            (Pending::Snapshot(..), _) => self.violate("a snapshot was answered with something else".into()),
-            (Pending::Read(_), _) => self.violate("a read was answered without contents".into()),
-        }
-    }
-
-    fn failed(&mut self, number: usize, pending: Pending) {
-        if let Pending::Write(tag, ..) = pending {
-            self.clients[number].oracle.fail_write(tag);
-        }
-    }
-
-    /// The process at a node is gone: clients there have no answers any more.
-    pub fn clients_lose(&mut self, node: usize) {
-        for number in 0..self.clients.len() {
-            for tag in self.clients[number].lose_rivals(node) {
-                self.clients[number].oracle.fail_write(tag);
-            }
-            let here = match self.clients[number].place {
-                Place::Opening(at) | Place::Open(at) | Place::Closing(at) => at == node,
-                Place::Away => false,
-            };
-            if here {
-                self.clients[number].place = Place::Away;
-                self.clients[number].handle += 1;
-                self.clients[number].clean = false;
-                for pending in core::mem::take(&mut self.clients[number].pending).into_values() {
-                    self.failed(number, pending);
-                }
-                if self.clients[number].verifying.is_some() {
-                    self.clients[number].verifying = Some(0);
-                }
-            }
-        }
-    }
-
-    /// Runs that hold a write when it is acknowledged: those that every object of the range has in common.
-    fn holders(&self, number: usize, node: usize, sectors: &Range<usize>) -> Vec<Run> {
-        let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
-        let (Some(view), Some(vdi)) = (view, self.clients[number].vdi) else { return Vec::new() };
-        let Some(record) = view.state.vdi(vdi) else { return Vec::new() };
-        let geometry = view.state.geometry();
-        let (offset, len) = bytes_of(sectors);
-        let (first, last) = (geometry.locate(offset).0, geometry.locate(offset + len - 1).0);
-        let mut common: Option<Vec<Run>> = None;
-        for index in first..=last {
-            let object = sheep_types::ObjectId::data(record.vid, index);
-            let runs: Vec<Run> = view
-                .up_set(object)
-                .iter()
-                .filter_map(|m| {
-                    let machine = self.nodes.iter().find(|n| n.id == m.node)?;
-                    let same = m.incarnation.0 == machine.incarnation;
-                    Some((machine.index, if same { self.holder(machine, &view) } else { u32::MAX }))
-                })
-                .collect();
-            common = Some(match common {
-                Some(before) => before.into_iter().filter(|run| runs.contains(run)).collect(),
-                None => runs,
-            });
-        }
-        common.unwrap_or_default()
     }
 }

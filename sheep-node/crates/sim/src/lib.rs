@@ -20,6 +20,7 @@ mod rot;
 pub mod run;
 pub mod scenario;
 pub mod trace;
+pub mod tree;
 pub mod world;
 
 pub use options::{Options, Rot};

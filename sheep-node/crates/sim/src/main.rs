@@ -45,7 +45,7 @@ struct Arguments {
     /// Clients give sessions up without closing them.
     #[arg(long)]
     rivals: bool,
-    /// Clients take snapshots, and go on with clones of some.
+    /// Snapshots, clones, rollbacks, deletions, growing volumes, and readers.
     #[arg(long)]
     snapshots: bool,
     /// Contents rot on the disk of one node.

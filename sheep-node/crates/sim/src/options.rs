@@ -132,7 +132,7 @@ pub struct Options {
     pub rot: Rot,
     /// Bits of messages between data paths flip: how many messages of a million are hit.
     pub flips: u64,
-    /// Clients take snapshots, and go on with clones of some.
+    /// Snapshots, clones, rollbacks, deletions, growing volumes, and readers.
     pub snapshots: bool,
     /// Clients also order commands that have nothing to do with their volumes.
     pub commands: bool,

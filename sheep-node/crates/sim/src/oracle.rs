@@ -8,8 +8,12 @@ use sheep_types::SECTOR_SIZE;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Number of a write. Zero: never written, or zeros.
+/// Number of a write. Zero: never written, or zeros. The low bits tell one line of contents from another, so that what
+/// was written to a volume does not look like what was written to its clone.
 pub type Tag = u64;
+
+/// Tags of one line are so far apart.
+const STEP: Tag = 1 << 16;
 
 /// A node in one of its runs, by its place in the world.
 pub type Run = (usize, u32);
@@ -47,6 +51,21 @@ pub struct ReadTicket {
     session: u64,
 }
 
+impl ReadTicket {
+    /// What is read.
+    pub fn sectors(&self) -> &Range<usize> {
+        &self.sectors
+    }
+}
+
+/// A moment in the life of a volume.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Writes that were under way, or that failed and may yet happen.
+    beside: Vec<Range<usize>>,
+    next_tag: Tag,
+}
+
 /// The model of one volume.
 #[derive(Clone, Debug)]
 pub struct Oracle {
@@ -60,27 +79,94 @@ pub struct Oracle {
     session: u64,
     /// Writes whose fate is unknown in this session: their sectors must not be narrowed by reading.
     failed: Vec<Range<usize>>,
+    /// Which sectors may differ from what the contents go on from.
+    touched: Vec<bool>,
+    /// Nobody can write it any more: what one read shows all others show.
+    frozen: bool,
 }
 
 impl Oracle {
-    /// A blank volume.
-    pub fn new(size: u64) -> Self {
+    /// A blank volume, and the number of its line, below 65536.
+    pub fn new(size: u64, line: u64) -> Self {
+        let sectors = (size / u64::from(SECTOR_SIZE)) as usize;
         Self {
-            sectors: vec![vec![0]; (size / u64::from(SECTOR_SIZE)) as usize],
+            sectors: vec![vec![0]; sectors],
             in_flight: BTreeMap::new(),
             unflushed: Vec::new(),
             ranges: BTreeMap::new(),
-            next_tag: 1,
+            next_tag: STEP + line,
             session: 0,
             failed: Vec::new(),
+            touched: vec![true; sectors],
+            frozen: false,
         }
     }
 
     /// What a snapshot that is asked for now may contain.
     pub fn frozen(&self) -> Self {
         let (in_flight, unflushed, failed) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let (sectors, ranges) = (self.sectors.clone(), self.ranges.clone());
-        Self { sectors, in_flight, unflushed, ranges, next_tag: self.next_tag, session: self.session, failed }
+        Self { in_flight, unflushed, failed, frozen: true, ..self.clone() }
+    }
+
+    /// What a volume may contain that begins with these frozen contents, or is given them again; as a line of its own.
+    /// `former`: what the volume was.
+    pub fn line_from(&self, line: u64, former: Option<&Self>) -> Self {
+        let past = former.map_or(self.next_tag, |former| former.next_tag.max(self.next_tag));
+        let session = former.map_or(0, |former| former.session + 1);
+        let next_tag = past / STEP * STEP + STEP + line;
+        Self { next_tag, session, touched: vec![false; self.len()], frozen: false, ..self.clone() }
+    }
+
+    /// The place from which [`Self::goes_on_from`] counts.
+    pub fn mark(&self) -> Mark {
+        let beside = self.in_flight.values().map(|write| write.sectors.clone());
+        Mark { beside: beside.chain(self.failed.iter().cloned()).collect(), next_tag: self.next_tag }
+    }
+
+    /// At that mark the contents were those of a snapshot that was taken: only what was written since may differ.
+    pub fn goes_on_from(&mut self, mark: &Mark) {
+        self.touched.fill(false);
+        let since = self.ranges.range(mark.next_tag..).map(|(_, (range, _))| range.clone());
+        for range in mark.beside.iter().cloned().chain(since.collect::<Vec<_>>()) {
+            self.touched[range].fill(true);
+        }
+    }
+
+    /// What was not written since is as in the contents that these go on from.
+    ///
+    /// # Errors
+    /// A sentence about the first sector that cannot be.
+    pub fn agree(&mut self, with: &Self) -> Result<(), String> {
+        for (sector, (mine, theirs)) in self.sectors.iter_mut().zip(&with.sectors).enumerate() {
+            if !self.touched[sector] {
+                let common: Vec<Tag> = mine.iter().copied().filter(|tag| theirs.contains(tag)).collect();
+                if common.is_empty() {
+                    let what = "what it goes on from, and nobody has written it since";
+                    return Err(format!("sector {sector} may show {mine:?}, but {theirs:?} in {what}"));
+                }
+                *mine = common;
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume has this size now: what is new is zeros.
+    ///
+    /// # Errors
+    /// It was larger.
+    pub fn grow(&mut self, size: u64) -> Result<(), String> {
+        let sectors = (size / u64::from(SECTOR_SIZE)) as usize;
+        if sectors < self.len() {
+            return Err(format!("a volume of {} sectors has {sectors}", self.len()));
+        }
+        self.sectors.resize(sectors, vec![0]);
+        self.touched.resize(sectors, true);
+        Ok(())
+    }
+
+    /// Changes when somebody opens the volume to write it, or gives it other contents.
+    pub fn session(&self) -> u64 {
+        self.session
     }
 
     /// Number of sectors.
@@ -102,7 +188,8 @@ impl Oracle {
     pub fn begin_write(&mut self, sectors: Range<usize>, zeros: bool, maybe: bool) -> Tag {
         assert!(!self.is_busy(&sectors), "clients do not overlap their writes");
         let tag = self.next_tag;
-        self.next_tag += 1;
+        self.next_tag += STEP;
+        self.touched[sectors.clone()].fill(true);
         let before = self.sectors[sectors.clone()].to_vec();
         self.ranges.insert(tag, (sectors.clone(), zeros));
         let shown = if zeros { 0 } else { tag };
@@ -136,8 +223,8 @@ impl Oracle {
 
     /// A write that must not happen: gives its number, which no read may show.
     pub fn forbidden_write(&mut self) -> Tag {
-        self.next_tag += 1;
-        self.next_tag - 1
+        self.next_tag += STEP;
+        self.next_tag - STEP
     }
 
     /// Begins a flush: gives what [`Self::end_flush`] wants.
@@ -195,6 +282,8 @@ impl Oracle {
                 range.contains(&sector) && (if *zeros { 0 } else { *number }) == tag
             };
             let issued_since = self.ranges.range(ticket.next_tag..).any(later);
+            // Another reader may have seen meanwhile what it is.
+            let allowed = if self.frozen { &self.sectors[sector] } else { allowed };
             if !allowed.contains(&tag) && !issued_since {
                 let written = self.ranges.get(&tag).is_some_and(|(range, _)| range.contains(&sector));
                 let what =
@@ -222,100 +311,4 @@ impl Oracle {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(oracle: &mut Oracle, sectors: Range<usize>, shown: &[Tag]) -> Result<(), String> {
-        let ticket = oracle.begin_read(sectors);
-        oracle.end_read(&ticket, shown)
-    }
-
-    #[test]
-    fn acknowledged_writes_must_show() {
-        let mut o = Oracle::new(1 << 20);
-        let tag = o.begin_write(0..2, false, false);
-        assert!(read(&mut o, 0..2, &[0, tag]).is_ok(), "either while under way");
-        o.end_write(tag, vec![], 0);
-        assert!(read(&mut o, 0..2, &[tag, tag]).is_ok());
-        assert!(read(&mut o, 0..2, &[tag, 0]).is_err());
-        assert!(read(&mut o, 2..3, &[tag]).is_err());
-    }
-
-    #[test]
-    fn a_read_may_show_what_was_issued_after_it() {
-        let mut o = Oracle::new(1 << 20);
-        let ticket = o.begin_read(0..1);
-        let a = o.begin_write(0..1, false, false);
-        o.end_write(a, vec![], 0);
-        let b = o.begin_write(0..1, false, false);
-        o.end_write(b, vec![], 0);
-        assert!(o.end_read(&ticket, &[a]).is_ok());
-        assert!(o.end_read(&ticket, &[b]).is_ok());
-        assert!(o.end_read(&ticket, &[99]).is_err());
-    }
-
-    #[test]
-    fn a_power_cut_takes_only_what_no_holder_kept_and_only_once() {
-        let mut o = Oracle::new(1 << 20);
-        let flushed = o.begin_write(0..1, false, false);
-        o.end_write(flushed, vec![(0, 0), (1, 0)], 0);
-        let mark = o.begin_flush();
-        let lost = o.begin_write(1..2, false, false);
-        o.end_write(lost, vec![(0, 0), (1, 0)], 0);
-        o.end_flush(&mark);
-        let kept = o.begin_write(2..3, false, false);
-        o.end_write(kept, vec![(0, 0), (2, 0)], 0);
-        o.new_session(|run| run == (2, 0), |_, _| false);
-        assert!(read(&mut o, 0..1, &[0]).is_err(), "flushed");
-        assert!(read(&mut o, 2..3, &[0]).is_err(), "a holder lives");
-        assert!(read(&mut o, 1..2, &[0]).is_ok());
-        assert!(read(&mut o, 1..2, &[lost]).is_err(), "decided by the first read");
-    }
-
-    #[test]
-    fn a_holder_that_was_left_out_gives_way_to_those_that_were_not() {
-        let mut o = Oracle::new(1 << 20);
-        let tag = o.begin_write(0..1, false, false);
-        o.end_write(tag, vec![(0, 0), (1, 0)], 0);
-        o.new_session(|run| run == (1, 0), |holders, _| holders == [(0, 0), (1, 0)]);
-        assert!(read(&mut o, 0..1, &[0]).is_ok());
-    }
-
-    #[test]
-    fn a_read_beside_a_discard_does_not_decide_what_it_leaves() {
-        let mut o = Oracle::new(1 << 20);
-        let tag = o.begin_write(0..1, false, false);
-        o.end_write(tag, vec![], 0);
-        let discard = o.begin_write(0..1, true, true);
-        let ticket = o.begin_read(0..1);
-        o.end_write(discard, vec![], 0);
-        assert!(o.end_read(&ticket, &[tag]).is_ok());
-        assert!(read(&mut o, 0..1, &[0]).is_ok());
-    }
-
-    #[test]
-    fn a_read_from_before_a_discard_does_not_decide_what_it_leaves() {
-        let mut o = Oracle::new(1 << 20);
-        let tag = o.begin_write(0..1, false, false);
-        o.end_write(tag, vec![], 0);
-        // Power goes: the sector shows the write, or zeros.
-        o.new_session(|_| false, |_, _| false);
-        let ticket = o.begin_read(0..1);
-        let discard = o.begin_write(0..1, true, true);
-        o.end_write(discard, vec![], 0);
-        assert!(o.end_read(&ticket, &[tag]).is_ok());
-        assert!(read(&mut o, 0..1, &[0]).is_ok());
-    }
-
-    #[test]
-    fn failed_writes_stay_open_until_the_next_session() {
-        let mut o = Oracle::new(1 << 20);
-        let tag = o.begin_write(0..1, false, false);
-        o.fail_write(tag);
-        assert!(read(&mut o, 0..1, &[0]).is_ok());
-        assert!(read(&mut o, 0..1, &[tag]).is_ok());
-        o.new_session(|_| true, |_, _| false);
-        assert!(read(&mut o, 0..1, &[tag]).is_ok());
-        assert!(read(&mut o, 0..1, &[0]).is_err());
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use crate::checks::Counts;
 use crate::client::{Client, Place};
 use crate::options::Options;
 use crate::world::{Event, World};
-use sheep_datapath::View;
+use sheep_datapath::{OpenMode, View};
 use sheep_state::{CacheMode, Command, CreateVdi, Outcome};
 use sheep_store::Header;
 use sheep_types::VdiId;
@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const SECOND: u64 = 1_000_000_000;
+/// Clients that only read.
+const READERS: usize = 2;
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -52,8 +54,10 @@ fn phases(world: &mut World) -> Result<(), String> {
         // Of what nobody else had, blocks stay errors.
         world.healed = !world.options.rot.unflushed;
     }
-    world.look_at_snapshots();
     verify(world)?;
+    if world.options.snapshots {
+        inspect(world)?;
+    }
     check_copies(world)
 }
 
@@ -92,7 +96,9 @@ fn wait(world: &mut World, seconds: u64, what: &str, done: impl Fn(&World) -> bo
     let end = world.now + seconds * SECOND;
     while !done(world) {
         if world.now >= end {
-            let why = world.why_not_whole().unwrap_or_default();
+            let scrubs = world.options.rot.any().then(|| world.scrubs());
+            let why =
+                world.why_not_whole().or(scrubs.map(|scrubs| format!("{scrubs:?}"))).unwrap_or_default();
             if world.options.verbose {
                 explain(world);
             }
@@ -107,7 +113,7 @@ fn wait(world: &mut World, seconds: u64, what: &str, done: impl Fn(&World) -> bo
 /// Prints where clients are, and how all copies of what is not recovered stood in all epochs.
 fn explain(world: &World) {
     for client in &world.clients {
-        eprintln!("{}: {:?}, idle {}", client.name, client.place, client.is_idle());
+        eprintln!("{:?}: {:?}, idle {}", client.vdi, client.place, client.is_idle());
     }
     for node in &world.nodes {
         let Some(running) = &node.running else { continue };
@@ -167,9 +173,10 @@ fn explain(world: &World) {
 fn create_volumes(world: &mut World) -> Result<(), String> {
     for number in 0..world.options.clients {
         let size = world.options.volume_size;
-        world.clients.push(Client::new(number, size));
+        world.clients.push(Client::new(OpenMode::Write));
+        let name = format!("volume{number}");
         let create = Command::CreateVdi(CreateVdi {
-            name: world.clients[number].name.clone(),
+            name: name.clone(),
             size,
             copies: None,
             min_copies: None,
@@ -181,10 +188,21 @@ fn create_volumes(world: &mut World) -> Result<(), String> {
         let token = world.order(node, &create).ok_or("the log takes no command")?;
         wait(world, 20, "a volume to be created", |w| w.answers.contains_key(&token))?;
         match world.answers.remove(&token) {
-            Some(Ok(Outcome::Created { vdi, .. })) => world.clients[number].vdi = Some(vdi),
+            Some(Ok(Outcome::Created { vdi, vid })) => {
+                world.tree.made_blank(vdi, vid, name, size);
+                world.tree.item(vdi).user = Some(number);
+                world.clients[number].vdi = Some(vdi);
+            }
             other => return Err(format!("creating a volume: {other:?}")),
         }
         world.schedule(0, Event::Client(number));
+    }
+    if world.options.snapshots {
+        for _ in 0..READERS {
+            world.clients.push(Client::new(OpenMode::Read));
+            world.schedule(0, Event::Client(world.clients.len() - 1));
+        }
+        world.schedule(0, Event::Operator);
     }
     Ok(())
 }
@@ -193,10 +211,22 @@ fn create_volumes(world: &mut World) -> Result<(), String> {
 fn verify(world: &mut World) -> Result<(), String> {
     for number in 0..world.clients.len() {
         world.clients[number].verifying = Some(usize::MAX);
+    }
+    // What is left over from before.
+    wait(world, 60, "clients to come to rest", |w| w.clients.iter().all(Client::is_at_rest))?;
+    wait(world, 120, "commands to be answered", |w| w.is_out_of_limbo())?;
+    world.end_of_limbo()?;
+    // Those who only read make room for those who write.
+    for number in (0..world.clients.len()).rev() {
+        let uses = world.clients[number].vdi.filter(|vdi| !world.tree.is_dead(*vdi));
+        if uses.is_none() || world.clients[number].mode == OpenMode::Read {
+            wait(world, 60, "a client to come to rest", |w| w.clients[number].is_at_rest())?;
+            world.close(number);
+            wait(world, 60, "a volume to be closed", |w| w.clients[number].place == Place::Away)?;
+            continue;
+        }
         for node in 0..world.nodes.len() {
-            wait(world, 60, "a client to come to rest", |w| {
-                matches!(w.clients[number].place, Place::Away | Place::Open(_)) && w.clients[number].is_idle()
-            })?;
+            wait(world, 60, "a client to come to rest", |w| w.clients[number].is_at_rest())?;
             world.close(number);
             wait(world, 60, "a volume to be closed", |w| w.clients[number].place == Place::Away)?;
             let Some(vdi) = world.clients[number].vdi else { continue };
@@ -219,10 +249,70 @@ fn verify(world: &mut World) -> Result<(), String> {
     Ok(())
 }
 
+/// Reads everything that there is through every node at once, and looks whether all know the same tree.
+fn inspect(world: &mut World) -> Result<(), String> {
+    for number in 0..world.clients.len() {
+        world.close(number);
+        wait(world, 60, "a volume to be closed", |w| w.clients[number].place == Place::Away)?;
+    }
+    world.same_tree()?;
+    world.agree()?;
+    let first = world.clients.len();
+    for _ in 0..world.nodes.len() {
+        let mut inspector = Client::new(OpenMode::Read);
+        inspector.verifying = Some(usize::MAX);
+        world.clients.push(inspector);
+        world.schedule(0, Event::Client(world.clients.len() - 1));
+    }
+    let all: Vec<VdiId> = world.tree.alive().map(|(vdi, _)| vdi).collect();
+    for vdi in all {
+        inspect_one(world, first, vdi)?;
+        world.counts.inspected += 1;
+    }
+    Ok(())
+}
+
+fn inspect_one(world: &mut World, first: usize, vdi: VdiId) -> Result<(), String> {
+    if !world.is_clean(vdi) {
+        // Whoever had it last is gone: opening it settles it.
+        (world.clients[first].mode, world.clients[first].vdi) = (OpenMode::Write, Some(vdi));
+        open_for_reading(world, first, 0, vdi)?;
+        world.close(first);
+        wait(world, 60, "a volume to be closed", |w| w.clients[first].place == Place::Away)?;
+        world.clients[first].mode = OpenMode::Read;
+    }
+    let numbers = first..first + world.nodes.len();
+    for number in numbers.clone() {
+        (world.clients[number].vdi, world.clients[number].verifying) = (Some(vdi), Some(0));
+    }
+    let end = world.now + 120 * SECOND;
+    while !numbers.clone().all(|number| is_read(world, number)) {
+        for number in numbers.clone() {
+            if world.clients[number].place == Place::Away {
+                world.clients[number].verifying = Some(0);
+                world.open_at(number, number - first, vdi);
+            }
+        }
+        if world.now >= end {
+            return Err(format!("waited 120 s in vain for {vdi} to be read through every node"));
+        }
+        let next = world.now + SECOND / 50;
+        world.run_until(next)?;
+    }
+    for number in numbers.clone() {
+        world.clients[number].verifying = Some(usize::MAX);
+        world.close(number);
+    }
+    wait(world, 60, "a volume to be closed", |w| {
+        numbers.clone().all(|number| w.clients[number].place == Place::Away)
+    })
+}
+
 /// Whether a client has read all of its volume, where it is open.
 fn is_read(world: &World, number: usize) -> bool {
     let client = &world.clients[number];
-    let all = client.verifying.is_some_and(|at| at >= client.oracle.len() && at != usize::MAX);
+    let len = client.vdi.map_or(0, |vdi| world.tree.len(vdi));
+    let all = client.verifying.is_some_and(|at| at >= len && at != usize::MAX);
     all && client.is_idle() && matches!(client.place, Place::Open(_))
 }
 

@@ -10,6 +10,7 @@ use crate::options::Options;
 use crate::rng::Rng8;
 use crate::scenario::Hooks;
 use crate::trace::Trace;
+use crate::tree::Tree;
 use bytes::Bytes;
 use sheep_datapath::{GatewayOutput, Shard, ShardOutput, View};
 use sheep_engine::{Control, ControlOutput, FileId, Published};
@@ -48,6 +49,8 @@ pub enum Event {
     ToControl { node: usize, run: u64, message: ToControl },
     /// A client acts.
     Client(usize),
+    /// The operator of the tree acts.
+    Operator,
     /// A machine starts its node, if it does not run.
     Start(usize),
     /// The network is whole again, unless it was cut anew.
@@ -117,6 +120,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     /// Clients.
     pub clients: Vec<Client>,
+    /// What all volumes and snapshots contain.
+    pub tree: Tree,
     /// Network.
     pub net: Net,
     /// Randomness of the world.
@@ -139,6 +144,8 @@ pub struct World {
     pub up_in: BTreeMap<(ClusterId, Epoch), BTreeSet<(usize, u64)>>,
     /// Answers to the world's own commands.
     pub answers: BTreeMap<u64, Result<Outcome, Refusal>>,
+    /// Commands of the world's own that took effect or not; nobody knows any more.
+    pub(crate) answers_lost: BTreeSet<u64>,
     timers: BTreeMap<(usize, bool), u64>,
     /// Connections, by who called whom, that have ended, and when they are made again.
     pub(crate) broken: BTreeMap<(usize, usize), u64>,
@@ -170,6 +177,7 @@ impl World {
             trace: Trace::new(options.verbose),
             nodes,
             clients: Vec::new(),
+            tree: Tree::default(),
             net: Net::default(),
             rng,
             counts: Counts::default(),
@@ -181,6 +189,7 @@ impl World {
             given_up: BTreeSet::new(),
             up_in: BTreeMap::new(),
             answers: BTreeMap::new(),
+            answers_lost: BTreeSet::new(),
             timers: BTreeMap::new(),
             broken: BTreeMap::new(),
             healed: false,
@@ -258,6 +267,7 @@ impl World {
             Event::ToShard { node, run, .. } => (7, *node, Some(*run)),
             Event::ToControl { node, run, .. } => (8, *node, Some(*run)),
             Event::Client(client) => return self.client_acts(*client),
+            Event::Operator => return self.operator_acts(),
             Event::Start(node) => return self.start(*node),
             Event::Heal(change) => {
                 if *change == self.net_changes {
@@ -316,6 +326,7 @@ impl World {
                 ToControl::Tested(report, reachable) => control.handle_tested(at, report, reachable),
             }),
             Event::Client(_)
+            | Event::Operator
             | Event::Start(_)
             | Event::Heal(_)
             | Event::Nemesis

@@ -139,3 +139,11 @@ fn runs_of_a_machine_are_told_apart() {
 fn a_discarded_object_stays_away() {
     check(Options::from_seed(4801));
 }
+
+/// A volume was deleted while nodes recovered: its objects stayed on the list of what was to be recovered.
+#[test]
+fn recovery_does_not_wait_for_what_was_deleted() {
+    let mut options = Options::from_seed(34);
+    options.snapshots = true;
+    check(options);
+}

@@ -92,7 +92,8 @@ fn random_seeds_pass() {
     }
 }
 
-/// Clients take snapshots and go on with clones, and every snapshot stays what it was.
+/// Snapshots, clones, rollbacks, deletions and growing volumes in any order, and everything that is there contains what it
+/// should.
 #[test]
 fn snapshots_pass() {
     let options = |seed: u64| {
@@ -106,7 +107,8 @@ fn snapshots_pass() {
     let count = number("SIM_SNAPSHOTS", 40);
     let runs: Vec<(String, Options)> = (first..first + count).map(options).collect();
     let total = all_pass(&runs);
-    assert!(total.snapshots > count && total.clones > 0 && total.take_overs > 0, "{total:?}");
+    assert!(total.snapshots > count && total.clones > count && total.take_overs > 0, "{total:?}");
+    assert!(total.rollbacks > 0 && total.deletions > count && total.grown > 0, "{total:?}");
 }
 
 /// Bits of messages flip: no client notices, but for the time it takes to send them again.

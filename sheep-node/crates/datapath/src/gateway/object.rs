@@ -198,11 +198,12 @@ impl ObjectWrites {
         self.writes.get_mut(place)
     }
 
-    /// Whether a write that nobody has been told of yet, up to this version, touches the range.
+    /// Whether a write that nobody has been told of yet, up to this version, touches the range. One that makes the object
+    /// counts in any case: a member that does not have it would say that there is nothing, and never was.
     pub(super) fn unanswered(&self, start: u32, end: u32, upto: u64) -> bool {
         let first = self.writes.partition_point(|write| write.answered);
-        let mut rest = self.writes.range(first..).take_while(|write| write.sequence <= upto);
-        rest.any(|write| write.overlaps(start, end))
+        let mut rest = self.writes.range(first..);
+        rest.any(|write| write.create || write.sequence <= upto && write.overlaps(start, end))
     }
 
     /// Whether the range has a write that failed on some member: its contents are anybody's guess.
@@ -311,5 +312,15 @@ mod tests {
         object.hold(member(2), 3, |_| ());
         object.hold(member(2), 5, |_| ());
         assert_eq!(durable(&object), [true, false, true, false, false]);
+    }
+
+    #[test]
+    fn nothing_is_asked_of_an_object_that_is_being_made() {
+        let mut object = ObjectWrites::default();
+        object.writes.push_back(RetainedWrite { create: true, inherits: true, ..write(5, false) });
+        let block = BLOCK_SIZE;
+        assert!(object.unanswered(4 * block, 5 * block, 3), "although the read came before it");
+        object.writes[0].answered = true;
+        assert!(!object.unanswered(4 * block, 5 * block, 3));
     }
 }

@@ -58,6 +58,10 @@ impl Replica {
         let urgent = self.recovery.urgent.pop_first();
         let Some(object) = urgent.or_else(|| self.recovery.ready.pop_first()) else { return false };
         let Some(todo) = self.recovery.todo.remove(&object) else { return true };
+        if view.vid(object.vid()).is_none() {
+            // Its vid was deleted meanwhile: nobody has it, or is to have it.
+            return true;
+        }
         let own = self.copy(view, object).filter(|_| self.current_in(view, object));
         if let Some(copy) = own.filter(|_| self.scrub.doubt(object).is_none()) {
             self.wake(object);

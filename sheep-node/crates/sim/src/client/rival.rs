@@ -41,7 +41,7 @@ impl Client {
         let open = gone.iter().filter(|rival| current(rival)).flat_map(|rival| rival.pending.values());
         open.filter_map(|pending| match pending {
             Pending::Write(tag, ..) => Some(*tag),
-            Pending::Read(_) | Pending::Flush(_) | Pending::Snapshot(..) => None,
+            Pending::Read(_) | Pending::Flush(_) | Pending::Snapshot(_) => None,
         })
         .collect()
     }
@@ -123,23 +123,25 @@ impl World {
     fn use_rival(&mut self, number: usize, at: usize) {
         let sectors = self.some_sectors(number, 16);
         let write = self.rng.chance(400_000);
-        let client = &mut self.clients[number];
         let (offset, len) = bytes_of(&sectors);
-        let current = client.rivals[at].session == client.sessions;
+        let current = self.clients[number].rivals[at].session == self.clients[number].sessions;
         let (pending, op) = if write {
-            if client.oracle.is_busy(&sectors) {
+            if self.oracle(number).is_busy(&sectors) {
                 return;
             }
             // Once the volume is open elsewhere, nothing of this may ever be seen.
             let tag = if current {
-                client.oracle.begin_write(sectors.clone(), false, false)
+                self.oracle(number).begin_write(sectors.clone(), false, false)
             } else {
-                client.oracle.forbidden_write()
+                self.oracle(number).forbidden_write()
             };
             let data = contents(tag, sectors.len());
             (Pending::Write(tag, sectors, false), VolumeOp::Write { offset, data, fua: false })
         } else {
-            (Pending::Read(client.oracle.begin_read(sectors)), VolumeOp::Read { offset, len: len as u32 })
+            (
+                Pending::Read(self.oracle(number).begin_read(sectors)),
+                VolumeOp::Read { offset, len: len as u32 },
+            )
         };
         self.counts.ios += 1;
         let io = self.counts.ios * 64 + number as u64;

@@ -26,6 +26,9 @@ impl World {
             ControlOutput::Answered { token, result } if token != UNASKED => {
                 self.queue_to_shard(node, ToShard::Proposed(token, result));
             }
+            ControlOutput::AnswerLost { token } if token & OF_WORLD != 0 && token != UNASKED => {
+                self.answers_lost.insert(token);
+            }
             ControlOutput::Answered { .. } | ControlOutput::AnswerLost { .. } => {}
             ControlOutput::TestPeer { report, peer } => self.test_peer(node, report, peer),
             ControlOutput::Note(text) => self.trace.say(self.now, &format!("node {node}: {text}")),

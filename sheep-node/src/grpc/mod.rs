@@ -7,6 +7,7 @@ mod cluster;
 mod contents;
 mod convert;
 mod disks;
+mod groups;
 mod nodes;
 mod ranges;
 mod snapshots;

@@ -11,8 +11,8 @@ use sheep_api::v1::{
     CheckVdiReply, CheckVdiRequest, CloneVdiReply, CloneVdiRequest, CreateVdiReply, CreateVdiRequest,
     DeleteVdiReply, DeleteVdiRequest, DiffRequest, FlattenVdiReply, FlattenVdiRequest, ListVdisReply,
     ListVdisRequest, RangesReply, ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest,
-    RevokeReply, RevokeRequest, RollbackVdiReply, RollbackVdiRequest, SnapshotVdiReply, SnapshotVdiRequest,
-    WriteVdiReply, WriteVdiRequest,
+    RevokeReply, RevokeRequest, RollbackVdiReply, RollbackVdiRequest, SnapshotGroupReply,
+    SnapshotGroupRequest, SnapshotVdiReply, SnapshotVdiRequest, WriteVdiReply, WriteVdiRequest,
 };
 use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, SNAPSHOT_MARK, VdiRecord};
 use sheep_types::{Generation, Member, SECTOR_SIZE, VdiId};
@@ -322,6 +322,15 @@ impl Vdis for Service {
             service.take_snapshot(&request.name, &request.tag, attributes).await
         });
         Ok(Response::new(SnapshotVdiReply { snapshot: Some(taken.await?) }))
+    }
+
+    async fn snapshot_group(
+        &self,
+        request: Request<SnapshotGroupRequest>,
+    ) -> Result<Response<SnapshotGroupReply>, Status> {
+        let (service, request) = (self.clone(), request.into_inner());
+        let snapshots = to_its_end(async move { service.take_group(request).await }).await?;
+        Ok(Response::new(SnapshotGroupReply { snapshots }))
     }
 
     async fn clone_vdi(&self, request: Request<CloneVdiRequest>) -> Result<Response<CloneVdiReply>, Status> {

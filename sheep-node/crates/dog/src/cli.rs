@@ -148,12 +148,14 @@ pub(crate) enum VdiCommand {
         /// Its name
         name: String,
     },
-    /// Take a snapshot of a volume as it is now, open or not
+    /// Take a snapshot of a volume as it is now, open or not; or, with --tag, of several at one instant
     Snapshot {
-        /// Name of the volume
-        name: String,
-        /// The snapshot is called NAME@TAG
-        tag: String,
+        /// Name of the volume, and tag of the snapshot, which is called NAME@TAG; with --tag, names of volumes
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Tag of the snapshots of all the volumes: all are taken, or none
+        #[arg(short, long)]
+        tag: Option<String>,
         /// Free attribute; may be given several times
         #[arg(short, long = "attribute", value_name = "KEY=VALUE", value_parser = key_value)]
         attributes: Vec<(String, String)>,

@@ -4,9 +4,9 @@ use crate::cli::{CloneVdi, Format};
 use crate::connect::Connection;
 use crate::output;
 use crate::vdi::{copies, vdi_json};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sheep_api::Size;
-use sheep_api::v1::{CloneVdiRequest, RollbackVdiRequest, SnapshotVdiRequest, Vdi};
+use sheep_api::v1::{CloneVdiRequest, RollbackVdiRequest, SnapshotGroupRequest, SnapshotVdiRequest, Vdi};
 
 /// What is said of something that is deleted.
 const DELETED: &str = "(deleted)";
@@ -47,18 +47,41 @@ fn tell(format: Format, vdi: &Vdi, sentence: &str) -> Result<()> {
     Ok(())
 }
 
-/// The node that has the volume open takes the snapshot.
+/// The node that has the volume open takes the snapshot; those of a group any node takes.
 pub(crate) async fn take(
     connection: &Connection,
     format: Format,
-    name: String,
-    tag: String,
+    names: Vec<String>,
+    tag: Option<String>,
     attributes: Vec<(String, String)>,
 ) -> Result<()> {
-    let request = SnapshotVdiRequest { name, tag, attributes: attributes.into_iter().collect() };
+    let attributes = attributes.into_iter().collect();
+    let (name, tag) = match (tag, names.as_slice()) {
+        (Some(tag), _) => {
+            let request = SnapshotGroupRequest { names, tag, attributes };
+            return tell_group(
+                format,
+                &connection.vdis().snapshot_group(request).await?.into_inner().snapshots,
+            );
+        }
+        (None, [name, tag]) => (name.clone(), tag.clone()),
+        (None, _) => bail!("say NAME TAG, or the names of several volumes and --tag TAG"),
+    };
+    let request = SnapshotVdiRequest { name, tag, attributes };
     let reply = connection.or_holder(async |node| node.vdis().snapshot(request.clone()).await).await?;
     let snapshot = reply.snapshot.context("the answer has no snapshot")?;
     tell(format, &snapshot, &format!("snapshot {} is taken", snapshot.name))
+}
+
+fn tell_group(format: Format, snapshots: &[Vdi]) -> Result<()> {
+    match format {
+        Format::Json => output::json(&snapshots.iter().map(vdi_json).collect::<Vec<_>>().into())?,
+        Format::Table => {
+            let names: Vec<&str> = snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+            output::line(&format!("snapshots {} are taken, of one instant", names.join(", ")))?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn clone(connection: &Connection, format: Format, clone: CloneVdi) -> Result<()> {

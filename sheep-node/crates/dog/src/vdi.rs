@@ -17,8 +17,8 @@ pub(crate) async fn run(server: &Server, format: Format, command: VdiCommand) ->
         VdiCommand::Create(request) => create(&connection, format, request).await,
         VdiCommand::List => show_list(&connection, format).await,
         VdiCommand::Tree => tree::show(&list(&connection, "").await?, format),
-        VdiCommand::Snapshot { name, tag, attributes } => {
-            snapshots::take(&connection, format, name, tag, attributes).await
+        VdiCommand::Snapshot { names, tag, attributes } => {
+            snapshots::take(&connection, format, names, tag, attributes).await
         }
         VdiCommand::Clone(request) => snapshots::clone(&connection, format, request).await,
         VdiCommand::Rollback { name, tag } => snapshots::rollback(&connection, format, name, tag).await,

@@ -60,6 +60,8 @@ pub struct Counts {
     pub rollbacks: u64,
     /// Volumes and snapshots deleted.
     pub deletions: u64,
+    /// Snapshots of several volumes that were ordered.
+    pub groups: u64,
     /// Volumes that grew.
     pub grown: u64,
     /// Volumes and snapshots that were read through every node in the end.
@@ -99,6 +101,7 @@ impl Counts {
         self.clones += other.clones;
         self.rollbacks += other.rollbacks;
         self.deletions += other.deletions;
+        self.groups += other.groups;
         self.grown += other.grown;
         self.inspected += other.inspected;
     }

@@ -108,7 +108,10 @@ fn snapshots_pass() {
     let runs: Vec<(String, Options)> = (first..first + count).map(options).collect();
     let total = all_pass(&runs);
     assert!(total.snapshots > count && total.clones > count && total.take_overs > 0, "{total:?}");
-    assert!(total.rollbacks > 0 && total.deletions > count && total.grown > 0, "{total:?}");
+    assert!(
+        total.rollbacks > 0 && total.deletions > count && total.grown > 0 && total.groups > 0,
+        "{total:?}"
+    );
 }
 
 /// Bits of messages flip: no client notices, but for the time it takes to send them again.

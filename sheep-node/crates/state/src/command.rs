@@ -360,8 +360,8 @@ pub enum Command {
         /// Of what; each volume once.
         items: Vec<SnapshotItem>,
     },
-    /// The holder has drained and flushed everything, map entries included, and takes nothing further until it sees,
-    /// in the order, the snapshot with this token or [`Resume`](Self::Resume).
+    /// The holder, which was [asked](Self::AskPause), has drained and flushed everything, map entries included, and takes
+    /// nothing further until it sees, in the order, the snapshot with this token or [`Resume`](Self::Resume).
     Pause {
         /// The volume.
         vdi: VdiId,
@@ -434,6 +434,15 @@ pub enum Command {
         vdi: VdiId,
         /// Generation of the holder.
         generation: Generation,
+    },
+    /// The holder is asked to pause for the snapshot of a group; anybody may ask, for one group at a time.
+    AskPause {
+        /// The volume.
+        vdi: VdiId,
+        /// Generation of the holder.
+        generation: Generation,
+        /// Of the group.
+        token: u64,
     },
 }
 

@@ -60,6 +60,8 @@ pub struct Lock {
     pub background: bool,
     /// Somebody else has asked for it.
     pub asked: bool,
+    /// The holder is asked to pause for the snapshot of a group with this token, or has done so.
+    pub pause_asked: Option<u64>,
 }
 
 /// A shared right to read a VDI.

@@ -143,12 +143,6 @@ pub enum VolumeOp {
         /// Wall-clock time at the client, milliseconds since 1970.
         created_unix_ms: u64,
     },
-    /// The volume stands still for the snapshot of a group. Answered with [`VolumeReply::Ordered`] when it does; it goes on
-    /// with [`Command::Snapshot`] or [`Command::Resume`], or by itself after some seconds.
-    Pause {
-        /// Of the group.
-        token: u64,
-    },
     /// An object of which no copy can be trusted any more becomes zeros, durably. Refused with
     /// [`VolumeError::NotLost`] while anybody has it, and with [`VolumeError::MayComeBack`] while somebody who is
     /// away may have it.

@@ -148,10 +148,9 @@ impl Volume {
             VolumeOp::Snapshot { tag, attributes, created_unix_ms } => {
                 let (vdi, guard) = (self.vdi, Guard::Held(self.generation));
                 let item = SnapshotItem { vdi, guard, tag, attributes, created_unix_ms };
-                return self.stand_still(io, change(false), StillFor::Snapshot(Box::new(item)));
-            }
-            VolumeOp::Pause { token } => {
-                return self.stand_still(io, change(false), StillFor::Group { token });
+                self.ios.insert(io, Io { kind: IoKind::Check, ..change(false) });
+                self.stills.push_back(Still::new(core.now, Some(io), StillFor::Snapshot(Box::new(item))));
+                return self.again = true;
             }
             VolumeOp::Diff { offset, len, since } => {
                 self.ios.insert(io, Io { kind: IoKind::Check, ..change(false) });
@@ -177,12 +176,6 @@ impl Volume {
         self.again = true;
     }
 
-    fn stand_still(&mut self, io: u64, record: Io, what: StillFor) {
-        self.ios.insert(io, Io { kind: IoKind::Check, ..record });
-        self.stills.push_back(Still::new(io, what));
-        self.again = true;
-    }
-
     fn check(&self, core: &Core, op: &VolumeOp) -> Result<(), VolumeError> {
         match self.phase {
             Phase::Serving => {}
@@ -195,7 +188,7 @@ impl Volume {
                 (offset, data.len() as u64, true, core.config.request_bytes)
             }
             VolumeOp::Flush | VolumeOp::Check { .. } => return Ok(()),
-            VolumeOp::Snapshot { .. } | VolumeOp::Pause { .. } => {
+            VolumeOp::Snapshot { .. } => {
                 return if self.mode == OpenMode::Read { Err(VolumeError::NotPermitted) } else { Ok(()) };
             }
             VolumeOp::AcceptLoss { index, .. } => (

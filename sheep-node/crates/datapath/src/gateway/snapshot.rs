@@ -2,16 +2,17 @@
 //! order has shown the snapshot, or that there will be none.
 //!
 //! The snapshot of one volume is ordered by its holder, who goes on under the volume's new vid. For a group each holder
-//! orders a pause; somebody orders the snapshot of all, or that the volume goes on.
+//! is asked, in the order, to pause, and says there when it does; somebody orders the snapshot of all, or that the volume
+//! goes on.
 
 use super::api::{LostReason, OpenMode, VolumeError, VolumeReply};
 use super::shared::Core;
-use super::volume::Volume;
+use super::volume::{Phase, Volume};
 use sheep_state::{Command, Guard, Outcome, Refusal, SnapshotItem, VdiRecord};
 use sheep_types::{LogIndex, Time, Vid};
 use std::time::Duration;
 
-/// A pause for a group ends by itself after so long.
+/// A pause for a group ends by itself after so long, and so does the attempt at one.
 const PAUSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the volume stands still for.
@@ -33,20 +34,29 @@ enum Stage {
     /// The snapshot was taken; the view does not show it yet.
     Taken { outcome: Outcome, working: Vid },
     /// Paused since the entry at this index.
-    Paused { at: LogIndex, until: Time },
+    Paused { at: LogIndex },
 }
 
-/// An operation that makes the volume stand still.
+/// What makes the volume stand still.
 #[derive(Debug)]
 pub(super) struct Still {
-    io: u64,
+    /// The operation, if it is one.
+    io: Option<u64>,
     what: StillFor,
     stage: Stage,
+    /// When it began, or when it was last ordered to end.
+    since: Time,
 }
 
 impl Still {
-    pub(super) fn new(io: u64, what: StillFor) -> Self {
-        Self { io, what, stage: Stage::Draining }
+    pub(super) fn new(now: Time, io: Option<u64>, what: StillFor) -> Self {
+        Self { io, what, stage: Stage::Draining, since: now }
+    }
+
+    /// When there has been enough of it.
+    fn deadline(&self) -> Option<Time> {
+        let waits = matches!(self.stage, Stage::Draining | Stage::Paused { .. });
+        (waits && matches!(self.what, StillFor::Group { .. })).then(|| self.since + PAUSE_LIMIT)
     }
 }
 
@@ -64,25 +74,27 @@ impl Volume {
     /// What was begun cannot be made durable or entered in the map: there is no snapshot now.
     pub(super) fn fail_still(&mut self, core: &mut Core, error: VolumeError) {
         if let Some(Still { io, stage: Stage::Draining, .. }) = self.stills.front() {
-            let io = *io;
-            self.end_still();
-            self.part_done(core, io, Err(error), false);
+            match *io {
+                Some(io) => {
+                    self.end_still();
+                    self.part_done(core, io, Err(error), false);
+                }
+                None => self.order_resume(core),
+            }
         }
     }
 
     /// When a pause has lasted long enough.
     pub(super) fn still_deadline(&self) -> Option<Time> {
-        match self.stills.front()?.stage {
-            Stage::Paused { until, .. } => Some(until),
-            _ => None,
-        }
+        self.stills.front()?.deadline()
     }
 
     /// Goes on with what the volume stands still for.
     pub(super) fn step_still(&mut self, core: &mut Core) {
         let Some(still) = self.stills.front() else { return };
-        let given_up = !self.ios.contains_key(&still.io);
+        let given_up = still.io.is_some_and(|io| !self.ios.contains_key(&io));
         match still.stage {
+            _ if still.deadline().is_some_and(|deadline| deadline <= core.now) => self.order_resume(core),
             Stage::Draining if given_up => self.end_still(),
             Stage::Draining if self.has_only_failed_writes() => self.fail_still(core, VolumeError::NoSpace),
             Stage::Draining if self.is_at_rest() => {
@@ -94,7 +106,6 @@ impl Volume {
                 self.flusher.wanted = true;
                 self.again = true;
             }
-            Stage::Paused { until, .. } if until <= core.now => self.order_resume(core),
             Stage::Draining | Stage::Ordering { .. } | Stage::Taken { .. } | Stage::Paused { .. } => {}
         }
     }
@@ -126,9 +137,7 @@ impl Volume {
         let (vdi, generation) = (self.vdi, self.generation);
         let Some(still) = self.stills.front_mut() else { return };
         let StillFor::Group { token } = still.what else { return };
-        if let Stage::Paused { until, .. } = &mut still.stage {
-            *until = core.now + PAUSE_LIMIT;
-        }
+        still.since = core.now;
         core.propose(self.handle, Command::Resume { vdi, generation, token });
     }
 
@@ -151,8 +160,7 @@ impl Volume {
                 self.end_if_taken(core);
             }
             Ok(Outcome::Paused { at }) => {
-                still.stage = Stage::Paused { at: *at, until: core.now + PAUSE_LIMIT };
-                self.tell_ordered(core, io, Ok(Outcome::Paused { at: *at }));
+                (still.stage, still.since) = (Stage::Paused { at: *at }, core.now);
                 self.end_if_resumed(core);
             }
             other => {
@@ -184,6 +192,20 @@ impl Volume {
         }
         self.end_if_taken(core);
         self.end_if_resumed(core);
+        self.pause_if_asked(core, record);
+    }
+
+    /// Somebody wants a snapshot of a group that this volume is in.
+    fn pause_if_asked(&mut self, core: &Core, record: &VdiRecord) {
+        let Some(token) =
+            record.lock.and_then(|lock| lock.pause_asked).filter(|_| self.mode == OpenMode::Write)
+        else {
+            return;
+        };
+        let known = |still: &Still| matches!(still.what, StillFor::Group { token: known } if known == token);
+        if matches!(self.phase, Phase::Serving) && !self.stills.iter().any(known) {
+            self.stills.push_back(Still::new(core.now, None, StillFor::Group { token }));
+        }
     }
 
     fn end_if_taken(&mut self, core: &mut Core) {
@@ -198,14 +220,15 @@ impl Volume {
     }
 
     fn end_if_resumed(&mut self, core: &Core) {
-        let Some(Still { what: StillFor::Group { token }, stage: Stage::Paused { at, .. }, .. }) =
-            self.stills.front()
-        else {
-            return;
-        };
+        let Some(Still { what: StillFor::Group { token }, stage, .. }) = self.stills.front() else { return };
         let view = core.view();
         let lock = view.state.vdi(self.vdi).and_then(|record| record.lock);
-        if view.index >= *at && lock.is_none_or(|lock| lock.paused != Some(*token)) {
+        let over = match stage {
+            Stage::Draining => lock.is_none_or(|lock| lock.pause_asked != Some(*token)),
+            Stage::Paused { at } => view.index >= *at && lock.is_none_or(|lock| lock.paused != Some(*token)),
+            Stage::Ordering { .. } | Stage::Taken { .. } => false,
+        };
+        if over {
             self.end_still();
         }
     }
@@ -215,9 +238,9 @@ impl Volume {
         self.again = true;
     }
 
-    fn tell_ordered(&mut self, core: &mut Core, io: u64, result: Result<Outcome, Refusal>) {
+    fn tell_ordered(&mut self, core: &mut Core, io: Option<u64>, result: Result<Outcome, Refusal>) {
         // It may have been given up for taking too long.
-        if self.ios.remove(&io).is_some() {
+        if let Some(io) = io.filter(|io| self.ios.remove(io).is_some()) {
             self.again = true;
             self.answer(core, io, Ok(VolumeReply::Ordered(Box::new(result))));
         }

@@ -284,9 +284,9 @@ fn nothing_is_given_up_during_a_pause() {
         replica.disk.remove(&object);
         replica.current.remove(&object);
     }
-    let pause = world.submit(100, handle, VolumeOp::Pause { token: 5 });
+    ask_pause(&mut world, vdi, 5);
     world.run(ms(100));
-    assert!(world.answer(pause).is_some());
+    assert!(is_paused(&world, vdi));
     let given_up = world.submit(100, handle, VolumeOp::AcceptLoss { index: 0, force: true });
     world.run(Duration::from_secs(2));
     assert_eq!(world.answer(given_up), None);
@@ -319,9 +319,9 @@ fn readers_go_on_under_a_snapshot() {
 fn a_group_is_one_instant() {
     let (mut world, vdi, handle) = open();
     world.act(100, handle, write(0, BLOCK, 1)).unwrap();
-    let pause = world.submit(100, handle, VolumeOp::Pause { token: 5 });
+    ask_pause(&mut world, vdi, 5);
     world.run(ms(200));
-    assert!(matches!(world.answer(pause), Some(Ok(VolumeReply::Ordered(result))) if result.is_ok()));
+    assert!(is_paused(&world, vdi));
     let waits = world.submit(100, handle, write(0, BLOCK, 2));
     world.run(ms(500));
     assert_eq!(world.answer(waits), None);
@@ -341,11 +341,52 @@ fn a_group_is_one_instant() {
     world.run(ms(200));
     assert_eq!(world.answer(waits), Some(Ok(VolumeReply::Done)));
     // Nobody comes for the next one: it goes on by itself, and what comes late does nothing.
-    let pause = world.submit(100, handle, VolumeOp::Pause { token: 7 });
+    ask_pause(&mut world, vdi, 7);
+    world.run(ms(100));
     let waits = world.submit(100, handle, write(0, BLOCK, 3));
     world.run(Duration::from_secs(5));
-    assert!(world.answer(pause).is_some() && world.answer(waits).is_none());
+    assert!(is_paused(&world, vdi) && world.answer(waits).is_none());
     world.run(Duration::from_secs(10));
     assert_eq!(world.answer(waits), Some(Ok(VolumeReply::Done)));
     assert!(world.order_now(other, Command::Snapshot { items: vec![item(7)] }).is_err());
+}
+
+/// Who cannot come to rest in time does not stand still for ever, nor who is called off before.
+#[test]
+fn an_attempt_to_pause_ends() {
+    let (mut world, vdi, handle) = open();
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    // Nothing can be ordered for the pause; the writes that came before go on when it is over.
+    let nodes: Vec<NodeId> = world.replicas.keys().copied().collect();
+    nodes.iter().for_each(|node| drop(world.down.insert(*node)));
+    let before = world.submit(100, handle, write(0, BLOCK, 2));
+    ask_pause(&mut world, vdi, 5);
+    world.run(Duration::from_secs(3));
+    assert!(!is_paused(&world, vdi) && world.answer(before).is_none());
+    let lock = |world: &World| world.state.vdi(vdi).unwrap().lock.unwrap();
+    assert_eq!(lock(&world).asked, Some(5));
+    world.run(Duration::from_secs(9));
+    assert_eq!(lock(&world).asked, None, "the holder has called it off");
+    // Called off by somebody else.
+    ask_pause(&mut world, vdi, 6);
+    let resume = Command::Resume { vdi, generation: lock(&world).generation, token: 6 };
+    world.order_now(OTHER, resume).unwrap();
+    nodes.iter().for_each(|node| drop(world.down.remove(node)));
+    world.publish();
+    world.run(Duration::from_secs(5));
+    assert!(!is_paused(&world, vdi));
+    assert_eq!(world.answer(before), Some(Ok(VolumeReply::Done)));
+}
+
+const OTHER: Member = Member { node: NodeId(101), incarnation: Incarnation(1) };
+
+/// Somebody asks the holder to stand still.
+fn ask_pause(world: &mut World, vdi: VdiId, token: u64) {
+    let generation = world.state.vdi(vdi).unwrap().lock.unwrap().generation;
+    world.order_now(OTHER, Command::AskPause { vdi, generation, token }).unwrap();
+    world.publish();
+}
+
+fn is_paused(world: &World, vdi: VdiId) -> bool {
+    world.state.vdi(vdi).unwrap().lock.unwrap().paused.is_some()
 }

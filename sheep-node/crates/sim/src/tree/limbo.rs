@@ -117,7 +117,7 @@ impl Tree {
                     let volume = self.item(taken.volume);
                     volume.oracle.end_flush(&taken.covered);
                     volume.oracle.goes_on_from(&taken.mark);
-                    (volume.base, volume.vid) = (Some(vdi), working);
+                    (volume.base, volume.vid) = (Some(vdi), volume.vid.max(working));
                     let (of, base) = (Some(taken.volume), taken.base);
                     self.add(vdi, vid, taken.name, of, taken.oracle, base);
                 }

@@ -3,6 +3,7 @@
 //! A command that was ordered is in *limbo* until it is known what came of it: by its answer, or, if nobody can give
 //! that any more, by a state that is surely from after it.
 
+mod group;
 mod limbo;
 mod operator;
 mod whole;
@@ -51,6 +52,8 @@ pub struct Tree {
     limbo: BTreeMap<u64, Limbo>,
     next: u64,
     lines: u64,
+    /// Snapshots of several volumes that are to be taken.
+    group: Option<group::Group>,
 }
 
 impl Tree {

@@ -21,12 +21,14 @@ impl World {
         if self.options.faults.is_empty() {
             return;
         }
+        self.carries_group_on();
         let alive = self.tree.alive().count();
         let draw = self.rng.range(0, 99);
         match draw {
             _ if alive >= MOST => self.deletes(),
-            0..=17 => self.takes_of_closed(),
-            18..=39 => self.clones(),
+            0..=13 => self.takes_of_closed(),
+            14..=21 => self.begins_group(),
+            22..=39 => self.clones(),
             40..=54 => self.rolls_back(),
             55..=69 => self.deletes(),
             70..=79 => self.grows(),
@@ -40,7 +42,7 @@ impl World {
         self.order_at(at, command)
     }
 
-    fn order_at(&mut self, at: usize, command: &Command) -> Option<By> {
+    pub(super) fn order_at(&mut self, at: usize, command: &Command) -> Option<By> {
         let token = self.order(at, command)?;
         Some(By::Order { token, at, node: self.nodes[at].id, run: self.nodes[at].incarnation })
     }

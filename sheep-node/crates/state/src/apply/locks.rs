@@ -108,6 +108,7 @@ impl ClusterState {
                 paused,
                 background,
                 asked,
+                pause_asked: None,
             });
             Outcome::Locked { generation, clean: granted_clean, wait_after: record.wait_after(holder.node) }
         });

@@ -151,6 +151,7 @@ impl ClusterState {
             Command::MapExists { vid, maps, generation } => self.map_exists(step, *vid, maps, *generation),
             Command::Snapshot { items } => self.snapshot(step, items),
             Command::Pause { vdi, generation, token } => self.pause(step, *vdi, *generation, *token),
+            Command::AskPause { vdi, generation, token } => self.ask_pause(step, *vdi, *generation, *token),
             Command::Resume { vdi, generation, token } => self.resume(step, *vdi, *generation, *token),
             Command::CloneVdi(clone) => self.clone_vdi(step, clone),
             Command::Rollback { vdi, snapshot, guard } => self.rollback(step, *vdi, *snapshot, *guard),

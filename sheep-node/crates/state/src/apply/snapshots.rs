@@ -4,8 +4,8 @@ use super::vdis::{check_attributes, check_copies, check_plain};
 use super::{Result, Step};
 use crate::limits::{MAX_SNAPSHOTS_PER_COMMAND, MAX_VDIS};
 use crate::{
-    CloneVdi, ClusterState, Guard, Limited, LineageRecord, Outcome, Refusal, SNAPSHOT_MARK, SnapshotItem,
-    SnapshotMade, SnapshotOf, VdiRecord, VidKind, VidRecord,
+    CloneVdi, ClusterState, Guard, Limited, LineageRecord, Lock, Outcome, Refusal, SNAPSHOT_MARK,
+    SnapshotItem, SnapshotMade, SnapshotOf, VdiRecord, VidKind, VidRecord,
 };
 use sheep_types::{Birth, Generation, VdiId};
 use std::collections::BTreeSet;
@@ -93,7 +93,7 @@ impl ClusterState {
         self.edit_vdi(volume.id, &mut step.changes, |volume| {
             volume.vid = working;
             if let (Guard::Paused { .. }, Some(lock)) = (item.guard, &mut volume.lock) {
-                lock.paused = None;
+                (lock.pause_asked, lock.paused) = (None, None);
             }
         });
         let snapshot = VdiRecord {
@@ -183,6 +183,23 @@ impl ClusterState {
         Ok(Outcome::RolledBack { vid })
     }
 
+    /// The holder is asked to pause.
+    pub(crate) fn ask_pause(
+        &mut self,
+        step: &mut Step,
+        vdi: VdiId,
+        generation: Generation,
+        token: u64,
+    ) -> Result {
+        let lock = self.volume(vdi)?.lock.filter(|lock| lock.generation == generation);
+        let lock = lock.ok_or(Refusal::StaleGuard)?;
+        if lock.pause_asked.is_some_and(|former| former != token) {
+            return Err(Refusal::Paused);
+        }
+        self.edit_lock(step, vdi, |lock| lock.pause_asked = Some(token));
+        Ok(Outcome::Done)
+    }
+
     /// The holder takes nothing further until the snapshot of its group is made or called off.
     pub(crate) fn pause(
         &mut self,
@@ -192,11 +209,11 @@ impl ClusterState {
         token: u64,
     ) -> Result {
         self.held_vid(step, vdi, generation)?;
-        let former = self.existing(vdi)?.lock.and_then(|lock| lock.paused);
-        if former.is_some_and(|former| former != token) {
-            return Err(Refusal::Paused);
+        // Called off meanwhile: nobody would order that it goes on.
+        if self.existing(vdi)?.lock.is_none_or(|lock| lock.pause_asked != Some(token)) {
+            return Err(Refusal::StaleGuard);
         }
-        self.set_paused(step, vdi, Some(token));
+        self.edit_lock(step, vdi, |lock| lock.paused = Some(token));
         Ok(Outcome::Paused { at: step.at })
     }
 
@@ -211,16 +228,16 @@ impl ClusterState {
     ) -> Result {
         let lock = self.existing(vdi)?.lock.filter(|lock| lock.generation == generation);
         let lock = lock.ok_or(Refusal::StaleGuard)?;
-        if lock.paused == Some(token) {
-            self.set_paused(step, vdi, None);
+        if lock.pause_asked == Some(token) {
+            self.edit_lock(step, vdi, |lock| (lock.pause_asked, lock.paused) = (None, None));
         }
         Ok(Outcome::Done)
     }
 
-    fn set_paused(&mut self, step: &mut Step, vdi: VdiId, paused: Option<u64>) {
+    fn edit_lock(&mut self, step: &mut Step, vdi: VdiId, edit: impl FnOnce(&mut Lock)) {
         self.edit_vdi(vdi, &mut step.changes, |record| {
             if let Some(lock) = &mut record.lock {
-                lock.paused = paused;
+                edit(lock);
             }
         });
     }

@@ -213,6 +213,7 @@ impl World {
                 let items = [vdi, other].map(|vdi| item(vdi, guard, &format!("t{number}")));
                 Command::Snapshot { items: items.into_iter().take(1 + usize::from(flag)).collect() }
             }
+            20 if flag => Command::AskPause { vdi, generation, token: number % 2 },
             20 => Command::Pause { vdi, generation, token: number % 2 },
             21 => Command::Resume { vdi, generation, token: number % 2 },
             22 => Command::CloneVdi(CloneVdi {
@@ -350,6 +351,7 @@ fn wild_command(kind: u8, a: u64, b: u64, flag: bool) -> Command {
         0 => {
             Command::Snapshot { items: vec![item(vdi, guard, "t"); if flag { 1 } else { b as usize % 300 }] }
         }
+        1 if flag => Command::AskPause { vdi, generation, token: b },
         1 => Command::Pause { vdi, generation, token: b },
         2 => Command::Resume { vdi, generation, token: b },
         3 => Command::CloneVdi(CloneVdi {

@@ -112,15 +112,23 @@ fn a_group_is_taken_for_all_or_for_none() {
     let paused = |token| group(Guard::Paused { generation, token });
     assert_eq!(cluster.run(1, paused(7)), Err(Refusal::StaleGuard));
     let pause = |token| Command::Pause { vdi: a, generation, token };
+    let ask = |token| Command::AskPause { vdi: a, generation, token };
+    assert_eq!(cluster.run(100, pause(7)), Err(Refusal::StaleGuard), "nobody has asked for it");
+    cluster.run(1, ask(7)).unwrap();
+    cluster.run(1, ask(7)).unwrap();
+    assert_eq!(cluster.run(1, ask(8)), Err(Refusal::Paused), "one group at a time");
+    assert_eq!(cluster.run(1, paused(7)), Err(Refusal::StaleGuard), "it does not stand still yet");
     assert_eq!(cluster.run(101, pause(7)), Err(Refusal::StaleGuard));
     cluster.run(100, pause(7)).unwrap();
     cluster.run(100, pause(7)).unwrap();
-    assert_eq!(cluster.run(100, pause(8)), Err(Refusal::Paused));
+    assert_eq!(cluster.run(100, pause(8)), Err(Refusal::StaleGuard));
     // Called off: the snapshot that comes late does nothing, for no volume.
     cluster.run(1, Command::Resume { vdi: a, generation, token: 8 }).unwrap();
     cluster.run(1, Command::Resume { vdi: a, generation, token: 7 }).unwrap();
     assert_eq!(cluster.run(1, paused(7)), Err(Refusal::StaleGuard));
     assert_eq!(cluster.state.vdi_count(), 2);
+    assert_eq!(cluster.run(100, pause(7)), Err(Refusal::StaleGuard), "called off before it was said");
+    cluster.run(1, ask(8)).unwrap();
     cluster.run(100, pause(8)).unwrap();
     let Ok(Outcome::Snapshots(made)) = cluster.run(1, paused(8)) else { panic!() };
     let at = cluster.state.applied().0;
@@ -131,6 +139,7 @@ fn a_group_is_taken_for_all_or_for_none() {
     // The token is used up, and a pause ends with its lock.
     let again = Command::Snapshot { items: vec![item(a, Guard::Paused { generation, token: 8 }, "t")] };
     assert_eq!(cluster.run(1, again), Err(Refusal::StaleGuard));
+    cluster.run(1, ask(9)).unwrap();
     cluster.run(100, pause(9)).unwrap();
     let next = cluster.open(a);
     let late = Command::Snapshot { items: vec![item(a, Guard::Paused { generation, token: 9 }, "t")] };

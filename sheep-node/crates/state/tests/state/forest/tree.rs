@@ -46,6 +46,7 @@ impl World {
                 None => Guard::ClosedClean,
                 Some(lock) => {
                     let (vdi, generation) = (record.id, lock.generation);
+                    self.cluster.run(1, Command::AskPause { vdi, generation, token }).unwrap();
                     self.cluster.run(HOLDER, Command::Pause { vdi, generation, token }).unwrap();
                     Guard::Paused { generation, token }
                 }

@@ -62,6 +62,10 @@ pub struct Counts {
     pub deletions: u64,
     /// Snapshots of several volumes that were ordered.
     pub groups: u64,
+    /// Objects that can be reached in the end.
+    pub reached: u64,
+    /// Copies of objects of what is there that no map names.
+    pub orphans: u64,
     /// Volumes that grew.
     pub grown: u64,
     /// Volumes and snapshots that were read through every node in the end.
@@ -102,6 +106,8 @@ impl Counts {
         self.rollbacks += other.rollbacks;
         self.deletions += other.deletions;
         self.groups += other.groups;
+        self.reached += other.reached;
+        self.orphans += other.orphans;
         self.grown += other.grown;
         self.inspected += other.inspected;
     }

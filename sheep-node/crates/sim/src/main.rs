@@ -48,6 +48,9 @@ struct Arguments {
     /// Snapshots, clones, rollbacks, deletions, growing volumes, and readers.
     #[arg(long)]
     snapshots: bool,
+    /// With these, what is on the disks in the end is not held against what can be reached.
+    #[arg(long)]
+    no_space: bool,
     /// Contents rot on the disk of one node.
     #[arg(long)]
     rot: bool,
@@ -127,6 +130,7 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
     options.verbose = arguments.verbose;
     options.rivals |= arguments.rivals;
     options.snapshots |= arguments.snapshots;
+    options.space &= !arguments.no_space;
     options.rot.data |= arguments.rot;
     options.rot.unflushed |= arguments.rot_unflushed;
     options.rot.records |= arguments.rot_records;

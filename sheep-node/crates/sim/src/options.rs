@@ -134,6 +134,8 @@ pub struct Options {
     pub flips: u64,
     /// Snapshots, clones, rollbacks, deletions, growing volumes, and readers.
     pub snapshots: bool,
+    /// Then what is on the disks is held against what can be reached; every third time everything is deleted.
+    pub space: bool,
     /// Clients also order commands that have nothing to do with their volumes.
     pub commands: bool,
     /// The rule that is left out, by name, if the build has broken variants.
@@ -187,6 +189,7 @@ impl Options {
             rot: Rot::default(),
             flips: 0,
             snapshots: false,
+            space: true,
             commands: false,
             mutant: None,
             verbose: false,

@@ -58,7 +58,29 @@ fn phases(world: &mut World) -> Result<(), String> {
     if world.options.snapshots {
         inspect(world)?;
     }
-    check_copies(world)
+    check_copies(world)?;
+    if world.options.snapshots && world.options.space {
+        world.check_space()?;
+        if world.options.seed.is_multiple_of(3) {
+            delete_all(world)?;
+            world.check_empty()?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes everything, in some order.
+fn delete_all(world: &mut World) -> Result<(), String> {
+    let all: Vec<VdiId> = world.tree.alive().map(|(vdi, _)| vdi).collect();
+    for vdi in all {
+        let node = world.rng.index(world.nodes.len());
+        let token = world.order_delete(node, vdi).ok_or("the log takes no command")?;
+        wait(world, 20, "something to be deleted", |w| w.answers.contains_key(&token))?;
+        if let Some(Err(refusal)) = world.answers.remove(&token) {
+            return Err(format!("{vdi} could not be deleted: {refusal}"));
+        }
+    }
+    Ok(())
 }
 
 /// A pass at every node. After it nothing is damaged but what nobody has, and copies are equal block by block; a second one

@@ -18,7 +18,7 @@ use sheep_state::{Command, Genesis, NodeState, Outcome, Refusal, Settings};
 use sheep_store::{DiskOp, DiskOpId, DiskOpKind};
 use sheep_totem::Destination;
 use sheep_types::{ClusterId, Epoch, Geometry, LogIndex, Member, NodeId, Time};
-use sheep_wire::Packet;
+use sheep_wire::{Packet, Reply};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -153,6 +153,8 @@ pub struct World {
     pub(crate) healed: bool,
     /// What a script holds back and catches.
     pub hooks: Hooks,
+    /// The last answer to a question of the world's own.
+    pub(crate) spy: Option<Reply>,
 }
 
 impl World {
@@ -194,6 +196,7 @@ impl World {
             broken: BTreeMap::new(),
             healed: false,
             hooks: Hooks::default(),
+            spy: None,
             options,
         };
         for index in 0..world.nodes.len() {

@@ -435,15 +435,9 @@ pub enum Command {
         /// Generation of the holder.
         generation: Generation,
     },
-    /// The holder is asked to pause for the snapshot of a group; anybody may ask, for one group at a time.
-    AskPause {
-        /// The volume.
-        vdi: VdiId,
-        /// Generation of the holder.
-        generation: Generation,
-        /// Of the group.
-        token: u64,
-    },
+    /// The holder is asked to pause for the snapshot of a group, one at a time; anybody may ask.
+    #[allow(missing_docs)]
+    AskPause { vdi: VdiId, generation: Generation, token: u64 },
 }
 
 /// First byte of an encoded command. Another one is not understood.

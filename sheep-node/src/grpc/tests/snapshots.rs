@@ -13,6 +13,13 @@ impl Api {
         Ok(self.vdis.snapshot(request).await?.into_inner().snapshot.unwrap())
     }
 
+    async fn group(&mut self, names: &[&str], tag: &str) -> Result<Vec<String>, Status> {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let request = SnapshotGroupRequest { names, tag: tag.into(), ..Default::default() };
+        let taken = self.vdis.snapshot_group(request).await?.into_inner().snapshots;
+        Ok(taken.into_iter().map(|vdi| vdi.name).collect())
+    }
+
     async fn clone_vdi(&mut self, source: &str, name: &str) -> Result<Vdi, Status> {
         let request =
             CloneVdiRequest { source: source.into(), name: name.into(), ..CloneVdiRequest::default() };
@@ -253,4 +260,64 @@ async fn a_volume_and_its_snapshots_change_their_copies() {
     assert_eq!((altered.copies, altered.min_copies), (1, 1));
     assert_eq!(code(api.vdis.alter_copies(alter("disk", 0, 0)).await), Code::InvalidArgument);
     assert_eq!(code(api.vdis.alter_copies(alter("disk", 1, 2)).await), Code::InvalidArgument);
+}
+
+/// Lets the other node stand still when it is asked to, so many times.
+async fn stands_still(fake: &FakeNode, vdi: &Vdi, times: usize) {
+    let (vdi, mut last) = (VdiId(vdi.id), None);
+    for _ in 0..times {
+        let (generation, token) = loop {
+            let lock = fake.state().vdi(vdi).unwrap().lock.unwrap();
+            if let Some(token) = lock.pause_asked.filter(|token| last != Some(*token)) {
+                break (lock.generation, token);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        last = Some(token);
+        fake.order(OTHER, Command::Pause { vdi, generation, token }).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_taken_of_volumes_that_are_open_at_several_nodes() {
+    let mut api = api().await;
+    api.fake.add_other();
+    api.create("here", 4 * MIB).await.unwrap();
+    let there = api.create("there", 4 * MIB).await.unwrap();
+    api.create("closed", 4 * MIB).await.unwrap();
+    api.lock_elsewhere(&there);
+    let mut vdis = api.vdis.clone();
+    let request = |names: &[&str], tag: &str| SnapshotGroupRequest {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        tag: tag.into(),
+        ..Default::default()
+    };
+    let one = vdis.snapshot_group(request(&["closed", "there", "here"], "one"));
+    let (taken, ()) = tokio::join!(one, stands_still(&api.fake, &there, 1));
+    let names: Vec<String> = taken.unwrap().into_inner().snapshots.into_iter().map(|vdi| vdi.name).collect();
+    assert_eq!(names, ["closed@one", "there@one", "here@one"]);
+    let state = api.fake.state();
+    let lock = state.vdi(VdiId(there.id)).unwrap().lock.unwrap();
+    assert_eq!((lock.pause_asked, lock.paused), (None, None), "it goes on");
+    let since = |name: &str| state.vdi_by_name(name).unwrap().snapshot_of.unwrap().since;
+    assert!(since("closed@one") == since("there@one") && since("there@one") == since("here@one"));
+
+    // One that is taken already, or cannot be: none is.
+    api.snapshot("closed", "two").await.unwrap();
+    assert_eq!(code(api.group(&["here", "there", "closed"], "two").await), Code::AlreadyExists);
+    assert_eq!(code(api.group(&["here", "none"], "three").await), Code::NotFound);
+    assert_eq!(code(api.group(&["here", "closed@one"], "three").await), Code::FailedPrecondition);
+    assert_eq!(code(api.group(&["here", "here"], "three").await), Code::InvalidArgument);
+    assert_eq!(code(api.group(&[], "three").await), Code::InvalidArgument);
+    assert_eq!(code(api.group(&["here", "closed"], "a@b").await), Code::InvalidArgument);
+    // A holder that does not come to rest is let go on.
+    let error = api.group(&["here", "there"], "three").await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().contains("there could not come to rest"), "{}", error.message());
+    let lock = api.fake.state().vdi(VdiId(there.id)).unwrap().lock.unwrap();
+    assert_eq!((lock.pause_asked, lock.paused), (None, None));
+    assert_eq!(
+        api.names().await,
+        ["closed", "closed@one", "closed@two", "here", "here@one", "there", "there@one"]
+    );
 }

@@ -358,20 +358,20 @@ fn an_attempt_to_pause_ends() {
     world.act(100, handle, write(0, BLOCK, 1)).unwrap();
     // Nothing can be ordered for the pause; the writes that came before go on when it is over.
     let nodes: Vec<NodeId> = world.replicas.keys().copied().collect();
-    nodes.iter().for_each(|node| drop(world.down.insert(*node)));
+    world.down.extend(&nodes);
     let before = world.submit(100, handle, write(0, BLOCK, 2));
     ask_pause(&mut world, vdi, 5);
     world.run(Duration::from_secs(3));
     assert!(!is_paused(&world, vdi) && world.answer(before).is_none());
     let lock = |world: &World| world.state.vdi(vdi).unwrap().lock.unwrap();
-    assert_eq!(lock(&world).asked, Some(5));
+    assert_eq!(lock(&world).pause_asked, Some(5));
     world.run(Duration::from_secs(9));
-    assert_eq!(lock(&world).asked, None, "the holder has called it off");
+    assert_eq!(lock(&world).pause_asked, None, "the holder has called it off");
     // Called off by somebody else.
     ask_pause(&mut world, vdi, 6);
     let resume = Command::Resume { vdi, generation: lock(&world).generation, token: 6 };
     world.order_now(OTHER, resume).unwrap();
-    nodes.iter().for_each(|node| drop(world.down.remove(node)));
+    world.down.retain(|node| !nodes.contains(node));
     world.publish();
     world.run(Duration::from_secs(5));
     assert!(!is_paused(&world, vdi));

@@ -6,6 +6,7 @@
 mod group;
 mod limbo;
 mod operator;
+mod space;
 mod whole;
 
 pub(crate) use limbo::{By, Limbo, Taken, What};

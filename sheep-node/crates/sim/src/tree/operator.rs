@@ -129,12 +129,18 @@ impl World {
     fn deletes(&mut self) {
         let Some(vdi) = self.pick_item(|_| true) else { return };
         let at = self.rng.index(self.nodes.len());
-        let view = self.nodes[at].running.as_ref().and_then(|running| running.view.clone());
-        let Some(record) = view.as_ref().and_then(|view| view.state.vdi(vdi)) else { return };
+        let Some(token) = self.order_delete(at, vdi) else { return };
+        let by = By::Order { token, at, node: self.nodes[at].id, run: self.nodes[at].incarnation };
+        self.tree.begin(by, What::Delete(vdi));
+    }
+
+    /// Orders that something is deleted, as a node sees it; gives the token of the answer.
+    pub(crate) fn order_delete(&mut self, at: usize, vdi: VdiId) -> Option<u64> {
+        let view = self.nodes[at].running.as_ref().and_then(|running| running.view.clone())?;
+        let record = view.state.vdi(vdi)?;
         let guard =
             if record.is_snapshot() { Guard::ClosedClean } else { Guard::Closed(record.last_generation) };
-        let Some(by) = self.order_at(at, &Command::DeleteVdi { vdi, guard }) else { return };
-        self.tree.begin(by, What::Delete(vdi));
+        self.order(at, &Command::DeleteVdi { vdi, guard })
     }
 
     /// A volume, by its holder or closed.

@@ -192,6 +192,9 @@ impl World {
     }
 
     pub(super) fn send_packet(&mut self, node: usize, packet: Packet) {
+        if self.spied(&packet) {
+            return;
+        }
         let Some(to) = self.index_of(packet.to) else { return };
         let Some(packet) = self.flip(node, to, packet) else { return };
         if let Some(delay) = self.net.message(node, to, &mut self.rng)

@@ -372,6 +372,30 @@ fn nothing_goes_while_a_node_that_may_have_it_is_away() {
 }
 
 #[test]
+fn what_a_node_brings_back_that_was_cut_off_during_a_round_goes_too() {
+    let mut tree = Tree::new(5);
+    let volume = only(&tree);
+    (0..OBJECTS).for_each(|index| tree.write(volume, index));
+    let a = tree.snapshot(volume);
+    let of_a = tree.alive[&a].vid;
+    (0..OBJECTS - 1).for_each(|index| tree.write(volume, index));
+    tree.close(volume);
+    // Neither the one that sweeps nor one without a copy.
+    let cut_off = *tree.net.set(ObjectId::data(of_a, 0)).iter().find(|node| **node > 1).unwrap();
+    tree.order(Command::DeleteVdi { vdi: a, guard: Guard::ClosedClean });
+    tree.alive.remove(&a);
+    tree.snapshots.remove(&a);
+    tree.net.isolate(cut_off);
+    tree.net.run_for(Duration::from_secs(4));
+    tree.net.install_without(&[cut_off]);
+    tree.net.run_for(Duration::from_secs(40));
+    tree.net.rejoin(cut_off);
+    tree.net.come_back(cut_off);
+    tree.settle();
+    tree.check();
+}
+
+#[test]
 fn a_node_that_was_away_drops_what_is_forgotten() {
     let mut tree = Tree::new(4);
     let volume = only(&tree);

@@ -282,3 +282,70 @@ fn a_volume_whose_writer_died_is_settled_for_its_snapshot() {
     drop(cluster);
     check.finish().unwrap();
 }
+
+/// Writes a number to one volume, and when that is answered to another one at another node, and so on. Gives the last
+/// number that was answered by both.
+fn write_in_turn(cluster: &mut Cluster) -> Writer {
+    let client = |cluster: &mut Cluster, node: u8, name: &str| {
+        NbdClient::unix(&cluster.node(node).nbd_socket(), name, LIMIT).unwrap()
+    };
+    let (mut first, mut second) = (client(cluster, 1, "first"), client(cluster, 2, "second"));
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (told, counter) = (Arc::clone(&stop), Arc::clone(&answered));
+    let thread = std::thread::spawn(move || {
+        for number in 1.. {
+            first.write(0, &block(number), false).unwrap();
+            second.write(0, &block(number), false).unwrap();
+            counter.store(number, Ordering::SeqCst);
+            if told.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+    });
+    Writer { stop, answered, thread }
+}
+
+#[test]
+fn a_group_is_one_instant_over_volumes_at_different_nodes() {
+    let _one = serial();
+    let check = LeakCheck::start();
+    let mut cluster = Cluster::start(3).unwrap();
+    cluster.create("first", "4M", 3).unwrap();
+    cluster.create("second", "4M", 3).unwrap();
+    let writer = write_in_turn(&mut cluster);
+    let mut before = Vec::new();
+    for number in 1..=10 {
+        writer.go_on(50);
+        before.push(writer.answered());
+        dog(&mut cluster, 3, &format!("vdi snapshot first second --tag g{number}"));
+    }
+    writer.go_on(50);
+    for (number, before) in (1..).zip(before) {
+        let shown = |contents: Vec<u8>| u64::from_le_bytes(contents[..8].try_into().unwrap());
+        let first = shown(read(&mut cluster, 3, &format!("first@g{number}")));
+        let second = shown(read(&mut cluster, 3, &format!("second@g{number}")));
+        println!("group {number}: {before} answered before, {first} and {second} are in it");
+        assert!(second >= before && (first == second || first == second + 1), "{first} and {second}");
+    }
+    // Who asked for a group dies: nobody stands still for ever.
+    let asks = cluster.node(3).dog().unwrap();
+    let asker = std::thread::spawn(move || {
+        (1..).find(|number| {
+            asks.run(&["vdi", "snapshot", "first", "second", "--tag", &format!("x{number}")]).is_err()
+        })
+    });
+    writer.go_on(100);
+    cluster.node(3).kill();
+    asker.join().unwrap();
+    writer.go_on(200);
+    writer.stop();
+    cluster.node(3).start().unwrap();
+    cluster.wait_recovered(LIMIT).unwrap();
+    let all = names(&mut cluster);
+    for name in all.iter().filter_map(|name| name.strip_prefix("first@")) {
+        assert!(all.contains(&format!("second@{name}")), "half a group: {all:?}");
+    }
+    cluster.wait_sound(LIMIT).unwrap();
+    drop(cluster);
+    check.finish().unwrap();
+}

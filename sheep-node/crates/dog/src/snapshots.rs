@@ -1,10 +1,15 @@
 //! `dog vdi snapshot`, `clone` and `rollback`, and how snapshots and clones are described.
 
-use crate::cli::{CloneVdi, Format};
+use crate::cli::Cli;
+use crate::cli::{Cli, CloneVdi, Format};
 use crate::connect::Connection;
 use crate::output;
 use crate::vdi::{copies, vdi_json};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use clap::error::ErrorKind;
 use sheep_api::Size;
 use sheep_api::v1::{CloneVdiRequest, RollbackVdiRequest, SnapshotGroupRequest, SnapshotVdiRequest, Vdi};
 
@@ -65,7 +70,12 @@ pub(crate) async fn take(
             );
         }
         (None, [name, tag]) => (name.clone(), tag.clone()),
-        (None, _) => bail!("say NAME TAG, or the names of several volumes and --tag TAG"),
+        (None, _) => Cli::command()
+            .error(
+                ErrorKind::WrongNumberOfValues,
+                "say NAME TAG, or the names of several volumes and --tag TAG",
+            )
+            .exit(),
     };
     let request = SnapshotVdiRequest { name, tag, attributes };
     let reply = connection.or_holder(async |node| node.vdis().snapshot(request.clone()).await).await?;

@@ -157,6 +157,7 @@ impl World {
             || self.nodes.len() < 4
             || self.options.copies < 2
             || !self.is_whole()
+            || !self.has_its_voters()
         {
             return;
         }
@@ -167,6 +168,12 @@ impl World {
         self.nodes[node].lose_disks(&mut rng, &self.options);
         let after = self.rng.range(50, 3_000) * MS;
         self.schedule(after, Event::Start(node));
+    }
+
+    /// Whether the log is on as many nodes as it is to be. In the first moments of a cluster it is only on the first one.
+    fn has_its_voters(&self) -> bool {
+        let mut views = self.nodes.iter().filter_map(|node| node.running.as_ref()?.view.as_ref());
+        views.all(|view| view.state.voters().len() > 2 && view.state.desired_voters().is_none())
     }
 
     fn pairs(&self) -> Vec<(usize, usize)> {

@@ -203,7 +203,11 @@ impl ObjectWrites {
     pub(super) fn unanswered(&self, start: u32, end: u32, upto: u64) -> bool {
         let first = self.writes.partition_point(|write| write.answered);
         let mut rest = self.writes.range(first..);
-        rest.any(|write| write.create || write.sequence <= upto && write.overlaps(start, end))
+        // What fills the object and cannot be stored on some member is there all the same, below.
+        let stuck = |write: &RetainedWrite| write.fills && !write.create && write.failed.is_some();
+        rest.any(|write| {
+            !stuck(write) && (write.create || write.sequence <= upto && write.overlaps(start, end))
+        })
     }
 
     /// Whether the range has a write that failed on some member: its contents are anybody's guess.

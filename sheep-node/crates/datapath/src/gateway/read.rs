@@ -326,7 +326,8 @@ impl Volume {
         let below = piece.place.unwrap_or(place).below;
         if let Some((_, found)) = piece.arrived.take() {
             if matches!(piece.owner, ReadOwner::Fill { .. }) && piece.first.is_none() {
-                piece.first = Some((object.vid(), found.clone()));
+                // Whose object was asked, which may be another one by now.
+                piece.first = Some((piece.place.unwrap_or(place).vid, found.clone()));
             }
             return match piece.take(found, below) {
                 Some(found) => Next::Deliver(Ok(found)),

@@ -410,6 +410,23 @@ fn a_full_member_stops_it_and_takes_nothing_from_readers() {
 }
 
 #[test]
+fn an_object_that_a_client_makes_meanwhile_gets_the_rest() {
+    for delay in 0..120 {
+        let mut clone = Clone::new(1, &GatewayConfig::default());
+        let handle = clone.world.open(101, clone.vdi);
+        want(&mut clone.world, clone.vdi, true);
+        clone.world.run(Duration::from_micros(delay * 1700));
+        for object in 0..OBJECTS {
+            let at = object * OBJECT + BLOCK as u64;
+            clone.model[at as usize..at as usize + BLOCK].fill(200);
+            clone.world.submit(101, handle, write(at, BLOCK, 200));
+        }
+        assert!(clone.run_until_flat());
+        assert_eq!(clone.differs(101, handle), None, "written after {} us", delay * 1700);
+    }
+}
+
+#[test]
 fn it_can_be_called_off_and_taken_up_again() {
     let mut clone = Clone::new(6, &GatewayConfig::default());
     let (vdi, handle) = (clone.vdi, clone.world.open(101, clone.vdi));

@@ -97,7 +97,7 @@ fn wrong_words_are_usage_errors() {
         "dog vdi create disk 1G --copies 17",
         "dog vdi create disk 1G -a novalue",
         "dog vdi lock",
-        "dog vdi snapshot disk",
+        "dog vdi snapshot",
         "dog vdi clone disk",
         "dog vdi rollback disk",
         "dog vdi flatten disk --cancel --detach",

@@ -14,6 +14,8 @@ use sheep_wire::Body;
 
 /// Ranges of an object that are read and written one after the other.
 const RANGES: u32 = 16;
+/// Bytes of one, at least.
+const LEAST: u32 = 4 * BLOCK_SIZE;
 
 /// An object being filled.
 #[derive(Debug, Default)]
@@ -107,7 +109,7 @@ impl Volume {
         if !self.has_room_to_fill(core, index) {
             return;
         }
-        let end = (at + size / RANGES).min(size);
+        let end = (at + (size / RANGES).max(LEAST)).min(size);
         let reading = Reading { end, since: core.now, changed: Vec::new() };
         if let Some(job) = self.fill.jobs.get_mut(&index) {
             job.reading = Some(reading);
@@ -152,7 +154,9 @@ impl Volume {
         if !matches!(self.phase, Phase::Serving) || self.is_still() {
             return;
         }
-        if !self.may_write(core, object) {
+        // What could not be made on some member is to be tried again as it is: a second creation would be without it.
+        let refused = self.objects.get(&object).is_some_and(|writes| writes.refused().is_some());
+        if refused || !self.may_write(core, object) {
             return self.fill.pause(core.now + pace::NOT_NOW);
         }
         let place = match self.locate(core, index) {

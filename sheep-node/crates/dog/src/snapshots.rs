@@ -1,14 +1,11 @@
 //! `dog vdi snapshot`, `clone` and `rollback`, and how snapshots and clones are described.
 
-use crate::cli::Cli;
 use crate::cli::{Cli, CloneVdi, Format};
 use crate::connect::Connection;
 use crate::output;
 use crate::vdi::{copies, vdi_json};
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use clap::CommandFactory;
-use clap::error::ErrorKind;
 use clap::error::ErrorKind;
 use sheep_api::Size;
 use sheep_api::v1::{CloneVdiRequest, RollbackVdiRequest, SnapshotGroupRequest, SnapshotVdiRequest, Vdi};

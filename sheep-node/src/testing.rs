@@ -41,6 +41,10 @@ struct Model {
     data: watch::Sender<Arc<DataStatus>>,
     stopped: bool,
     closed: bool,
+    /// Writes are carried out when nothing else comes any more, the last one first: whoever needs an order must wait
+    /// for answers.
+    lazy: bool,
+    held: Vec<VolumeRequest>,
     /// What all objects are said to be.
     check: ObjectCheck,
     formatted: Option<Genesis>,
@@ -117,6 +121,22 @@ impl Model {
                 let _ = answer.send(result);
             }
             ControlRequest::Stop => self.stopped = true,
+        }
+    }
+
+    /// A request, or nothing to do.
+    fn volumes(&mut self, request: Option<VolumeRequest>) {
+        use VolumeRequest::{Discard, Write, WriteZeroes};
+        match request {
+            None => {
+                for request in std::mem::take(&mut self.held).into_iter().rev() {
+                    self.volume(request);
+                }
+            }
+            Some(request @ (Write { .. } | WriteZeroes { .. } | Discard { .. })) if self.lazy => {
+                self.held.push(request);
+            }
+            Some(request) => self.volume(request),
         }
     }
 
@@ -262,7 +282,7 @@ fn first_status() -> NodeStatus {
 fn pump<T: Send + 'static>(
     model: &Arc<Mutex<Model>>,
     end: &Arc<AtomicBool>,
-    take: impl Fn(&mut Model, T) + Send + 'static,
+    take: impl Fn(&mut Model, Option<T>) + Send + 'static,
 ) -> Sender<T> {
     let mut poll = Poll::new().unwrap();
     let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
@@ -273,8 +293,13 @@ fn pump<T: Send + 'static>(
         while !end.load(Ordering::Acquire) {
             poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
             inbox.begin();
+            let mut idle = true;
             while let Some(message) = inbox.next() {
-                take(&mut model.lock().unwrap(), message);
+                take(&mut model.lock().unwrap(), Some(message));
+                idle = false;
+            }
+            if idle {
+                take(&mut model.lock().unwrap(), None);
             }
         }
     });
@@ -296,21 +321,21 @@ impl FakeNode {
             data,
             stopped: false,
             closed: false,
+            lazy: false,
+            held: Vec::new(),
             check: ObjectCheck::default(),
             formatted: None,
         }));
         let end = Arc::new(AtomicBool::new(false));
         let control = pump(&model, &end, |model, message| match message {
-            ControlMessage::Request(request) => model.control(request),
-            ControlMessage::Order { .. }
-            | ControlMessage::Tested(_)
-            | ControlMessage::Written(_)
-            | ControlMessage::Seeds(_)
-            | ControlMessage::Depart(_) => panic!("not from here"),
+            None => {}
+            Some(ControlMessage::Request(request)) => model.control(request),
+            Some(_) => panic!("not from here"),
         });
         let volumes = pump(&model, &end, |model, message| match message {
-            DataMessage::Volume(request) => model.volume(request),
-            _ => panic!("not from here"),
+            None => model.volumes(None),
+            Some(DataMessage::Volume(request)) => model.volumes(Some(request)),
+            Some(_) => panic!("not from here"),
         });
         let started = Instant::now();
         let handle = NodeHandle {
@@ -365,6 +390,11 @@ impl FakeNode {
     pub(crate) fn lose_other(&self) {
         let term = ConfigId { number: 8, representative: ME.node };
         self.model.lock().unwrap().apply(&EntryKind::Install { term, members: vec![ME] });
+    }
+
+    /// From now on writes that were not answered are carried out late, and in another order.
+    pub(crate) fn be_lazy(&self) {
+        self.model.lock().unwrap().lazy = true;
     }
 
     pub(crate) fn set_status(&self, edit: impl FnOnce(&mut NodeStatus)) {

@@ -46,7 +46,8 @@ pub(super) async fn write<S>(volume: &Volume, first: WriteVdiRequest, mut rest: 
 where
     S: Stream<Item = Result<WriteVdiRequest, Status>> + Unpin,
 {
-    let mut writer = Writer { volume, at: 0, written: 0, buffer: BytesMut::new(), tasks: JoinSet::new() };
+    let mut writer =
+        Writer { volume, at: 0, written: 0, buffer: BytesMut::new(), tasks: JoinSet::new(), free: 0 };
     writer.seek(first.offset).await?;
     writer.take(&first.data).await?;
     writer.zeroes(first.zeroes).await?;
@@ -70,7 +71,11 @@ struct Writer<'a> {
     /// Bytes that were taken.
     written: u64,
     buffer: BytesMut,
+    /// Writes under way. Nobody carries them out in order, so none may touch what another one does: all lie between
+    /// where the last seek backwards led and `at`.
     tasks: JoinSet<Result<(), Status>>,
+    /// Nothing under way lies from here on.
+    free: u64,
 }
 
 impl Writer<'_> {
@@ -97,6 +102,9 @@ impl Writer<'_> {
         }
         let head = offset % SECTOR;
         self.at = offset - head;
+        if self.at < self.free {
+            self.drain().await?;
+        }
         if head > 0 {
             let sector = self.volume.read(self.at, SECTOR_SIZE).await?;
             self.buffer.extend_from_slice(&sector.slice(..head as usize));
@@ -140,6 +148,7 @@ impl Writer<'_> {
         }
         let at = self.at;
         self.at += data.len() as u64;
+        self.free = self.free.max(self.at);
         self.tasks.spawn(self.volume.write(at, data));
         Ok(())
     }
@@ -167,11 +176,18 @@ impl Writer<'_> {
         self.submit(data).await
     }
 
-    async fn finish(mut self) -> Result<u64, Status> {
-        self.put_rest().await?;
+    /// Waits for all that is under way.
+    async fn drain(&mut self) -> Result<(), Status> {
         while !self.tasks.is_empty() {
             self.one_done().await?;
         }
+        self.free = 0;
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<u64, Status> {
+        self.put_rest().await?;
+        self.drain().await?;
         Ok(self.written)
     }
 }

@@ -124,6 +124,7 @@ async fn what_cannot_be_compared_is_refused() {
 #[tokio::test]
 async fn writes_go_on_elsewhere_and_leave_zeros() {
     let mut api = api().await;
+    api.fake.be_lazy();
     api.create("disk", 4 * MIB).await.unwrap();
     let ones = vec![1; 4 * MIB as usize];
     api.write("disk", 0, &[&ones[..2 << 20], &ones[2 << 20..]]).await.unwrap();
@@ -160,4 +161,38 @@ async fn writes_go_on_elsewhere_and_leave_zeros() {
         let error = api.vdis.write(tokio_stream::iter(messages)).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument);
     }
+}
+
+/// Nobody carries out two requests in order unless the second one comes after the answer to the first.
+#[tokio::test]
+async fn who_goes_back_finds_what_was_written_before() {
+    const SIZE: usize = 2 << 20;
+    let mut api = api().await;
+    api.fake.be_lazy();
+    api.create("disk", SIZE as u64).await.unwrap();
+    let mut expected = vec![0xee; SIZE];
+    let (mut messages, mut written) = (Vec::new(), 0);
+    let mut seed = 7u64;
+    let mut draw = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    for fill in 1..=60u8 {
+        // Near each other, so that they meet in sectors, or lie over each other.
+        let at = draw(6000);
+        let (len, zeroes) = (draw(3000), draw(2) * draw(3000));
+        expected[at..at + len].fill(fill);
+        expected[at + len..at + len + zeroes].fill(0);
+        written += (len + zeroes) as u64;
+        messages.push(WriteVdiRequest {
+            name: "disk".into(),
+            offset: at as u64,
+            data: vec![fill; len],
+            seek: (fill > 1).then_some(at as u64),
+            zeroes: zeroes as u64,
+        });
+    }
+    let bytes = api.vdis.write(tokio_stream::iter(messages)).await.unwrap().into_inner().bytes;
+    assert_eq!(bytes, written);
+    assert!(api.read("disk", 0, 0).await.unwrap() == expected);
 }

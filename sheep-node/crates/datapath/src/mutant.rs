@@ -62,6 +62,36 @@ pub enum Mutant {
     FilledBeforeDurable,
     /// Requests are served while an epoch counts on a disk that has failed.
     ServesWithLostDisk,
+    /// A sweep reads a map object that may change from one of its members.
+    SweepReadsOneCopy,
+    /// A sweep deletes before the maps that it has read are durable.
+    SweepUnsecured,
+    /// A sweep deletes copies of what a node that is away may bring back.
+    SweepForgetsLeavers,
+    /// A sweep is done although a storage node is away.
+    SweptWhileAway,
+    /// What partial objects of clones read through is not reached.
+    SweepIgnoresPartial,
+    /// A sweep takes what it cannot read for empty.
+    SweepSkipsUnread,
+    /// Copies of forgotten vids stay.
+    KeepsForgotten,
+    /// A write is carried out although its vid is not the working one any more.
+    WritesFrozen,
+    /// An object of another lineage stays in the map of a clone that is flattened.
+    FlattensForeign,
+    /// A clone counts as flattened before its map says so durably.
+    FlattenedUnfinished,
+    /// Who has paused for a group goes on after some time without the order's saying so.
+    PauseEndsByItself,
+    /// A snapshot is ordered before what was answered is durable and in the map.
+    SnapshotUndrained,
+    /// A new map object is used without its being ordered.
+    MapUnordered,
+    /// A new map object is ordered, and its entries count, before it is durable.
+    MapNotAwaited,
+    /// The holder does not say which vids its map has ceased to name.
+    ReplacedUnsaid,
 }
 
 /// The broken variant in force, if any; always none without the cargo feature `mutants`.

@@ -136,7 +136,7 @@ impl View {
     /// quick as looking it up somewhere, and never out of date.
     fn places(&self, epoch: Epoch, object: ObjectId) -> Option<impl Iterator<Item = NodeId>> {
         let view = self.epochs.get(&epoch)?;
-        let key = Key::of(self.state.vid(object.vid())?.lineage, object)?;
+        let key = Key::of(self.state.place_of(object.vid())?, object)?;
         Some(view.ring().list(key).take(self.state.copies_in(object.vid(), &view.members)))
     }
 

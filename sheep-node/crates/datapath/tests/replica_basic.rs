@@ -6,6 +6,8 @@
 mod support;
 
 use core::time::Duration;
+use sheep_datapath::Mutants;
+use sheep_state::{Command, Guard};
 use sheep_types::{Epoch, Generation};
 use sheep_wire::{Refusal, Reply, Request};
 use support::Net;
@@ -162,4 +164,36 @@ fn nonsense_is_refused_not_obeyed() {
     assert_eq!(net.call(1, generation, Request::Write(bad)), refused(Refusal::Damaged));
     assert_eq!(net.replica(1).status().garbled, 1);
     held.send(&mut net, &good, &[1]);
+}
+
+/// A write that was on its way when its vid became a snapshot, and one that was on its way when that was deleted: whether
+/// they are refused, by all members, and change nothing.
+fn late_writes_change_nothing(mutants: Mutants) -> bool {
+    let mut net = Net::with_mutants(4, 3, 0, 3, 2, mutants);
+    let mut held = Held::new(&mut net, "a");
+    let first = held.write(0, None, true, 7);
+    held.send(&mut net, &first, &[1, 2, 3]);
+    held.flush(&mut net, &[1, 2, 3]);
+    let (late, generation) = (held.write(0, Some(first.version), false, 8), held.generation);
+    let old = held.clone();
+    let vid = held.snapshot(&mut net, "s");
+    let not_writable = refused(Refusal::NotWritable);
+    let frozen = net.call(2, generation, Request::Write(late.clone())) == not_writable;
+    let unchanged = (1..=3).all(|node| old.tag(&mut net, 0, node) == Ok(7));
+    let snapshot = net.log.state.vdi_of(vid).expect("alive").id;
+    net.log.run(support::HAND, Command::DeleteVdi { vdi: snapshot, guard: Guard::ClosedClean }).unwrap();
+    net.distribute();
+    net.run_for(Duration::from_millis(20));
+    frozen && unchanged && net.call(1, generation, Request::Write(late)) == not_writable
+}
+
+#[test]
+fn what_is_frozen_takes_no_late_writes() {
+    assert!(late_writes_change_nothing(Mutants::default()));
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn writes_to_what_is_frozen_show() {
+    assert!(!late_writes_change_nothing(Mutants::only(sheep_datapath::Mutant::WritesFrozen)));
 }

@@ -64,6 +64,7 @@ pub fn preset(name: &str, options: &mut Options) {
             options.think = Duration::from_millis(10);
         }
         ("state", "lock-ignores-attachment" | "shared-generation") => options.rivals = true,
+        ("state" | "datapath", rule) if of_the_tree(rule, options) => {}
         ("log" | "totem", _) => {
             options.faults = network.to_vec();
             options.faults.extend([Fault::SlowDisk, Fault::PowerCut, Fault::LostDisk, Fault::Partition]);
@@ -104,6 +105,37 @@ pub fn preset(name: &str, options: &mut Options) {
             options.rivals = true;
         }
     }
+}
+
+/// The same for variants that show only where there are snapshots and clones. Gives whether the variant is one of them.
+fn of_the_tree(rule: &str, options: &mut Options) -> bool {
+    const RULES: [&str; 13] = [
+        "snapshot",
+        "deleted-vid",
+        "frontier",
+        "origins-map",
+        "death-leaves",
+        "unborn",
+        "group-",
+        "swe",
+        "keeps-forgotten",
+        "writes-frozen",
+        "flatten",
+        "places-by-vid",
+        "replaced-unsaid",
+    ];
+    const MORE: [&str; 6] =
+        ["vid-reuse", "pause-ends", "map-unordered", "map-not-awaited", "fills-over", "filled-before"];
+    if !RULES.iter().chain(&MORE).any(|part| rule.starts_with(part)) {
+        return false;
+    }
+    options.snapshots = true;
+    options.rivals = options.seed.is_multiple_of(2);
+    options.faults = vec![Fault::Crash, Fault::Partition, Fault::SlowDisk, Fault::PowerCut, Fault::Crash];
+    options.min_copies = 1;
+    options.work.discards = 8;
+    options.think = Duration::from_millis(15);
+    true
 }
 
 /// The same for variants that need a crash within some milliseconds: gateways are hit, power goes after take-overs,

@@ -25,4 +25,14 @@ pub enum Mutant {
     DeathLeavesSweepsAlone,
     /// Who holds a volume only to flatten it does not hear that somebody asks for it.
     FlatteningDoesNotYield,
+    /// Objects of vids that are not made yet, as far as the state goes, belong to nothing.
+    UnbornIsGone,
+    /// A volume that is closed, but not settled, can be snapshotted.
+    SnapshotUnsettled,
+    /// The snapshot of a group does not look whether its pause was called off, or whose it is.
+    GroupUnpaused,
+    /// What was swept counts, whatever has died or was replaced since it was looked at.
+    SweptOfOldState,
+    /// Objects are placed by their vid, not by its lineage.
+    PlacesByVid,
 }

@@ -1,7 +1,7 @@
 //! Questions about the state. All are cheap unless said otherwise.
 
 use crate::{ClusterState, EpochMembers, Guard, NodeRecord, PastLease, Reader, ReportRecord, Role, Settings};
-use crate::{LineageRecord, VdiRecord, VidKind, VidRecord};
+use crate::{LineageRecord, Lock, VdiRecord, VidKind, VidRecord};
 use sheep_types::{
     Birth, ClusterId, CommandSeq, ConfigId, Epoch, Generation, Geometry, Incarnation, LogIndex, Member,
     NodeId, VdiId, Vid,
@@ -199,7 +199,15 @@ impl ClusterState {
     /// Whether an object of this vid and birth belongs to nothing any more and may be dropped. Births after
     /// the last applied entry are not judged.
     pub fn is_gone(&self, vid: Vid, birth: Birth) -> bool {
-        birth.0 <= self.applied.0 && self.vid(vid).is_none_or(|record| record.birth != birth)
+        let judged = birth.0 <= self.applied.0 || self.judges_the_unborn();
+        judged && self.vid(vid).is_none_or(|record| record.birth != birth)
+    }
+
+    /// The vid whose number says where the objects of this one are: so all of a lineage with one index are in one place,
+    /// and what is cloned stays where it is.
+    pub fn place_of(&self, vid: Vid) -> Option<Vid> {
+        let lineage = self.vid(vid)?.lineage;
+        Some(if self.places_by_vid() { vid } else { lineage })
     }
 
     /// Since which entry the contents of a vid cannot have changed: it is or was a snapshot, or its VDI is closed
@@ -238,7 +246,8 @@ impl ClusterState {
             Guard::ClosedClean => vdi.lock.is_none() && vdi.is_clean(),
             Guard::Closed(last) => vdi.lock.is_none() && vdi.last_generation == last,
             Guard::Paused { generation, token } => {
-                vdi.lock.is_some_and(|lock| lock.generation == generation && lock.paused == Some(token))
+                let paused = |lock: &Lock| lock.paused == Some(token) || self.takes_any_pause();
+                vdi.lock.is_some_and(|lock| lock.generation == generation && paused(&lock))
             }
         }
     }
@@ -246,5 +255,26 @@ impl ClusterState {
     /// The shared reader of a gateway, if it is one.
     pub fn reader(&self, vdi: VdiId, holder: Member) -> Option<Reader> {
         self.vdi(vdi)?.readers.iter().find(|reader| reader.holder == holder).copied()
+    }
+
+    fn judges_the_unborn(&self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.is_mutant(crate::Mutant::UnbornIsGone);
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    fn places_by_vid(&self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.is_mutant(crate::Mutant::PlacesByVid);
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    fn takes_any_pause(&self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.is_mutant(crate::Mutant::GroupUnpaused);
+        #[cfg(not(feature = "mutants"))]
+        false
     }
 }

@@ -210,6 +210,10 @@ impl Volume {
         }
         match self.fill.stage {
             Stage::Looking => self.look_on(core),
+            Stage::Flushing if core.config.mutants.is(Mutant::FlattenedUnfinished) => {
+                self.fill.found = false;
+                self.end_pass(core);
+            }
             Stage::Flushing if self.fill.is_entered() => self.end_pass(core),
             Stage::Flushing => self.want_cycle(core),
             Stage::Ordering { .. } => {}
@@ -308,7 +312,8 @@ impl Volume {
             return Look::Nothing;
         }
         let Location::At(place) = location else { return Look::Nothing };
-        let foreign = !core.view().are_related(place.vid, self.vid);
+        let keeps_foreign = core.config.mutants.is(Mutant::FlattensForeign);
+        let foreign = !core.view().are_related(place.vid, self.vid) && !keeps_foreign;
         if foreign || place.below.is_some() { Look::Fill } else { Look::Nothing }
     }
 

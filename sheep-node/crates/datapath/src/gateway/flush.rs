@@ -280,7 +280,7 @@ impl Volume {
             let writes = self.objects.get(object);
             writes.is_some_and(|writes| writes.get(*sequence).is_some_and(|write| !write.complete))
         };
-        if self.flusher.map_writes.iter().any(open) {
+        if self.flusher.map_writes.iter().any(open) && !core.config.mutants.is(Mutant::MapNotAwaited) {
             return false;
         }
         self.flusher.unordered = self.flusher.new_maps.iter().copied().collect();
@@ -291,7 +291,7 @@ impl Volume {
     fn order_maps(&mut self, core: &mut Core) -> bool {
         let left = self.flusher.unordered.len().saturating_sub(MAX_MAPS_PER_COMMAND);
         let maps = self.flusher.unordered.split_off(left);
-        if maps.is_empty() {
+        if maps.is_empty() || core.config.mutants.is(Mutant::MapUnordered) {
             return self.end_map(core);
         }
         let command = Command::MapExists { vid: self.vid, maps, generation: self.generation };

@@ -13,7 +13,7 @@ pub(super) const ENTRIES: u32 = BLOCK_SIZE / 4;
 /// Entries from here on, the partial bit taken off, name no vid.
 const RESERVED: u32 = 0x7fff_fffe;
 /// The object is not filled yet: absent blocks are those of the layer below its lineage's.
-const PARTIAL: u32 = 1 << 31;
+pub(super) const PARTIAL: u32 = 1 << 31;
 
 /// A block of a map object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

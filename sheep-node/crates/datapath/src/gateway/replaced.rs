@@ -7,7 +7,7 @@ use super::map::{Change, Entry};
 use super::read::makes_partial;
 use super::shared::Core;
 use super::volume::Volume;
-use crate::View;
+use crate::{Mutant, View};
 use sheep_state::Command;
 use sheep_types::{Time, Vid};
 use std::collections::BTreeSet;
@@ -36,8 +36,9 @@ impl Replaced {
     pub(super) fn note(&mut self, view: &View, own: Vid, old: Entry, change: Change) {
         let Entry::At { vid, partial: was_partial } = old else { return };
         let partial = change == Change::Enter && makes_partial(view, own, old);
-        // What comes in the place of another lineage's object may have that one as its base.
-        if vid != own && change != Change::Whole && (!partial || view.are_related(vid, own)) {
+        // What comes in the place of another lineage's object may have that one as its base; unless it is whole already
+        // in the cycle in which it is entered.
+        if vid != own && (!partial || view.are_related(vid, own)) {
             self.vids.insert(vid);
         }
         // What was below it is reached no more.
@@ -94,7 +95,7 @@ impl Volume {
             return false;
         }
         let replaced = std::mem::take(&mut self.replaced);
-        if replaced.is_empty() {
+        if replaced.is_empty() || core.config.mutants.is(Mutant::ReplacedUnsaid) {
             return true;
         }
         let view = core.view();

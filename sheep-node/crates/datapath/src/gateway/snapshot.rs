@@ -8,6 +8,7 @@
 use super::api::{LostReason, OpenMode, VolumeError, VolumeReply};
 use super::shared::Core;
 use super::volume::{Phase, Volume};
+use crate::Mutant;
 use sheep_state::{Command, Guard, Outcome, Refusal, SnapshotItem, VdiRecord};
 use sheep_types::{LogIndex, Time, Vid};
 use std::time::Duration;
@@ -97,7 +98,7 @@ impl Volume {
             _ if still.deadline().is_some_and(|deadline| deadline <= core.now) => self.order_resume(core),
             Stage::Draining if given_up => self.end_still(),
             Stage::Draining if self.has_only_failed_writes() => self.fail_still(core, VolumeError::NoSpace),
-            Stage::Draining if self.is_at_rest() => {
+            Stage::Draining if self.is_at_rest() || core.config.mutants.is(Mutant::SnapshotUndrained) => {
                 if self.say_replaced(core) {
                     self.order_still(core);
                 }
@@ -137,6 +138,9 @@ impl Volume {
         let (vdi, generation) = (self.vdi, self.generation);
         let Some(still) = self.stills.front_mut() else { return };
         let StillFor::Group { token } = still.what else { return };
+        if core.config.mutants.is(Mutant::PauseEndsByItself) {
+            return self.end_still();
+        }
         still.since = core.now;
         core.propose(self.handle, Command::Resume { vdi, generation, token });
     }

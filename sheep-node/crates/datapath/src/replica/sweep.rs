@@ -2,7 +2,7 @@
 
 use super::admit::Served;
 use super::{Job, Replica, Timer};
-use crate::View;
+use crate::{Mutant, View};
 use core::time::Duration;
 use sheep_store::Op;
 use sheep_types::{ObjectId, ObjectKind, Time, Vid};
@@ -22,7 +22,8 @@ impl Replica {
     /// Deletes objects that belong to no vid, or to another birth, some at a time. Nothing is answered for them: their
     /// vid is not known. Births that this view does not reach yet are not judged.
     pub(super) fn drop_gone(&mut self, now: Time) {
-        let Some(view) = self.view.clone().filter(|_| self.is_serving()) else { return };
+        let keeps = self.config.mutants.is(Mutant::KeepsForgotten);
+        let Some(view) = self.view.clone().filter(|_| self.is_serving() && !keeps) else { return };
         if !self.stalled.is_empty() {
             return self.timers.set(now + PAUSE, Timer::Gone);
         }
@@ -81,9 +82,10 @@ impl Replica {
             data && vids.binary_search(&object.vid()).is_ok() && !is_kept(keep, object)
         };
         self.recovery.forget_lost(is_free);
+        let careless = self.config.mutants.is(Mutant::SweepForgetsLeavers);
         let (mut dropped, mut left) = (0, 0);
         for object in free {
-            if self.replacing.contains(&object) || !view.is_gathered(object) {
+            if self.replacing.contains(&object) || !(careless || view.is_gathered(object)) {
                 left += 1;
                 continue;
             }

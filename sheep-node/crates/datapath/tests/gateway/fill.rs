@@ -17,7 +17,7 @@ fn me(node: u64) -> Member {
     Member { node: NodeId(node), incarnation: Incarnation(1) }
 }
 
-fn want(world: &mut World, vdi: VdiId, wanted: bool) {
+pub(crate) fn want(world: &mut World, vdi: VdiId, wanted: bool) {
     let anybody = world.gateways.values().next().unwrap().0;
     world.order_now(anybody, Command::Flatten { vdi, wanted }).unwrap();
     world.publish();
@@ -29,16 +29,16 @@ fn inherits(world: &World, vdi: VdiId) -> bool {
 }
 
 /// A volume with some objects whole, some with holes, some not there; its contents; its snapshot; a clone of that.
-struct Clone {
-    world: World,
+pub(crate) struct Clone {
+    pub(crate) world: World,
     origin: VdiId,
     snapshot: VdiId,
-    vdi: VdiId,
+    pub(crate) vdi: VdiId,
     model: Vec<u8>,
 }
 
 impl Clone {
-    fn new(seed: u64, config: &GatewayConfig) -> Self {
+    pub(crate) fn new(seed: u64, config: &GatewayConfig) -> Self {
         let settings = Settings { pending_limit: 8, ..Settings::default() };
         let mut world = World::new(4, settings, seed);
         for node in [100, 101] {
@@ -99,7 +99,7 @@ impl Clone {
         }
     }
 
-    fn differs(&mut self, node: u64, handle: u64) -> Option<u64> {
+    pub(crate) fn differs(&mut self, node: u64, handle: u64) -> Option<u64> {
         (0..OBJECTS * 4).map(|part| part * OBJECT / 4).find(|at| {
             let got = read(&mut self.world, node, handle, *at, OBJECT as u32 / 4);
             got[..] != self.model[*at as usize..(*at + OBJECT / 4) as usize]
@@ -107,7 +107,7 @@ impl Clone {
     }
 
     /// Drops everything that does not belong to the clone.
-    fn drop_origin(&mut self, but: &[Vid]) {
+    pub(crate) fn drop_origin(&mut self, but: &[Vid]) {
         for replica in self.world.replicas.values_mut() {
             let stays = |object: &ObjectId| but.contains(&object.vid());
             replica.memory.retain(|object, _| stays(object));
@@ -116,7 +116,7 @@ impl Clone {
         }
     }
 
-    fn run_until_flat(&mut self) -> bool {
+    pub(crate) fn run_until_flat(&mut self) -> bool {
         for _ in 0..400 {
             if !inherits(&self.world, self.vdi) {
                 return true;

@@ -13,5 +13,6 @@ mod replica;
 mod rules;
 mod serving;
 mod snapshots;
+mod traces;
 mod trouble;
 mod world;

@@ -1,6 +1,6 @@
 //! Each rule left out is noticed.
 
-use crate::{fill, rules};
+use crate::{fill, rules, traces};
 use sheep_datapath::{GatewayConfig, Mutant, Mutants};
 
 fn without(mutant: Mutant) -> GatewayConfig {
@@ -46,4 +46,23 @@ fn a_fill_over_what_was_written_meanwhile() {
 fn an_entry_before_its_object_is_filled() {
     let mutant = without(Mutant::FilledBeforeDurable);
     assert!((0..20).any(|seed| !fill::entries_name_what_is_there(seed, &mutant)));
+}
+
+/// A rule that is missing may also show by an operation that fails or an assertion.
+#[test]
+fn traces_without_a_rule() {
+    let broken: [(Mutant, fn(&GatewayConfig) -> bool); 6] = [
+        (Mutant::SnapshotUndrained, traces::a_snapshot_has_what_was_answered),
+        (Mutant::PauseEndsByItself, traces::a_pause_ends_in_the_order),
+        (Mutant::MapNotAwaited, traces::entries_wait_for_their_map_object),
+        (Mutant::MapUnordered, traces::the_next_holder_knows_the_map_objects),
+        (Mutant::FlattensForeign, traces::what_is_flat_is_whole),
+        (Mutant::FlattenedUnfinished, traces::what_is_flat_is_whole),
+    ];
+    let holds = |mutant, rule: fn(&GatewayConfig) -> bool| {
+        std::panic::catch_unwind(|| rule(&without(mutant))).unwrap_or(false)
+    };
+    let missed: Vec<Mutant> =
+        broken.into_iter().filter(|(mutant, rule)| holds(*mutant, *rule)).map(|(mutant, _)| mutant).collect();
+    assert_eq!(missed, []);
 }

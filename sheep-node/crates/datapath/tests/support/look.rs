@@ -66,6 +66,22 @@ impl Net {
         text
     }
 
+    /// Damages the last durable block of a node's disk: the newest data, where little was written.
+    pub(crate) fn rot_last(&mut self, node: u64) {
+        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
+        let last = *disk.durable_blocks(sheep_store::FileId::BLOCKS).last().unwrap();
+        assert!(disk.rot(sheep_store::FileId::BLOCKS, last, 77));
+    }
+
+    /// Damages every durable block of objects on a node's disk, or the `n`th only.
+    pub(crate) fn rot(&mut self, node: u64, n: Option<usize>) {
+        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
+        let blocks = disk.durable_blocks(sheep_store::FileId::BLOCKS);
+        for (_, block) in blocks.into_iter().enumerate().filter(|(i, _)| n.is_none_or(|n| n == *i)) {
+            assert!(disk.rot(sheep_store::FileId::BLOCKS, block, 1234));
+        }
+    }
+
     /// Runs a pass of scrubbing on a node and gives what it counted.
     pub(crate) fn scrub(&mut self, node: u64) -> ScrubStatus {
         let passes = self.replica(node).scrub_status().passes;

@@ -14,7 +14,7 @@ use log::Log;
 use sheep_datapath::{
     Gateway, GatewayConfig, GatewayOutput, Mutants, Replica, ReplicaConfig, Shard, ShardOutput, View,
 };
-use sheep_store::{DiskOpId, DiskResult, Store, StoreConfig, StoreIdentity, VirtualDisk};
+use sheep_store::{DiskOpId, DiskOpKind, DiskResult, Store, StoreConfig, StoreIdentity, VirtualDisk};
 use sheep_types::{ClusterId, Epoch, Generation, Geometry, LogIndex, Member, NodeId, Time, VdiId, Vid};
 use sheep_wire::{Header, Message, Packet, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +64,8 @@ pub(crate) struct Net {
     pub(crate) cut: BTreeSet<(u64, u64)>,
     /// Nodes that neither get views nor may order anything.
     pub(crate) outside: BTreeSet<u64>,
+    /// Nodes whose disks do not come to the end of a sync.
+    pub(crate) stuck: BTreeSet<u64>,
     /// Packets that a test holds back.
     pub(crate) hold: Option<fn(&Packet) -> bool>,
     pub(crate) held: Vec<Packet>,
@@ -108,6 +110,7 @@ impl Net {
             next_event: 0,
             cut: BTreeSet::new(),
             outside: BTreeSet::new(),
+            stuck: BTreeSet::new(),
             hold: None,
             held: Vec::new(),
             manual: false,
@@ -174,22 +177,6 @@ impl Net {
         let config = GatewayConfig { mutants, ..GatewayConfig::default() };
         state.shard = Some(Shard::new(me, replica, Gateway::new(config, me, CLUSTER, now)));
         self.drain(NodeId(node));
-    }
-
-    /// Damages the last durable block of a node's disk: the newest data, where little was written.
-    pub(crate) fn rot_last(&mut self, node: u64) {
-        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
-        let last = *disk.durable_blocks(sheep_store::FileId::BLOCKS).last().unwrap();
-        assert!(disk.rot(sheep_store::FileId::BLOCKS, last, 77));
-    }
-
-    /// Damages every durable block of objects on a node's disk, or the `n`th only.
-    pub(crate) fn rot(&mut self, node: u64, n: Option<usize>) {
-        let disk = &mut self.nodes.get_mut(&NodeId(node)).unwrap().disk;
-        let blocks = disk.durable_blocks(sheep_store::FileId::BLOCKS);
-        for (_, block) in blocks.into_iter().enumerate().filter(|(i, _)| n.is_none_or(|n| n == *i)) {
-            assert!(disk.rot(sheep_store::FileId::BLOCKS, block, 1234));
-        }
     }
 
     /// The node loses power. `seed` says what of its unsynced writes survives (0: nothing).
@@ -371,9 +358,11 @@ impl Net {
             match output {
                 ShardOutput::Send(packet) => self.send(packet),
                 ShardOutput::Disk(op) => {
-                    let id = op.id;
+                    let (id, sync) = (op.id, matches!(op.kind, DiskOpKind::Sync { .. }));
                     state.disk.begin(op);
-                    let at = now + self.rng.micros(10, 300);
+                    let hangs = sync && self.stuck.contains(&node.0);
+                    let long = if hangs { Duration::from_secs(3600) } else { Duration::ZERO };
+                    let at = now + long + self.rng.micros(10, 300);
                     self.push(at, Event::Disk(node, me.incarnation.0, id));
                 }
                 ShardOutput::Order(command) => {

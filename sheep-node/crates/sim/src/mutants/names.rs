@@ -77,6 +77,12 @@ variants! {
         FrontierOverlooksSiblings = "state:frontier-overlooks-siblings": "a sweep asks everybody in the frontier";
         OriginsMapDropped = "state:origins-map-dropped": "a dead vid keeps its map while a lineage has it as origin";
         DeathLeavesSweepsAlone = "state:death-leaves-sweeps-alone": "a sweep is due again when one of the frontier dies";
+        FlatteningDoesNotYield = "state:flattening-does-not-yield": "who flattens for nobody hears of who asks";
+        UnbornIsGone = "state:unborn-is-gone": "births that the state has not reached are not judged";
+        SnapshotUnsettled = "state:snapshot-unsettled": "a volume is settled before it is frozen";
+        GroupUnpaused = "state:group-unpaused": "the snapshot of a group counts only during its pause";
+        SweptOfOldState = "state:swept-of-old-state": "a sweep counts for the state that it looked at";
+        PlacesByVid = "state:places-by-vid": "objects are placed by lineage";
     }
     Store: sheep_store::Mutant, besides sheep_store::Mutant::None => {
         InPlace = "store:in-place": "a flushed block is never overwritten in place";
@@ -120,6 +126,23 @@ variants! {
         SettlesBelowMin = "datapath:settles-below-min": "a take-over waits until there are enough members";
         LostMapIsEmpty = "datapath:lost-map-is-empty": "a map object that is lost is an error";
         ServesWithLostDisk = "datapath:serves-with-lost-disk": "nothing is answered in an epoch that counts on a lost disk";
+        FillsOverWrites = "datapath:fills-over-writes": "what is filled gives way to what clients have written";
+        FilledBeforeDurable = "datapath:filled-before-durable": "an entry says that an object is whole when it durably is";
+        SweepReadsOneCopy = "datapath:sweep-reads-one-copy": "what any copy of a map names is reached";
+        SweepUnsecured = "datapath:sweep-unsecured": "what a sweep has read is durable before anything goes";
+        SweepForgetsLeavers = "datapath:sweep-forgets-leavers": "a sweep leaves what a node that is away may bring back";
+        SweptWhileAway = "datapath:swept-while-away": "a sweep is done only when it has met every storage node";
+        SweepIgnoresPartial = "datapath:sweep-ignores-partial": "a partial object reaches what it lacks blocks of";
+        SweepSkipsUnread = "datapath:sweep-skips-unread": "what cannot be read may reach anything";
+        KeepsForgotten = "datapath:keeps-forgotten": "a node drops what belongs to no vid";
+        WritesFrozen = "datapath:writes-frozen": "only the working vid is written";
+        FlattensForeign = "datapath:flattens-foreign": "a flat clone names no object of another lineage";
+        FlattenedUnfinished = "datapath:flattened-unfinished": "a clone is flat when its map says so durably";
+        PauseEndsByItself = "datapath:pause-ends-by-itself": "a pause ends in the order";
+        SnapshotUndrained = "datapath:snapshot-undrained": "a snapshot comes after what was answered is durable and entered";
+        MapUnordered = "datapath:map-unordered": "a new map object is ordered before it is used";
+        MapNotAwaited = "datapath:map-not-awaited": "a new map object is durable before it is ordered";
+        ReplacedUnsaid = "datapath:replaced-unsaid": "the holder says what its map has ceased to name";
     }
 }
 

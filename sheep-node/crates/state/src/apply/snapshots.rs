@@ -60,6 +60,9 @@ impl ClusterState {
             Guard::ClosedClean | Guard::Held(_) | Guard::Paused { .. } => {}
             Guard::Closed(_) => return Err(Refusal::StaleGuard),
         }
+        if self.snapshots_unsettled() && item.guard == Guard::ClosedClean && volume.lock.is_none() {
+            return Ok(());
+        }
         if !self.guard_holds(volume, item.guard, step.origin) {
             return Err(Refusal::StaleGuard);
         }
@@ -251,6 +254,13 @@ impl ClusterState {
     fn a_snapshot(&self, vdi: VdiId) -> Result<&Arc<VdiRecord>> {
         let record = self.existing(vdi)?;
         if record.is_snapshot() { Ok(record) } else { Err(Refusal::NotASnapshot) }
+    }
+
+    fn snapshots_unsettled(&self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.is_mutant(crate::Mutant::SnapshotUnsettled);
+        #[cfg(not(feature = "mutants"))]
+        false
     }
 
     fn snapshots_unguarded(&self) -> bool {

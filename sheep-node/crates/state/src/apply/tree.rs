@@ -193,7 +193,7 @@ impl ClusterState {
             return Err(Refusal::StaleView);
         }
         for SweptVid { vid, empty } in vids {
-            let stale = self.due.get(vid).is_some_and(|due| **due > seen);
+            let stale = self.due.get(vid).is_some_and(|due| **due > seen) && !self.takes_old_sweeps();
             if stale || !self.is_dead(*vid) {
                 continue;
             }
@@ -300,6 +300,13 @@ impl ClusterState {
     fn leaves_sweeps_alone(&self) -> bool {
         #[cfg(feature = "mutants")]
         return self.is_mutant(crate::Mutant::DeathLeavesSweepsAlone);
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    fn takes_old_sweeps(&self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self.is_mutant(crate::Mutant::SweptOfOldState);
         #[cfg(not(feature = "mutants"))]
         false
     }

@@ -13,6 +13,7 @@ mod mutants;
 mod properties;
 mod reports;
 mod snapshot;
+mod traces;
 mod tree;
 mod vdis;
 mod voters;

@@ -1,10 +1,11 @@
 //! Each broken variant is noticed by what these tests look at.
 
 use crate::cluster::{Cluster, n};
+use crate::traces;
 use sheep_state::{AccessMode, Command, EntryKind, Guard, Mutant, Outcome};
 use sheep_types::{CommandSeq, Incarnation, Member};
 
-fn broken(mutant: Mutant) -> Cluster {
+fn broken_cluster(mutant: Mutant) -> Cluster {
     let mut cluster = Cluster::with(3);
     cluster.state.set_mutant(Some(mutant));
     cluster
@@ -12,7 +13,7 @@ fn broken(mutant: Mutant) -> Cluster {
 
 #[test]
 fn restart_without_epoch() {
-    let mut cluster = broken(Mutant::RestartWithoutEpoch);
+    let mut cluster = broken_cluster(Mutant::RestartWithoutEpoch);
     let before = (cluster.state.epoch(), cluster.state.members().clone());
     cluster.incarnations.insert(n(2), 1);
     cluster.restart(2);
@@ -24,7 +25,7 @@ fn restart_without_epoch() {
 
 #[test]
 fn duplicate_filter_any_later() {
-    let mut cluster = broken(Mutant::DuplicateFilterAnyLater);
+    let mut cluster = broken_cluster(Mutant::DuplicateFilterAnyLater);
     let origin = Member { node: n(1), incarnation: Incarnation(1) };
     let entry = |seq, name| EntryKind::Command {
         origin,
@@ -37,7 +38,7 @@ fn duplicate_filter_any_later() {
 
 #[test]
 fn shared_generation() {
-    let mut cluster = broken(Mutant::SharedGeneration);
+    let mut cluster = broken_cluster(Mutant::SharedGeneration);
     let (vdi, _) = cluster.vdi("disk");
     let mut attach = |node| {
         let attach = Command::Attach { vdi, node: n(node), mode: AccessMode::Write, share: true };
@@ -56,7 +57,7 @@ fn shared_generation() {
 
 #[test]
 fn vid_reuse() {
-    let mut cluster = broken(Mutant::VidReuse);
+    let mut cluster = broken_cluster(Mutant::VidReuse);
     let (vdi, vid) = cluster.vdi("old");
     cluster.run(1, Command::DeleteVdi { vdi, guard: Guard::ClosedClean }).unwrap();
     assert_eq!(cluster.vdi("new").1, vid);
@@ -64,7 +65,7 @@ fn vid_reuse() {
 
 #[test]
 fn lock_ignores_attachment() {
-    let mut cluster = broken(Mutant::LockIgnoresAttachment);
+    let mut cluster = broken_cluster(Mutant::LockIgnoresAttachment);
     let (vdi, _) = cluster.vdi("disk");
     cluster.run(1, Command::Attach { vdi, node: n(100), mode: AccessMode::Write, share: false }).unwrap();
     let lock = Command::Lock { vdi, attachment: None, mode: AccessMode::Write, take_from: None };
@@ -73,6 +74,23 @@ fn lock_ignores_attachment() {
 
 #[test]
 fn flattening_does_not_yield() {
-    let mut cluster = broken(Mutant::FlatteningDoesNotYield);
+    let mut cluster = broken_cluster(Mutant::FlatteningDoesNotYield);
     assert!(!crate::deletion::who_flattens_hears_of_others(&mut cluster));
+}
+
+#[test]
+fn traces_of_the_tree() {
+    let broken: [(Mutant, fn(&mut Cluster) -> bool); 8] = [
+        (Mutant::SnapshotUnguarded, traces::a_snapshot_of_a_dead_holder_does_nothing),
+        (Mutant::SnapshotUnsettled, traces::what_is_not_settled_is_not_frozen),
+        (Mutant::GroupUnpaused, traces::a_group_that_was_called_off_is_not_taken),
+        (Mutant::SweptOfOldState, traces::a_sweep_is_of_one_state),
+        (Mutant::VidReuse, traces::what_a_node_brings_back_is_nobodys),
+        (Mutant::DeletedVidForgotten, traces::objects_of_a_dead_vid_belong_to_it),
+        (Mutant::UnbornIsGone, traces::what_is_not_born_yet_is_not_judged),
+        (Mutant::PlacesByVid, traces::a_lineage_has_one_place),
+    ];
+    for (mutant, holds) in broken {
+        assert!(!holds(&mut broken_cluster(mutant)), "{mutant:?} is not noticed");
+    }
 }

@@ -15,7 +15,7 @@ mod reach;
 mod round;
 
 use super::shared::{Core, Tag};
-use crate::View;
+use crate::{Mutant, View};
 use round::Round;
 use sheep_state::{Command, Outcome, Refusal, Role, SweptVid};
 use sheep_types::{Epoch, Member, Time, Vid};
@@ -186,7 +186,7 @@ impl Sweeper {
         self.status.rounds += 1;
         self.status.dropped += round.dropped;
         let state = &round.view.state;
-        let met = meets_everybody(&core.view());
+        let met = meets_everybody(&core.view()) || core.config.mutants.is(Mutant::SweptWhileAway);
         let quiet = round.dropped == 0 && round.left == 0 && met;
         let ends = |vid: Vid, reached: bool| !reached && state.ends_when_empty(vid);
         let done = round.vids.iter().filter(|(vid, reached)| quiet || ends(**vid, **reached));

@@ -1,11 +1,12 @@
 //! One round of a sweep: some dead vids, over the whole range of indexes.
 
 use super::super::contents;
+use super::super::map::PARTIAL;
 use super::super::open::layers;
 use super::super::shared::{Basis, Core, Tag};
 use super::HANDLE;
 use super::reach::{Blocks, Walk, Window, blocks_of};
-use crate::View;
+use crate::{Mutant, View};
 use sheep_types::{BLOCK_SIZE, Generation, Member, ObjectId, Time, Vid};
 use sheep_wire::{ExtentState, ObjectRun, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -201,8 +202,10 @@ impl Round {
         self.asked.clear();
         self.again.clear();
         (self.again_at, self.tries, self.failed) = (None, 0, false);
-        self.left += 1;
-        self.vids.values_mut().for_each(|reached| *reached = true);
+        if !core.config.mutants.is(Mutant::SweepSkipsUnread) {
+            self.left += 1;
+            self.vids.values_mut().for_each(|reached| *reached = true);
+        }
         self.end_part();
     }
 
@@ -226,7 +229,8 @@ impl Round {
         let changes = view.writable(object.vid());
         if changes {
             self.unsure.extend(&members);
-        } else {
+        }
+        if !changes || core.config.mutants.is(Mutant::SweepReadsOneCopy) {
             let own = members.iter().position(|member| *member == core.me);
             // Another one each time, so that one that cannot does not stop it.
             let turn = own.filter(|_| self.tries == 0).unwrap_or(self.tries as usize % members.len().max(1));
@@ -272,7 +276,7 @@ impl Round {
                 let verify = from != core.me;
                 let lost = data.extents.iter().any(|extent| extent.state == ExtentState::Lost);
                 let found = contents::check(&data, *offset, offset + len, verify).filter(|_| !lost);
-                found.is_some_and(|found| self.take(asked.layer, *object, &found))
+                found.is_some_and(|found| self.take(core, asked.layer, *object, &found))
             }
             (Request::Secure { .. }, Reply::Which(_)) => true,
             (Request::Sweep { .. }, Reply::Swept { dropped, left, next }) => {
@@ -294,9 +298,12 @@ impl Round {
     }
 
     /// Takes over what a member has in a map object; false if it does not say.
-    fn take(&mut self, layer: usize, object: ObjectId, found: &[contents::Found]) -> bool {
+    fn take(&mut self, core: &Core, layer: usize, object: ObjectId, found: &[contents::Found]) -> bool {
         let Some(Part { window: Some(window), .. }) = self.parts.front().copied() else { return false };
-        let blocks = blocks_of(found, window);
+        let mut blocks = blocks_of(found, window);
+        if core.config.mutants.is(Mutant::SweepIgnoresPartial) {
+            blocks.iter_mut().flatten().flatten().for_each(|entry| *entry &= !PARTIAL);
+        }
         let Step::Reading { walk: Some(walk), .. } = &mut self.step else { return false };
         if layer > 0 && self.remembered.len() < REMEMBERED {
             self.remembered.insert(object, blocks.clone());
@@ -313,6 +320,9 @@ impl Round {
             }
         }
         self.step = Step::Securing;
+        if core.config.mutants.is(Mutant::SweepUnsecured) {
+            self.unsure.clear();
+        }
         for member in std::mem::take(&mut self.unsure) {
             self.ask(core, member, 0, Request::Secure { objects: Vec::new() });
         }

@@ -349,6 +349,7 @@ mod broken {
             Mutant::FrontierOverlooksSiblings,
             Mutant::OriginsMapDropped,
             Mutant::DeathLeavesSweepsAlone,
+            Mutant::SweptOfOldState,
         ] {
             let config =
                 Config { cases: 5_000, failure_persistence: None, max_shrink_iters: 0, ..Config::default() };

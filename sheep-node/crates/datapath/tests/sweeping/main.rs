@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(feature = "mutants")]
+mod mutants;
+mod rules;
+#[path = "../support/mod.rs"]
 mod support;
 
 use bytes::Bytes;
 use core::time::Duration;
-use sheep_datapath::{GatewayOutput, OpenMode, ReadExtent, VolumeOp, VolumeReply};
+use sheep_datapath::{GatewayOutput, Mutants, OpenMode, ReadExtent, VolumeOp, VolumeReply};
 use sheep_state::{CloneVdi, Command, Guard, Outcome, SnapshotMade};
 use sheep_types::{NodeId, ObjectId, ObjectKind, VdiId, Vid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +50,12 @@ struct Tree {
 
 impl Tree {
     fn new(seed: u64) -> Self {
-        let mut net = Net::new(seed, 4, 1, 2, 1);
+        Self::without(seed, Mutants::default())
+    }
+
+    /// One in which a rule may be left out.
+    fn without(seed: u64, mutants: Mutants) -> Self {
+        let mut net = Net::with_mutants(seed, 4, 1, 2, 1, mutants);
         let (vdi, vid) = net.vdi("volume", u64::from(OBJECTS));
         net.run_for(Duration::from_millis(50));
         let contents = Contents { vid, map: Map::new(), origin: None, bytes: [0; OBJECTS as usize] };
@@ -54,10 +63,15 @@ impl Tree {
         let (open, maps) = (BTreeMap::new(), BTreeMap::new());
         let rng = Rng::new(seed ^ 77);
         let mut tree = Self { net, rng, next: 1, tag: 0, alive, snapshots, open, maps };
-        let now = tree.net.now;
-        let shard = tree.net.nodes.get_mut(&GATEWAY).unwrap().shard.as_mut().unwrap();
-        shard.handle_lease(now, now + Duration::from_secs(1_000_000));
+        tree.lease();
         tree
+    }
+
+    /// The gateway has a lease for the rest of the time.
+    fn lease(&mut self) {
+        let now = self.net.now;
+        let shard = self.net.nodes.get_mut(&GATEWAY).unwrap().shard.as_mut().unwrap();
+        shard.handle_lease(now, now + Duration::from_secs(1_000_000));
     }
 
     fn act(&mut self, act: impl FnOnce(&mut sheep_datapath::Gateway, sheep_types::Time)) {
@@ -301,115 +315,6 @@ fn entry(
 
 fn only(tree: &Tree) -> VdiId {
     *tree.alive.keys().next().unwrap()
-}
-
-#[test]
-fn what_only_a_deleted_snapshot_had_goes() {
-    let mut tree = Tree::new(1);
-    let volume = only(&tree);
-    (0..4).for_each(|index| tree.write(volume, index));
-    let a = tree.snapshot(volume);
-    tree.write(volume, 0);
-    let b = tree.snapshot(volume);
-    tree.write(volume, 1);
-    let (of_a, of_b) = (tree.alive[&a].vid, tree.alive[&b].vid);
-    tree.delete(a);
-    tree.settle();
-    assert!(!tree.stored().contains(&ObjectId::data(of_a, 0)), "b has its own");
-    assert!(tree.stored().contains(&ObjectId::data(of_a, 1)), "b names it");
-    tree.check();
-    tree.delete(b);
-    tree.settle();
-    tree.check();
-    assert!(tree.net.log.state.is_dead(of_a) && tree.net.log.state.is_dead(of_b));
-    // What is replaced later goes later, and with the last of it the vids.
-    (0..4).for_each(|index| tree.write(volume, index));
-    tree.settle();
-    tree.check();
-    assert_eq!(tree.net.log.state.vids().len(), 1);
-}
-
-#[test]
-fn clones_keep_what_they_read_through() {
-    let mut tree = Tree::new(2);
-    let volume = only(&tree);
-    (0..4).for_each(|index| tree.write(volume, index));
-    let a = tree.snapshot(volume);
-    let origin = tree.alive[&a].vid;
-    let clone = tree.clone_of(a);
-    tree.write(clone, 0);
-    tree.delete(a);
-    tree.delete(volume);
-    tree.settle();
-    tree.check();
-    assert!(tree.stored().contains(&ObjectId::data(origin, 0)), "the object of the clone is partial");
-    tree.delete(clone);
-    tree.settle();
-    assert_eq!(tree.stored(), BTreeSet::new());
-    assert!(tree.net.log.state.vids().is_empty());
-}
-
-#[test]
-fn nothing_goes_while_a_node_that_may_have_it_is_away() {
-    let mut tree = Tree::new(3);
-    let volume = only(&tree);
-    (0..OBJECTS).for_each(|index| tree.write(volume, index));
-    let a = tree.snapshot(volume);
-    let of_a = tree.alive[&a].vid;
-    (0..OBJECTS - 1).for_each(|index| tree.write(volume, index));
-    tree.close(volume);
-    let away = tree.net.set(ObjectId::data(of_a, 0))[1];
-    tree.net.crash(away, 1);
-    tree.net.install_without(&[away]);
-    tree.delete(a);
-    tree.net.run_for(Duration::from_secs(20));
-    assert!(tree.stored().contains(&ObjectId::data(of_a, 0)));
-    assert!(!tree.net.log.state.sweeps_due().is_empty());
-    tree.net.restart(away);
-    tree.settle();
-    tree.check();
-    assert!(!tree.stored().contains(&ObjectId::data(of_a, 0)));
-}
-
-#[test]
-fn what_a_node_brings_back_that_was_cut_off_during_a_round_goes_too() {
-    let mut tree = Tree::new(5);
-    let volume = only(&tree);
-    (0..OBJECTS).for_each(|index| tree.write(volume, index));
-    let a = tree.snapshot(volume);
-    let of_a = tree.alive[&a].vid;
-    (0..OBJECTS - 1).for_each(|index| tree.write(volume, index));
-    tree.close(volume);
-    // Neither the one that sweeps nor one without a copy.
-    let cut_off = *tree.net.set(ObjectId::data(of_a, 0)).iter().find(|node| **node > 1).unwrap();
-    tree.order(Command::DeleteVdi { vdi: a, guard: Guard::ClosedClean });
-    tree.alive.remove(&a);
-    tree.snapshots.remove(&a);
-    tree.net.isolate(cut_off);
-    tree.net.run_for(Duration::from_secs(4));
-    tree.net.install_without(&[cut_off]);
-    tree.net.run_for(Duration::from_secs(40));
-    tree.net.rejoin(cut_off);
-    tree.net.come_back(cut_off);
-    tree.settle();
-    tree.check();
-}
-
-#[test]
-fn a_node_that_was_away_drops_what_is_forgotten() {
-    let mut tree = Tree::new(4);
-    let volume = only(&tree);
-    (0..OBJECTS).for_each(|index| tree.write(volume, index));
-    tree.close(volume);
-    tree.net.crash(1, 1);
-    tree.net.install_without(&[1]);
-    tree.delete(volume);
-    tree.net.run_for(Duration::from_secs(5));
-    assert_eq!(tree.stored(), BTreeSet::new());
-    tree.net.restart(1);
-    tree.net.settle();
-    tree.net.run_for(Duration::from_secs(5));
-    assert_eq!(tree.stored(), BTreeSet::new());
 }
 
 #[test]

@@ -68,6 +68,12 @@ pub struct Counts {
     pub orphans: u64,
     /// Volumes that grew.
     pub grown: u64,
+    /// Clones that were flat in the end.
+    pub flattened: u64,
+    /// Comparisons with a snapshot, or with nothing, that were answered.
+    pub diffs: u64,
+    /// Sectors of which they said that they are the same.
+    pub same: u64,
     /// Volumes and snapshots that were read through every node in the end.
     pub inspected: u64,
     /// Objects that moved between disks of a node.
@@ -109,6 +115,9 @@ impl Counts {
         self.reached += other.reached;
         self.orphans += other.orphans;
         self.grown += other.grown;
+        self.flattened += other.flattened;
+        self.diffs += other.diffs;
+        self.same += other.same;
         self.inspected += other.inspected;
     }
 }

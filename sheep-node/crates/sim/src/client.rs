@@ -2,6 +2,7 @@
 //! every read against its oracle.
 
 mod answers;
+mod diff;
 mod reader;
 mod rival;
 mod snapshots;
@@ -22,6 +23,8 @@ enum Pending {
     Flush(Vec<Tag>),
     /// What it does to the tree, by number.
     Snapshot(u64),
+    /// What differs from a snapshot.
+    Diff(diff::Asked),
 }
 
 impl Pending {
@@ -32,6 +35,7 @@ impl Pending {
             Self::Read(ticket) => format!("read of sectors {:?}", ticket.sectors()),
             Self::Flush(_) => "flush".into(),
             Self::Snapshot(_) => "snapshot".into(),
+            Self::Diff(asked) => format!("comparison {asked:?}"),
         }
     }
 }
@@ -223,6 +227,9 @@ impl World {
         }
         if self.takes_snapshot() {
             return self.take_snapshot(number, node);
+        }
+        if self.compares() {
+            return self.compare(number, node);
         }
         let work = self.options.work;
         let zeros = work.writes + work.zeros;

@@ -310,5 +310,6 @@ impl Oracle {
     }
 }
 
+mod diff;
 #[cfg(test)]
 mod tests;

@@ -155,6 +155,8 @@ pub struct World {
     pub hooks: Hooks,
     /// The last answer to a question of the world's own.
     pub(crate) spy: Option<Reply>,
+    /// How often a volume was opened for nobody.
+    pub(crate) background: u64,
 }
 
 impl World {
@@ -197,6 +199,7 @@ impl World {
             healed: false,
             hooks: Hooks::default(),
             spy: None,
+            background: 0,
             options,
         };
         for index in 0..world.nodes.len() {

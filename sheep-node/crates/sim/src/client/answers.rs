@@ -27,6 +27,7 @@ impl World {
                     self.clients[number].clean = false;
                     self.close(number);
                 }
+                self.nobody_loses(node, handle);
             }
             GatewayOutput::Closed { handle } => {
                 if let Some(number) = self.client_of(handle) {
@@ -141,6 +142,7 @@ impl World {
         match result {
             Ok(reply) => self.succeeded(number, node, pending, reply),
             Err(VolumeError::Lost | VolumeError::ShuttingDown) => self.failed(number, pending),
+            Err(error) if self.may_not_compare(&pending, error) => {}
             // What was deleted is not there.
             Err(_) if self.is_going(number) => self.failed(number, pending),
             // The only copies that were up then had rotted.
@@ -193,6 +195,10 @@ impl World {
                     self.violate(format!("client {number} at node {node}: {problem}"));
                 }
             }
+            (Pending::Diff(asked), VolumeReply::Diff(extents)) => {
+                self.compared(number, node, &asked, &extents);
+            }
+            (Pending::Diff(_), _) => self.violate("a comparison was answered with something else".into()),
             (Pending::Snapshot(limbo), VolumeReply::Ordered(result)) => {
                 self.snapshot_ordered(number, limbo, &result);
             }

@@ -52,6 +52,9 @@ impl World {
             return;
         }
         client.reads_left -= 1;
+        if self.compares() {
+            return self.compare(number, node);
+        }
         let sectors = self.some_sectors(number, 128);
         self.read(number, node, sectors);
     }

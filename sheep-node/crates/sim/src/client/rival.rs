@@ -41,7 +41,7 @@ impl Client {
         let open = gone.iter().filter(|rival| current(rival)).flat_map(|rival| rival.pending.values());
         open.filter_map(|pending| match pending {
             Pending::Write(tag, ..) => Some(*tag),
-            Pending::Read(_) | Pending::Flush(_) | Pending::Snapshot(_) => None,
+            Pending::Read(_) | Pending::Flush(_) | Pending::Snapshot(_) | Pending::Diff(_) => None,
         })
         .collect()
     }

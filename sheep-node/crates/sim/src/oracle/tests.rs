@@ -95,3 +95,26 @@ fn failed_writes_stay_open_until_the_next_session() {
     assert!(read(&mut o, 0..1, &[tag]).is_ok());
     assert!(read(&mut o, 0..1, &[0]).is_err());
 }
+
+#[test]
+fn what_is_called_the_same_must_be_possible() {
+    use sheep_datapath::Difference::{Data, Same, Zero};
+    let mut o = Oracle::new(1 << 20, 1);
+    let first = o.begin_write(0..2, false, false);
+    o.end_write(first, vec![], 0);
+    let old = o.frozen();
+    let second = o.begin_write(1..2, false, false);
+    o.end_write(second, vec![], 0);
+    let ticket = o.begin_read(0..4);
+    assert_eq!(o.end_diff(&ticket, &[(1, Same), (1, Data), (2, Same)], Some(&old)), Ok(3));
+    assert_eq!(o.end_diff(&ticket, &[(4, Data)], Some(&old)), Ok(0), "too much may be said");
+    assert!(o.end_diff(&ticket, &[(2, Same)], Some(&old)).is_err(), "sector 1 was written");
+    assert!(o.end_diff(&ticket, &[(1, Zero)], Some(&old)).is_err(), "sector 0 is not zeros");
+    assert_eq!(o.end_diff(&ticket, &[(2, Data), (2, Same)], None), Ok(2));
+    assert!(o.end_diff(&ticket, &[(1, Same)], None).is_err(), "sector 0 is allocated");
+    assert!(o.end_diff(&ticket, &[(5, Data)], None).is_err() && o.end_diff(&ticket, &[], None).is_err());
+    // What is written meanwhile may be in it or not.
+    let third = o.begin_write(0..1, false, false);
+    o.end_write(third, vec![], 0);
+    assert_eq!(o.end_diff(&ticket, &[(1, Same)], Some(&old)), Ok(1));
+}

@@ -84,7 +84,8 @@ impl World {
             let item = self.tree.item(vdi);
             item.dead || item.busy || *guard == Guard::ClosedClean && item.user.is_some()
         };
-        if volumes().zip(guards).any(&mut unfit) {
+        // Nor may somebody have been faster whose rollback nobody has heard of yet.
+        if volumes().zip(guards).any(&mut unfit) || volumes().any(|vdi| !self.is_quiet(vdi)) {
             return;
         }
         let taken = volumes().map(|vdi| self.tree.taken(vdi, &tag)).collect();

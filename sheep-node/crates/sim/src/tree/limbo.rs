@@ -41,6 +41,8 @@ pub(crate) enum What {
     Rollback { volume: VdiId, snapshot: VdiId, was: Vid },
     /// The volume grows; whoever opens it sees by how much.
     Grow,
+    /// The volume is to be flattened, or not any more: contents stay what they are.
+    Flatten,
 }
 
 /// A command under way.
@@ -85,7 +87,7 @@ impl What {
                 let vid = state.vdi(*volume).map(|record| record.vid).filter(|vid| vid != was);
                 Ok(vid.map(|vid| vec![(VdiId(0), vid)]))
             }
-            Self::Grow => Ok(None),
+            Self::Grow | Self::Flatten => Ok(None),
         }
     }
 
@@ -139,7 +141,7 @@ impl Tree {
                 volume.base = Some(snapshot);
                 volume.vid = vid.unwrap_or(volume.vid);
             }
-            What::Grow => {}
+            What::Grow | What::Flatten => {}
         }
     }
 
@@ -230,6 +232,7 @@ impl World {
                 What::Delete(_) => self.counts.deletions += 1,
                 What::Rollback { .. } => self.counts.rollbacks += 1,
                 What::Grow => self.counts.grown += 1,
+                What::Flatten => {}
             }
         }
         let what = match what {

@@ -3,6 +3,7 @@
 //! A command that was ordered is in *limbo* until it is known what came of it: by its answer, or, if nobody can give
 //! that any more, by a state that is surely from after it.
 
+mod flat;
 mod group;
 mod limbo;
 mod operator;
@@ -66,6 +67,11 @@ impl Tree {
     /// Its size as far as is known, sectors.
     pub(crate) fn len(&self, vdi: VdiId) -> usize {
         self.items.get(&vdi).map_or(0, |item| item.oracle.len())
+    }
+
+    /// The volume that a snapshot is of, or this volume.
+    pub(crate) fn volume_of(&self, vdi: VdiId) -> VdiId {
+        self.items.get(&vdi).and_then(|item| item.of).unwrap_or(vdi)
     }
 
     /// Whether this was deleted.

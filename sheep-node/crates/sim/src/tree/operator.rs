@@ -18,6 +18,7 @@ impl World {
         let after = self.rng.range(50, 700) * 1_000_000;
         self.schedule(after, Event::Operator);
         self.look_into_limbo();
+        self.flattens_unused();
         if self.options.faults.is_empty() {
             return;
         }
@@ -26,18 +27,19 @@ impl World {
         let draw = self.rng.range(0, 99);
         match draw {
             _ if alive >= MOST => self.deletes(),
-            0..=13 => self.takes_of_closed(),
-            14..=21 => self.begins_group(),
-            22..=39 => self.clones(),
-            40..=54 => self.rolls_back(),
-            55..=69 => self.deletes(),
-            70..=79 => self.grows(),
-            80..=94 => self.sends_on(),
+            0..=11 => self.takes_of_closed(),
+            12..=19 => self.begins_group(),
+            20..=35 => self.clones(),
+            36..=49 => self.rolls_back(),
+            50..=64 => self.deletes(),
+            65..=73 => self.grows(),
+            74..=86 => self.sends_on(),
+            87..=94 => self.flattens(),
             _ => self.makes(),
         }
     }
 
-    fn order_of(&mut self, command: &Command) -> Option<By> {
+    pub(super) fn order_of(&mut self, command: &Command) -> Option<By> {
         let at = self.rng.index(self.nodes.len());
         self.order_at(at, command)
     }
@@ -47,20 +49,24 @@ impl World {
         Some(By::Order { token, at, node: self.nodes[at].id, run: self.nodes[at].incarnation })
     }
 
-    fn pick_item(&mut self, fits: impl Fn(&super::Item) -> bool) -> Option<VdiId> {
+    pub(super) fn pick_item(&mut self, fits: impl Fn(&super::Item) -> bool) -> Option<VdiId> {
         let all: Vec<VdiId> = self.tree.alive().filter(|(_, item)| fits(item)).map(|(vdi, _)| vdi).collect();
         self.rng.pick(&all).copied()
     }
 
-    /// A volume that nobody writes, and to which nothing is being done.
-    fn pick_closed(&mut self) -> Option<VdiId> {
-        let of = |what: &What, vdi| match what {
+    /// Whether nothing is being done to a volume that others could mistake for its former contents.
+    pub(super) fn is_quiet(&self, vdi: VdiId) -> bool {
+        let of = |what: &What| match what {
             What::Snapshots { taken, .. } => taken.iter().any(|taken| taken.volume == vdi),
             What::Rollback { volume, .. } => *volume == vdi,
-            What::Delete(_) | What::Make { .. } | What::Grow => false,
+            What::Delete(_) | What::Make { .. } | What::Grow | What::Flatten => false,
         };
-        let quiet = |vdi| !self.tree.limbo.values().any(|limbo| of(&limbo.what, vdi));
-        let all = self.tree.alive().filter(|(vdi, item)| item.is_free() && quiet(*vdi));
+        !self.tree.limbo.values().any(|limbo| of(&limbo.what))
+    }
+
+    /// A volume that nobody writes, and to which nothing is being done.
+    fn pick_closed(&mut self) -> Option<VdiId> {
+        let all = self.tree.alive().filter(|(vdi, item)| item.is_free() && self.is_quiet(*vdi));
         let all: Vec<VdiId> = all.map(|(vdi, _)| vdi).collect();
         self.rng.pick(&all).copied()
     }

@@ -133,6 +133,7 @@ impl World {
         for owner in owners {
             maps.insert(owner, self.spy_map(&view, ObjectId::map(owner, 0))?);
         }
+        self.check_flat(&state, &maps)?;
         let mut walk = Walk { state: &state, maps: &maps, reached: BTreeSet::new() };
         for record in state.vids().iter().filter(|record| record.is_alive()) {
             let objects = state.geometry().objects_in(record.size) as u32;

@@ -155,8 +155,8 @@ pub struct World {
     pub hooks: Hooks,
     /// The last answer to a question of the world's own.
     pub(crate) spy: Option<Reply>,
-    /// How often a volume was opened for nobody.
-    pub(crate) background: u64,
+    /// Volumes that were opened for nobody, by handle.
+    pub(crate) background: std::collections::BTreeMap<u64, sheep_types::VdiId>,
 }
 
 impl World {
@@ -199,7 +199,7 @@ impl World {
             healed: false,
             hooks: Hooks::default(),
             spy: None,
-            background: 0,
+            background: Default::default(),
             options,
         };
         for index in 0..world.nodes.len() {

@@ -147,3 +147,22 @@ fn recovery_does_not_wait_for_what_was_deleted() {
     options.snapshots = true;
     check(options);
 }
+
+/// A comparison with a smaller snapshot that ended within a block called that block the same although it was not; one with a
+/// snapshot that was deleted meanwhile never ended, and its volume could not be closed.
+#[test]
+fn comparisons_are_right_and_end() {
+    for seed in [6628, 6807] {
+        let mut options = Options::from_seed(seed);
+        options.snapshots = true;
+        check(options);
+    }
+}
+
+/// Power went, and who came next had the volume open only to flatten it: the reference did not hear of that.
+#[test]
+fn who_flattens_takes_over_too() {
+    let mut options = Options::from_seed(6914);
+    (options.snapshots, options.rot.data) = (true, true);
+    check(options);
+}

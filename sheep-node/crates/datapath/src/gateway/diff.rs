@@ -5,6 +5,7 @@
 
 use super::api::{DiffExtent, Difference, VolumeError, VolumeReply};
 use super::map::ENTRIES;
+use super::read::ReadOwner;
 use super::shared::{Core, Tag};
 use super::stack::{OldMap, Unknown};
 use super::verdict::{Case, by_block};
@@ -135,6 +136,11 @@ impl Volume {
                 self.end_diff(core, io);
                 continue;
             }
+            if self.is_old_gone(core, io) {
+                self.end_diff(core, io);
+                self.part_done(core, io, Err(VolumeError::NotRelated), false);
+                continue;
+            }
             let planned = self.diffs.all.get(&io).is_some_and(|diff| diff.parts.is_some());
             if !planned && let Err(error) = self.plan_diff(core, io) {
                 self.end_diff(core, io);
@@ -165,7 +171,24 @@ impl Volume {
         self.diffs.questions.retain(|id, _| !gone.contains(id));
         let diff = self.diffs.all.remove(&io);
         self.diffs.prune();
+        // Nobody has the map of what is deleted: a read of it would never end.
+        let view = core.view();
+        let gone = |vid: &Vid| !view.state.is_alive(*vid);
+        let maps: Vec<Vid> = self.diffs.maps.keys().copied().filter(gone).collect();
+        if !maps.is_empty() {
+            self.diffs.maps.retain(|vid, _| !maps.contains(vid));
+            self.drop_reads_for(
+                core,
+                |owner| matches!(owner, ReadOwner::OldMap { vid, .. } if maps.contains(&vid)),
+            );
+        }
         diff
+    }
+
+    /// Whether what is compared with was deleted meanwhile, or is not what it was.
+    fn is_old_gone(&self, core: &Core, io: u64) -> bool {
+        let old = self.diffs.all.get(&io).and_then(|diff| diff.old);
+        old.is_some_and(|old| core.view().state.vdi(old.vdi).is_none_or(|record| record.vid != old.vid))
     }
 
     /// Looks up what the maps say, and what is to be asked; nothing, if blocks of them have to be read first.
@@ -233,7 +256,7 @@ impl Volume {
         if let Some(old) = old {
             // What is behind the end of the old contents, be it in their last block, is not theirs.
             let end = old.size.saturating_sub(u64::from(index) * size).min(size);
-            old_end = if old.size < self.size { (end / u64::from(BLOCK_SIZE)) as u32 } else { blocks };
+            old_end = if old.size < self.size { end as u32 } else { self.geometry.object_size() };
             if old_end > 0 {
                 before = self.old_stack(core, old.vid, index)?;
             }

@@ -322,3 +322,58 @@ fn a_large_volume_is_more_than_one_answer() {
     assert_eq!(found, [(far + BLOCK as u64, BLOCK as u64)]);
     assert!(calls > 50, "{calls} answers for {} objects", size / OBJECT);
 }
+
+/// A snapshot ends within a block, and the volume has grown since and lost what was there: that block is not the same.
+#[test]
+fn a_snapshot_may_end_within_a_block() {
+    let mut world = World::new(3, Settings::default(), 4);
+    let (end, rest) = (OBJECTS * OBJECT, 3 * 512);
+    let vdi = world.create(end + rest);
+    let handle = world.open(100, vdi);
+    world.act(100, handle, write(end, rest as usize, 7)).unwrap();
+    let snapshot = take(&mut world, handle, "one").vdi;
+    let offset = end;
+    let zero = VolumeOp::WriteZeroes { offset, len: rest, fua: false, no_hole: false, fast_zero: false };
+    world.act(100, handle, zero).unwrap();
+    let guard = Guard::Held(world.state.vdi(vdi).unwrap().lock.unwrap().generation);
+    let resize = Command::ResizeVdi { vdi, size: end + 2 * BLOCK as u64, shrink: false, guard };
+    let me = Member { node: NodeId(100), incarnation: Incarnation(1) };
+    world.order_now(me, resize).unwrap();
+    world.publish();
+    world.run(std::time::Duration::from_millis(100));
+    let op = VolumeOp::Diff { offset, len: 2 * BLOCK as u64, since: Some(snapshot) };
+    let Ok(VolumeReply::Diff(said)) = world.act(100, handle, op) else { panic!("no answer") };
+    assert_eq!((said[0].len, said[0].difference), (BLOCK as u64, Difference::Zero), "{said:?}");
+    assert_eq!(said[1].difference, Difference::Same, "what is new is zeros");
+}
+
+/// The snapshot is deleted, and its vid forgotten, while its map is being read: the comparison fails, and the volume can be
+/// closed.
+#[test]
+fn a_snapshot_may_go_while_it_is_compared_with() {
+    let mut world = World::new(3, Settings::default(), 5);
+    let vdi = world.create(SIZE);
+    let handle = world.open(100, vdi);
+    let [first, second] = ["one", "two"].map(|tag| {
+        world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+        take(&mut world, handle, tag).vdi
+    });
+    close(&mut world, 100, handle);
+    let me = Member { node: NodeId(101), incarnation: Incarnation(1) };
+    let back = Command::Rollback { vdi, snapshot: first, guard: Guard::ClosedClean };
+    world.order_now(me, back).unwrap();
+    world.publish();
+    let handle = world.open(100, vdi);
+    world.deaf.extend((1..=3).map(|node| (NodeId(node), "read")));
+    let op = VolumeOp::Diff { offset: 0, len: SIZE, since: Some(second) };
+    let asked = world.submit(100, handle, op);
+    world.run(crate::world::ms(50));
+    assert_eq!(world.answer(asked), None);
+    world.order_now(me, Command::DeleteVdi { vdi: second, guard: Guard::ClosedClean }).unwrap();
+    world.publish();
+    world.run(std::time::Duration::from_secs(1));
+    assert_eq!(world.answer(asked), Some(Err(VolumeError::NotRelated)));
+    world.deaf.clear();
+    close(&mut world, 100, handle);
+    world.open(101, vdi);
+}

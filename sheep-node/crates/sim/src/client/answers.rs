@@ -6,7 +6,7 @@ use crate::oracle::Run;
 use crate::world::World;
 use sheep_datapath::{GatewayOutput, LostReason, OpenError, OpenMode, VolumeError, VolumeReply};
 use sheep_state::Refusal;
-use sheep_types::SECTOR_SIZE;
+use sheep_types::{SECTOR_SIZE, VdiId};
 use std::ops::Range;
 
 impl World {
@@ -66,12 +66,12 @@ impl World {
     }
 
     fn opened(&mut self, node: usize, handle: u64, size: u64) {
-        let Some(number) = self.client_of(handle) else { return };
+        let Some(number) = self.client_of(handle) else { return self.nobody_opened(node, handle) };
         let vdi = self.clients[number].vdi.unwrap_or_default();
         self.trace.say(self.now, &format!("client {number} has volume {vdi} open at node {node}"));
         let writes = self.clients[number].mode == OpenMode::Write;
         if writes {
-            self.begins_session(number, node);
+            self.begins_session(vdi, node);
         }
         let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
         if let Some(view) = view
@@ -100,7 +100,7 @@ impl World {
     }
 
     /// What all who held it have forgotten, together with the former session, may be gone.
-    fn begins_session(&mut self, number: usize, node: usize) {
+    pub(crate) fn begins_session(&mut self, vdi: VdiId, node: usize) {
         // Holders that the new gateway's epoch does not have count as gone: of an object that no map names yet
         // nobody else can know. That is a crash of the writer, and loses no more than what was not flushed.
         let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
@@ -118,7 +118,6 @@ impl World {
                 up.peek().is_some() && up.all(|run| !alive(*run))
             })
         };
-        let Some(vdi) = self.clients[number].vdi else { return };
         self.tree.item(vdi).oracle.new_session(alive, excused);
     }
 

@@ -46,14 +46,28 @@ impl World {
         if self.nodes[node].paused_until > self.now || self.rng.chance(500_000) {
             return;
         }
-        self.background += 1;
-        let (handle, at) = (self.background * 64 + NOBODY, self.nodes[node].clock(self.now));
+        let handle = (self.background.len() as u64 + 1) * 64 + NOBODY;
+        self.background.insert(handle, vdi);
+        let at = self.nodes[node].clock(self.now);
         self.with_shard(node, |shard| shard.gateway().open(at, handle, vdi, OpenMode::Flatten));
+    }
+
+    /// A volume is open that is perhaps open for nobody. Whoever had it before will do nothing more, and what all who held it
+    /// have forgotten may be gone.
+    pub(crate) fn nobody_opened(&mut self, node: usize, handle: u64) {
+        let Some(vdi) = self.background.get(&handle).copied() else { return };
+        self.begins_session(vdi, node);
+        let view = self.nodes[node].running.as_ref().and_then(|running| running.view.clone());
+        if let Some(view) = view
+            && let Err(problem) = self.tree.opened(vdi, &view.state, true)
+        {
+            self.violate(problem);
+        }
     }
 
     /// A volume is lost that was perhaps open for nobody.
     pub(crate) fn nobody_loses(&mut self, node: usize, handle: u64) {
-        if handle % 64 == NOBODY {
+        if self.background.contains_key(&handle) {
             let at = self.nodes[node].clock(self.now);
             self.with_shard(node, |shard| shard.gateway().close(at, handle));
         }

@@ -12,6 +12,7 @@ pub mod dog;
 pub mod filesystem;
 pub mod fio;
 pub mod leaks;
+pub mod mounted;
 pub mod nbd;
 pub mod netlab;
 pub mod objects;

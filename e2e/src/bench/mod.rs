@@ -6,6 +6,7 @@ pub mod disk;
 pub mod healing;
 pub mod load;
 pub mod machine;
+pub mod many;
 pub mod snapshots;
 pub mod systems;
 
@@ -43,6 +44,8 @@ pub struct Figures {
     pub disk_writes_per_io: f64,
     /// Bytes written to the disk, per operation.
     pub disk_bytes_per_io: f64,
+    /// Objects on the node that has most, over the mean of all nodes; 0 where that was not measured.
+    pub spread: f64,
 }
 
 /// All rows of a run as JSON; what could not be measured has no figures but `missing`, the reason.
@@ -51,7 +54,7 @@ pub fn to_json(rows: &[Row]) -> Value {
         Ok(f) => json!({
             "system": row.system, "workload": row.workload, "iops": f.iops, "mbps": f.mbps, "p50_us": f.p50_us,
             "p99_us": f.p99_us, "max_us": f.max_us, "cpu_us_per_io": f.cpu_us_per_io, "disk_writes_per_io": f.disk_writes_per_io,
-            "disk_bytes_per_io": f.disk_bytes_per_io,
+            "disk_bytes_per_io": f.disk_bytes_per_io, "spread": f.spread,
         }),
         Err(reason) => json!({"system": row.system, "workload": row.workload, "missing": reason}),
     });
@@ -70,6 +73,7 @@ pub fn to_text(rows: &[Row]) -> String {
         "cpu us",
         "writes",
         "bytes",
+        "spread",
         "ours is",
     ];
     let mut lines = vec![heading.map(str::to_owned).to_vec()];
@@ -101,6 +105,7 @@ pub fn to_text(rows: &[Row]) -> String {
             whole(f.cpu_us_per_io),
             tenth(f.disk_writes_per_io),
             whole(f.disk_bytes_per_io),
+            if f.spread > 0.0 { format!("{:.2}", f.spread) } else { String::new() },
             ratio,
         ]);
     }

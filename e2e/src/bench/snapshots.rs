@@ -29,16 +29,16 @@ pub const SNAPSHOTS: [&str; 12] = [
     "read-4k-qd1-100-snapshots",
     "read-4k-qd1-clone",
 ];
-const OBJECT: u64 = 4 << 20;
+pub(super) const OBJECT: u64 = 4 << 20;
 /// Objects that are written and read.
-const OBJECTS: u64 = 64;
-const TIMES: u64 = 20;
+pub(super) const OBJECTS: u64 = 64;
+pub(super) const TIMES: u64 = 20;
 const CHAIN: u64 = 100;
 const READS: u64 = 4000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Latencies as figures.
-fn figures(mut latencies: Vec<Duration>) -> Figures {
+pub(super) fn figures(mut latencies: Vec<Duration>) -> Figures {
     latencies.sort_unstable();
     let us = |latency: &Duration| latency.as_secs_f64() * 1e6;
     let at = |percent: usize| latencies.get(latencies.len() * percent / 100).map_or(0.0, us);
@@ -53,23 +53,23 @@ fn figures(mut latencies: Vec<Duration>) -> Figures {
     }
 }
 
-fn timed(mut act: impl FnMut() -> Result<()>) -> Result<Duration> {
+pub(super) fn timed(mut act: impl FnMut() -> Result<()>) -> Result<Duration> {
     let begin = Instant::now();
     act()?;
     Ok(begin.elapsed())
 }
 
-fn client(cluster: &mut Cluster, export: &str) -> Result<NbdClient> {
+pub(super) fn client(cluster: &mut Cluster, export: &str) -> Result<NbdClient> {
     NbdClient::unix(&cluster.node(1).nbd_socket(), export, PATIENCE)
 }
 
 /// One block of each object is written; how long each took.
-fn write_each(client: &mut NbdClient, block: u64, tag: u8) -> Result<Vec<Duration>> {
+pub(super) fn write_each(client: &mut NbdClient, block: u64, tag: u8) -> Result<Vec<Duration>> {
     let at = |object: u64| object * OBJECT + block * BLOCK as u64;
     (0..OBJECTS).map(|object| timed(|| client.write(at(object), &[tag; BLOCK], false))).collect()
 }
 
-fn reads(client: &mut NbdClient) -> Result<Figures> {
+pub(super) fn reads(client: &mut NbdClient) -> Result<Figures> {
     let (mut random, mut buffer) = (Random::new(3), vec![0; BLOCK]);
     let latencies = (0..READS).map(|_| {
         let offset = random.below(OBJECTS) * OBJECT + random.below(16) * BLOCK as u64;
@@ -79,16 +79,16 @@ fn reads(client: &mut NbdClient) -> Result<Figures> {
 }
 
 /// A command about the `n`th snapshot, for each.
-fn each(dog: &Dog, words: impl Fn(u64) -> Vec<String>) -> Result<Figures> {
+pub(super) fn each(dog: &Dog, times: u64, words: impl Fn(u64) -> Vec<String>) -> Result<Figures> {
     let one = |n: u64| {
         let words = words(n);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         timed(|| dog.run(&words).map(drop))
     };
-    (0..TIMES).map(one).collect::<Result<_>>().map(figures)
+    (0..times).map(one).collect::<Result<_>>().map(figures)
 }
 
-fn words(words: &[&str]) -> Vec<String> {
+pub(super) fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
@@ -110,11 +110,20 @@ pub fn costs(_: Scale) -> Result<Vec<Measurement>> {
     disk.flush()?;
     drop(disk);
     cluster.wait_closed("disk")?;
-    found.push(("snapshot-4g", each(&dog, |n| words(&["vdi", "snapshot", "disk", &format!("s{n}")]))?));
     found
-        .push(("snapshot-1t-empty", each(&dog, |n| words(&["vdi", "snapshot", "large", &format!("s{n}")]))?));
-    found.push(("clone-4g", each(&dog, |n| words(&["vdi", "clone", "disk@s0", &format!("clone{n}")]))?));
-    found.push(("delete-snapshot-4g", each(&dog, |n| words(&["vdi", "delete", &format!("disk@s{n}")]))?));
+        .push(("snapshot-4g", each(&dog, TIMES, |n| words(&["vdi", "snapshot", "disk", &format!("s{n}")]))?));
+    found.push((
+        "snapshot-1t-empty",
+        each(&dog, TIMES, |n| words(&["vdi", "snapshot", "large", &format!("s{n}")]))?,
+    ));
+    found.push((
+        "clone-4g",
+        each(&dog, TIMES, |n| words(&["vdi", "clone", "disk@s0", &format!("clone{n}")]))?,
+    ));
+    found.push((
+        "delete-snapshot-4g",
+        each(&dog, TIMES, |n| words(&["vdi", "delete", &format!("disk@s{n}")]))?,
+    ));
     let mut clone = client(&mut cluster, "clone0")?;
     found.push(("read-4k-qd1-clone", reads(&mut clone)?));
     drop(clone);

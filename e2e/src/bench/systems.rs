@@ -138,6 +138,7 @@ impl System {
             },
             disk_writes_per_io: written.writes as f64 / operations,
             disk_bytes_per_io: written.bytes as f64 / operations,
+            ..Figures::default()
         })
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use sheep_e2e::bench::ceph::{self, Ceph};
 use sheep_e2e::bench::healing::{self, HEALING, Measurement};
+use sheep_e2e::bench::many::{self, MANY};
 use sheep_e2e::bench::snapshots::{self, SNAPSHOTS};
 use sheep_e2e::bench::systems::{Scale, System, WORKLOADS};
 use sheep_e2e::bench::{Figures, Row, corosync, machine, to_json, to_text};
@@ -64,6 +65,7 @@ fn main() -> Result<ExitCode> {
     bench.costs("healing", "recovery", healing::recovery);
     bench.costs("healing", "longest writes", healing::longest_writes);
     bench.costs("snapshots", "snapshots", snapshots::costs);
+    bench.costs("snapshots", "many snapshots", many::costs);
     bench.messages("corosync", corosync::ordered_messages);
     bench.messages("sheepdog", our_messages);
     let Bench { page, scratch, mut rows, .. } = bench;
@@ -72,6 +74,7 @@ fn main() -> Result<ExitCode> {
 
     let order = |row: &Row| {
         let workloads = WORKLOADS.iter().map(|w| w.name).chain([STEADY]).chain(HEALING).chain(SNAPSHOTS);
+        let workloads = workloads.chain(MANY);
         let workloads = workloads.chain(MESSAGE_SIZES.iter().map(|(_, name)| *name));
         (workloads.into_iter().position(|name| name == row.workload), row.system != "sheepdog")
     };
@@ -232,10 +235,12 @@ impl Bench {
         match measure(self.scale) {
             Ok(found) => {
                 for (name, figures) in found {
-                    let Figures { mbps, p50_us, p99_us, max_us, .. } = figures;
-                    self.page.say(&format!(
-                        "{name:<40}{mbps:>8.1} MB/s, median {p50_us:.0}, p99 {p99_us:.0}, longest {max_us:.0} us"
-                    ));
+                    let Figures { iops, mbps, p50_us, p99_us, max_us, spread, .. } = figures;
+                    let latency = format!("median {p50_us:.0}, p99 {p99_us:.0}, longest {max_us:.0} us");
+                    self.page.say(&match spread > 0.0 {
+                        true => format!("{name:<40}{spread:.2} times the mean on the fullest node"),
+                        false => format!("{name:<40}{iops:>10.0} /s, {mbps:>6.1} MB/s, {latency}"),
+                    });
                     self.record("sheepdog", name, Ok(figures));
                 }
             }

@@ -6,6 +6,7 @@
 
 mod client;
 mod fault;
+mod files;
 mod hour;
 mod load;
 mod trees;

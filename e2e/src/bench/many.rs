@@ -58,20 +58,11 @@ fn until_left(cluster: &mut Cluster, left: u64) -> Result<Figures> {
     Ok(figures(vec![begin.elapsed()]))
 }
 
-/// Measures all of it, on clusters of its own.
+/// A volume of 1 TiB with one block written in each of its objects.
 ///
 /// # Errors
-/// A cluster does not start, or an operation fails.
-pub fn costs(_: Scale) -> Result<Vec<Measurement>> {
-    let mut found = terabyte().context("a volume of 1 TiB")?;
-    found.extend(boot_storm().context("many clones at once")?);
-    found.extend(chain().context("a long chain")?);
-    found.push(("spread-1000-snapshots-8-nodes", spread().context("spread")?));
-    Ok(found)
-}
-
-/// Each object of the volume has one block written.
-fn terabyte() -> Result<Vec<Measurement>> {
+/// The cluster does not start, or an operation fails.
+pub fn terabyte(_: Scale) -> Result<Vec<Measurement>> {
     let mut cluster = Cluster::start(3)?;
     let dog = cluster.node(1).dog()?;
     dog.create("large", "1T", 3)?;
@@ -124,7 +115,11 @@ fn boot(client: &mut NbdClient, seed: u64) -> Result<Vec<Duration>> {
     (0..BOOT).map(one).collect()
 }
 
-fn boot_storm() -> Result<Vec<Measurement>> {
+/// A hundred clones of one image that are read and written at once, and one alone.
+///
+/// # Errors
+/// The cluster does not start, or an operation fails.
+pub fn boot_storm(_: Scale) -> Result<Vec<Measurement>> {
     let mut cluster = Cluster::start(3)?;
     let dog = cluster.node(1).dog()?;
     dog.create("golden", "4G", 3)?;
@@ -166,7 +161,11 @@ fn grow_chain(dog: &Dog, disk: &mut NbdClient, from: u64, to: u64) -> Result<Fig
     (from..to).map(one).collect::<Result<_>>().map(figures)
 }
 
-fn chain() -> Result<Vec<Measurement>> {
+/// Thousands of snapshots of one volume.
+///
+/// # Errors
+/// The cluster does not start, or an operation fails.
+pub fn chain(_: Scale) -> Result<Vec<Measurement>> {
     let mut cluster = Cluster::start(3)?;
     let dog = cluster.node(1).dog()?;
     dog.create("disk", "4G", 3)?;
@@ -190,7 +189,10 @@ fn chain() -> Result<Vec<Measurement>> {
 }
 
 /// Copies of one object's whole history lie on the same nodes, so few objects with a long one could fill those.
-fn spread() -> Result<Figures> {
+///
+/// # Errors
+/// The cluster does not start, or an operation fails.
+pub fn spread(_: Scale) -> Result<Vec<Measurement>> {
     let mut cluster = Cluster::start(8)?;
     let dog = cluster.node(1).dog()?;
     dog.create("disk", "4G", 2)?;
@@ -213,5 +215,6 @@ fn spread() -> Result<Figures> {
     }
     let mean = objects.iter().sum::<f64>() / objects.len() as f64;
     let most = objects.iter().copied().fold(0.0, f64::max);
-    Ok(Figures { spread: most / mean.max(1.0), ..Figures::default() })
+    let spread = most / mean.max(1.0);
+    Ok(vec![("spread-1000-snapshots-8-nodes", Figures { spread, ..Figures::default() })])
 }

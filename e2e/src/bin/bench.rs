@@ -65,7 +65,10 @@ fn main() -> Result<ExitCode> {
     bench.costs("healing", "recovery", healing::recovery);
     bench.costs("healing", "longest writes", healing::longest_writes);
     bench.costs("snapshots", "snapshots", snapshots::costs);
-    bench.costs("snapshots", "many snapshots", many::costs);
+    bench.costs("snapshots", "a volume of 1 TiB", many::terabyte);
+    bench.costs("snapshots", "many clones at once", many::boot_storm);
+    bench.costs("snapshots", "10,000 snapshots", many::chain);
+    bench.costs("snapshots", "spread over the nodes", many::spread);
     bench.messages("corosync", corosync::ordered_messages);
     bench.messages("sheepdog", our_messages);
     let Bench { page, scratch, mut rows, .. } = bench;

@@ -225,7 +225,7 @@ pub(super) fn describe(shard: &Shard, status: &mut DataStatus) {
     let (usage, progress, counters) = (replica.store().usage(), replica.progress(), replica.status());
     status.capacity = usage.capacity;
     status.used = usage.used;
-    status.objects = usage.objects;
+    status.objects = replica.objects();
     status.recovery_epoch = progress.epoch.0;
     status.recovery_total = progress.objects_left + progress.objects_done;
     status.recovery_done = progress.objects_done;

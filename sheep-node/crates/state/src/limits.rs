@@ -47,5 +47,8 @@ pub const MAX_REPLACED_PER_COMMAND: usize = 256;
 pub const MAX_SWEPT_PER_COMMAND: usize = 1024;
 /// Largest weight of a node or disk.
 pub const MAX_WEIGHT: u32 = 1 << 24;
-/// Vids are below this: the top bit of a map entry is a flag.
-pub const VID_LIMIT: u32 = 1 << 31;
+/// Vids are below this: the top bit of a map entry is a flag, and the last two values beneath it name no vid.
+pub const VID_LIMIT: u32 = (1 << 31) - 2;
+/// Most volumes in a row of which each is a clone of the one before and not flattened: a read may have to look at the
+/// map of each.
+pub const MAX_CLONE_DEPTH: usize = 256;

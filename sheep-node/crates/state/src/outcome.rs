@@ -160,6 +160,9 @@ pub enum Refusal {
     /// Redundancy cannot be used.
     #[error("copies must be 1 to 16, and min_copies at least 1 and at most copies")]
     BadCopies,
+    /// Data whose only place would be on a node that is down would wait for it.
+    #[error("copies cannot be made fewer while storage node {0} is down: it may be the place of the ones that stay")]
+    CopiesAway(NodeId),
     /// The VDI is not in the state that the command was made under.
     #[error("the VDI's lock has changed hands since the command was made, or it is not closed and clean")]
     StaleGuard,
@@ -246,6 +249,8 @@ pub enum Limited {
     Swept,
     /// Changes of a VDI's copies that nodes have not yet followed.
     CopiesChanges,
+    /// Volumes below each other.
+    CloneDepth,
 }
 
 impl core::fmt::Display for Limited {
@@ -263,6 +268,7 @@ impl core::fmt::Display for Limited {
             Self::Snapshots => "snapshots in one command",
             Self::Replaced | Self::Swept => "vids in one command",
             Self::CopiesChanges => "unrecovered changes of copies",
+            Self::CloneDepth => "clones of clones in a row (one that is flattened begins anew)",
         })
     }
 }

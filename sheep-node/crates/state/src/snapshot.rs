@@ -15,7 +15,7 @@ use thiserror::Error;
 use twox_hash::XxHash3_64;
 
 const MAGIC: &[u8; 8] = b"SHEEPSTA";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER: usize = 32;
 
 /// Why bytes are not a snapshot of the state.

@@ -233,7 +233,9 @@ impl Volume {
                 core.outputs.push_back(GatewayOutput::Resized { handle: self.handle, size: self.size });
             }
         }
-        if view.epoch() != before {
+        if view.epoch() == before {
+            self.review_too_few(core);
+        } else {
             self.handle_epoch(core, before);
         }
         self.follow_fill(core, &record);

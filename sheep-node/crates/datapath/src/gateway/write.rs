@@ -420,6 +420,19 @@ impl Volume {
         self.resend = true;
     }
 
+    /// Members that were too few for what is under way may be enough now: `min_copies` is lowered without a new epoch.
+    pub(super) fn review_too_few(&mut self, core: &mut Core) {
+        let few = self.objects.iter().filter(|(_, writes)| !writes.placed.is_enough());
+        let few: Vec<ObjectId> = few.map(|(object, _)| *object).collect();
+        for object in few {
+            let placed = self.placed(core, object);
+            if let Some(writes) = self.objects.get_mut(&object) {
+                writes.placed = placed;
+            }
+            self.review(core, object);
+        }
+    }
+
     /// Sends what members lack. To one that is new to the object only the newest write: having that it has all,
     /// else it says where to begin.
     pub(super) fn send_missing(&mut self, core: &mut Core) {

@@ -75,7 +75,7 @@ impl Replica {
     }
 
     /// Of the floors up to the oldest remembered epoch only the newest is of use.
-    fn drop_floors(&mut self) {
+    pub(crate) fn drop_floors(&mut self) {
         let oldest = self.view.as_ref().map_or(Epoch(0), |view| view.oldest_epoch());
         // Deleting one deletes it on all disks: it must be of no use on any.
         let keep = self.floors.values().map(|floors| floors.range(..=oldest).next_back().copied());

@@ -102,7 +102,12 @@ impl Replica {
         true
     }
 
-    /// Copies on a disk, those that do not count too.
+    /// Copies on all disks, those that do not count too; without what the node notes for itself.
+    pub fn objects(&self) -> u64 {
+        self.store.disks().map(|disk| self.objects_on(disk.slot)).sum()
+    }
+
+    /// The same of one disk.
     pub fn objects_on(&self, slot: u8) -> u64 {
         let notes = ObjectId(u64::from(FLOORS.0) << 32);
         let notes = self.store.objects_on(slot, notes).count() as u64;

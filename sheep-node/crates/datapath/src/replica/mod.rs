@@ -159,7 +159,12 @@ impl Replica {
         let before = self.view.as_ref().map(|view| (view.epoch(), view.index));
         assert!(before.is_none_or(|(_, index)| index <= view.index), "views go forward");
         let new_epoch = before.is_none_or(|(epoch, _)| epoch != view.epoch());
+        let oldest = self.view.as_ref().map(|view| view.oldest_epoch());
+        let forgotten = oldest.is_some_and(|oldest| oldest != view.oldest_epoch());
         self.view = Some(view);
+        if forgotten {
+            self.drop_floors();
+        }
         self.look_at_disks(now);
         self.drop_gone(now);
         if new_epoch {

@@ -3,7 +3,7 @@
 use crate::serving::{read, write};
 use crate::world::{BLOCK, OBJECT, World, ms};
 use sheep_datapath::{GatewayOutput, LostReason, VolumeError, VolumeOp, VolumeReply};
-use sheep_state::{Settings, WhenUnavailable};
+use sheep_state::{Command, Settings, WhenUnavailable};
 use sheep_types::{NodeId, ObjectId, VdiId};
 use std::time::Duration;
 
@@ -112,6 +112,29 @@ fn below_min_copies_writes_wait_and_reads_go_on() {
     world.recover();
     world.run(Duration::from_secs(3));
     assert_eq!(world.answer(io), Some(Ok(VolumeReply::Done)));
+}
+
+#[test]
+fn lower_min_copies_release_what_is_under_way() {
+    let (mut world, handle, vdi) = open(3, slow_flush());
+    let me = world.gateways[&NodeId(100)].0;
+    let copies = |min_copies| Command::SetCopies { vdi, copies: 3, min_copies };
+    world.order_now(me, copies(3)).unwrap();
+    world.publish();
+    // Answered, and not flushed: one more member must have it, since there are too few without that.
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    world.crash(3);
+    let flush = world.submit(100, handle, VolumeOp::Flush);
+    let late = world.submit(100, handle, write(0, BLOCK, 2));
+    world.run(Duration::from_secs(3));
+    assert_eq!((world.answer(flush), world.answer(late)), (None, None));
+    let epoch = world.state.epoch();
+    world.order_now(me, copies(2)).unwrap();
+    world.publish();
+    assert_eq!(world.state.epoch(), epoch, "sets are the same");
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.answer(flush), Some(Ok(VolumeReply::Done)));
+    assert_eq!(world.answer(late), Some(Ok(VolumeReply::Done)));
 }
 
 #[test]

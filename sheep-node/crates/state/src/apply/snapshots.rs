@@ -120,6 +120,7 @@ impl ClusterState {
             return Err(Refusal::WouldShrink { size: snapshot.size });
         }
         check_attributes(&clone.attributes)?;
+        self.check_depth(snapshot.vid)?;
         let from = Arc::clone(self.lineage_of(snapshot.vid).ok_or(Refusal::NoSuchVdi)?);
         let copies = clone.copies.unwrap_or(from.copies);
         let min_copies = clone.min_copies.unwrap_or(from.min_copies.min(copies));

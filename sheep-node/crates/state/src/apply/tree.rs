@@ -1,7 +1,7 @@
 //! What happens to the tree of vids when one is made or deleted, and what is forgotten.
 
 use super::{Result, Step};
-use crate::limits::{MAX_LINEAGE_VIDS, MAX_REPLACED_PER_COMMAND, MAX_SWEPT_PER_COMMAND, MAX_VIDS, VID_LIMIT};
+use crate::limits::{MAX_CLONE_DEPTH, MAX_LINEAGE_VIDS, MAX_REPLACED_PER_COMMAND, MAX_SWEPT_PER_COMMAND, MAX_VIDS, VID_LIMIT};
 use crate::{ClusterState, Limited, Outcome, Refusal, SweptVid, VidKind, VidRecord};
 use sheep_types::{Generation, LogIndex, VdiId, Vid};
 use std::sync::Arc;
@@ -24,6 +24,17 @@ impl ClusterState {
         let full = self.lineage_of(vid).is_some_and(|lineage| lineage.vids >= MAX_LINEAGE_VIDS);
         let limit = u64::from(MAX_LINEAGE_VIDS);
         if full { Err(Refusal::Limit { what: Limited::LineageVids, limit }) } else { Ok(()) }
+    }
+
+    /// Whether a clone of the vid would not be too far from the first volume that it inherits from.
+    pub(crate) fn check_depth(&self, vid: Vid) -> Result<()> {
+        let below = |vid: &Vid| {
+            let inherits = self.vid(*vid).is_some_and(|record| record.inherits);
+            self.lineage_of(*vid).and_then(|lineage| lineage.origin).filter(|_| inherits)
+        };
+        let deep = core::iter::successors(Some(vid), below).nth(MAX_CLONE_DEPTH).is_some();
+        let limit = MAX_CLONE_DEPTH as u64;
+        if deep { Err(Refusal::Limit { what: Limited::CloneDepth, limit }) } else { Ok(()) }
     }
 
     /// Takes the next vid. A number once used is never used again: a node that slept through the deletion would

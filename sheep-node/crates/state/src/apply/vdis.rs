@@ -171,17 +171,21 @@ impl ClusterState {
     pub(crate) fn set_copies(&mut self, step: &mut Step, vdi: VdiId, copies: u8, min_copies: u8) -> Result {
         check_copies(copies, min_copies)?;
         let vid = self.existing(vdi)?.vid;
+        let down = self.members().iter().find(|member| !member.is_up()).map(|member| member.node);
         let oldest = self.oldest_epoch();
         let until = Epoch(self.epoch().0 + 1);
         let lineage = self.vid(vid).map(|record| record.lineage);
         let record = lineage.and_then(|lineage| self.lineages.get_mut(&lineage)).ok_or(Refusal::NoSuchVdi)?;
         let former = record.copies;
-        record.past_copies.retain(|past| past.until > oldest);
+        if let Some(node) = down.filter(|_| copies < former) {
+            return Err(Refusal::CopiesAway(node));
+        }
         if former != copies {
-            if record.past_copies.len() >= MAX_PAST_COPIES {
+            if record.past_copies.iter().filter(|past| past.until > oldest).count() >= MAX_PAST_COPIES {
                 let limit = MAX_PAST_COPIES as u64;
                 return Err(Refusal::Limit { what: Limited::CopiesChanges, limit });
             }
+            record.past_copies.retain(|past| past.until > oldest);
             record.past_copies.push(PastCopies { until, copies: former });
         }
         (record.copies, record.min_copies) = (copies, min_copies);

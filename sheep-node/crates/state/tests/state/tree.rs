@@ -1,6 +1,7 @@
 //! Snapshots, clones, rollback and deletion, one rule at a time; [`forest`](crate::forest) has them all at once.
 
 use crate::cluster::{Cluster, clone_vdi, item, n};
+use sheep_state::limits::MAX_CLONE_DEPTH;
 use sheep_state::{AccessMode, CloneVdi, Command, Guard, Limited, Outcome, Refusal, VidKind};
 use sheep_types::{Birth, Generation, VdiId, Vid};
 use std::collections::BTreeMap;
@@ -238,6 +239,20 @@ fn a_clone_begins_a_lineage() {
     let lineage = cluster.state.lineage_of(vid).unwrap();
     assert_eq!((lineage.copies, lineage.min_copies), (3, 1));
     assert_eq!(refused(&mut cluster, clone_vdi(VdiId(999), "c")), Refusal::NoSuchVdi);
+}
+
+#[test]
+fn clones_of_clones_end_somewhere() {
+    let mut cluster = Cluster::with(1);
+    let (mut vdi, _) = cluster.vdi("disk");
+    let mut snapshot = cluster.snapshot(vdi, "s");
+    for n in 1..=MAX_CLONE_DEPTH {
+        (vdi, _) = cluster.clone_of(snapshot.vdi, &format!("clone{n}"));
+        snapshot = cluster.snapshot(vdi, "s");
+    }
+    let refused = cluster.run(1, Command::CloneVdi(clone_vdi(snapshot.vdi, "one more"))).unwrap_err();
+    let limit = MAX_CLONE_DEPTH as u64;
+    assert_eq!(refused, Refusal::Limit { what: Limited::CloneDepth, limit });
 }
 
 #[test]

@@ -189,6 +189,19 @@ fn another_number_of_copies_is_an_epoch() {
 }
 
 #[test]
+fn copies_are_not_made_fewer_while_one_of_their_places_is_down() {
+    let mut cluster = Cluster::with(3);
+    let (vdi, _) = cluster.vdi("disk");
+    let copies = |copies| Command::SetCopies { vdi, copies, min_copies: 1 };
+    cluster.install_without(&[2]);
+    assert_eq!(cluster.run(1, copies(2)), Err(Refusal::CopiesAway(n(2))));
+    cluster.run(1, copies(3)).unwrap();
+    cluster.install_without(&[]);
+    cluster.return_of(2).unwrap();
+    cluster.run(1, copies(2)).unwrap();
+}
+
+#[test]
 fn only_the_holder_enters_map_objects() {
     let mut cluster = Cluster::with(1);
     let (vdi, vid) = cluster.vdi("disk");

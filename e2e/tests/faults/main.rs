@@ -164,7 +164,10 @@ fn snapshots_and_clones_under_faults_keep_their_contents_and_give_their_space_ba
     let check = LeakCheck::start();
     let (seconds, seed) = (from_env("TREE_SECONDS", 40), from_env("FAULT_SEED", 1));
     println!("FAULT_SEED={seed} TREE_SECONDS={seconds}");
-    trees::Trees::new(seed).unwrap().run(Duration::from_secs(seconds)).unwrap();
+    let mut trees = trees::Trees::new(seed).unwrap();
+    // Panics while the cluster is there, so that its logs are kept.
+    trees.run(Duration::from_secs(seconds)).unwrap();
+    drop(trees);
     check.finish().unwrap();
 }
 

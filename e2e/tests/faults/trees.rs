@@ -58,7 +58,7 @@ impl Trees {
         Ok(Trees { cluster, lab, work, random: Random::new(seed), begin: Instant::now() })
     }
 
-    pub(crate) fn run(mut self, time: Duration) -> Result<()> {
+    pub(crate) fn run(&mut self, time: Duration) -> Result<()> {
         let (mut kinds, mut victims) = (kinds(), Deck::new(&[1, 2, 3]));
         while self.begin.elapsed() < time {
             let until = Instant::now() + Duration::from_millis(1_000 + self.random.below(8_000));
@@ -68,15 +68,15 @@ impl Trees {
             let (kind, victim) = (kinds.deal(&mut self.random), victims.deal(&mut self.random));
             let fault = Fault::new(kind, victim, None, &mut self.random);
             self.say(&fault.to_string());
-            let Trees { lab, cluster, work, .. } = &mut self;
+            let Trees { lab, cluster, work, .. } = self;
             fault.inflict(lab, cluster, |cluster| work.step(cluster)).with_context(|| fault.to_string())?;
             self.cluster.wait_up(usize::from(GATEWAY))?;
         }
         self.finish()
     }
 
-    fn finish(mut self) -> Result<()> {
-        let Trees { cluster, work, .. } = &mut self;
+    fn finish(&mut self) -> Result<()> {
+        let Trees { cluster, work, .. } = self;
         work.load.finish()?;
         settle(cluster)?;
         for node in STORAGE {
@@ -90,35 +90,31 @@ impl Trees {
         let written = work.end_files(cluster)?;
         settle(cluster)?;
         self.give_back()?;
-        let Work { number, deleted, compared, .. } = self.work;
+        let Work { number, deleted, compared, .. } = &self.work;
         self.say(&format!(
             "{number} snapshots and clones, {compared} looks at one, {deleted} deleted, {written} files written"
         ));
-        ensure!(deleted == number && compared > number / 4, "too little was looked at");
+        ensure!(deleted == number && *compared > *number / 4, "too little was looked at");
         Ok(())
     }
 
-    /// What is left of everything is what the volume has: each node has a copy of each of its objects. Besides there are
-    /// notes of recovery, which do not go with the volume.
+    /// What is left of everything is what the volume has: each node has a copy of each of its objects, and nothing else.
     fn give_back(&mut self) -> Result<()> {
+        self.left_are(OBJECTS)?;
         let Trees { cluster, work, .. } = self;
-        let (mut with, mut since) = (Vec::new(), Instant::now());
-        let result = wait_until("space to come back", RECOVERED, Duration::from_secs(1), || {
-            let now = objects(cluster)?;
-            if now != with {
-                (with, since) = (now, Instant::now());
-            }
-            Ok(with.iter().all(|objects| *objects < 2 * OBJECTS) && since.elapsed() > Duration::from_secs(5))
-        });
-        result.with_context(|| format!("{with:?} objects are left"))?;
         STORAGE.into_iter().try_for_each(|node| work.load.verify_at(cluster, node))?;
         dog(cluster, &["vdi", "delete", "disk"])?;
-        let mut without = Vec::new();
-        let result = wait_until("all space to come back", RECOVERED, Duration::from_secs(1), || {
-            without = objects(cluster)?;
-            Ok(with.iter().zip(&without).all(|(with, without)| *with == without + OBJECTS))
+        self.left_are(0)
+    }
+
+    /// Waits until each storage node has so many objects.
+    fn left_are(&mut self, wanted: u64) -> Result<()> {
+        let mut left = Vec::new();
+        let result = wait_until("space to come back", RECOVERED, Duration::from_secs(1), || {
+            left = objects(&mut self.cluster)?;
+            Ok(left.iter().all(|objects| *objects == wanted))
         });
-        result.map(drop).with_context(|| format!("{with:?} objects with the volume, {without:?} without"))
+        result.map(drop).with_context(|| format!("{left:?} objects are left, not {wanted} on each node"))
     }
 
     fn say(&self, text: &str) {

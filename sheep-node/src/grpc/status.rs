@@ -35,6 +35,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::RoleChanged(_)
         | Refusal::NotDrained(_)
         | Refusal::LastNode
+        | Refusal::CopiesAway(_)
         | Refusal::WholeZone(_)
         | Refusal::TooManyOut { .. }
         | Refusal::NotWritable(_)

@@ -161,7 +161,9 @@ pub enum Refusal {
     #[error("copies must be 1 to 16, and min_copies at least 1 and at most copies")]
     BadCopies,
     /// Data whose only place would be on a node that is down would wait for it.
-    #[error("copies cannot be made fewer while storage node {0} is down: it may be the place of the ones that stay")]
+    #[error(
+        "copies cannot be made fewer while storage node {0} is down: it may be the place of the ones that stay"
+    )]
     CopiesAway(NodeId),
     /// The VDI is not in the state that the command was made under.
     #[error("the VDI's lock has changed hands since the command was made, or it is not closed and clean")]

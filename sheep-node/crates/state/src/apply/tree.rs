@@ -1,7 +1,9 @@
 //! What happens to the tree of vids when one is made or deleted, and what is forgotten.
 
 use super::{Result, Step};
-use crate::limits::{MAX_CLONE_DEPTH, MAX_LINEAGE_VIDS, MAX_REPLACED_PER_COMMAND, MAX_SWEPT_PER_COMMAND, MAX_VIDS, VID_LIMIT};
+use crate::limits::{
+    MAX_CLONE_DEPTH, MAX_LINEAGE_VIDS, MAX_REPLACED_PER_COMMAND, MAX_SWEPT_PER_COMMAND, MAX_VIDS, VID_LIMIT,
+};
 use crate::{ClusterState, Limited, Outcome, Refusal, SweptVid, VidKind, VidRecord};
 use sheep_types::{Generation, LogIndex, VdiId, Vid};
 use std::sync::Arc;

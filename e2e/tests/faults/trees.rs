@@ -9,7 +9,7 @@ use sheep_e2e::dog::count;
 use sheep_e2e::oracle::Random;
 use sheep_e2e::{Cluster, NetLab, wait_until};
 
-use crate::fault::{Deck, Fault, kinds};
+use crate::fault::{Deck, Fault, Kind, kinds};
 use crate::files::{self, Files, Span};
 use crate::load::Load;
 use crate::{RECOVERED, settle};
@@ -69,7 +69,14 @@ impl Trees {
             let fault = Fault::new(kind, victim, None, &mut self.random);
             self.say(&fault.to_string());
             let Trees { lab, cluster, work, .. } = self;
-            fault.inflict(lab, cluster, |cluster| work.step(cluster)).with_context(|| fault.to_string())?;
+            // A command may have to wait until the others have gone on without a node, and a broken path is not to be broken
+            // longer for that.
+            let goes_on = matches!(fault.kind, Kind::Kill | Kind::LongStop | Kind::ShortStop);
+            let result = fault.inflict(lab, cluster, |cluster| match goes_on {
+                true => work.step(cluster),
+                false => work.wait(),
+            });
+            result.with_context(|| fault.to_string())?;
             self.cluster.wait_up(usize::from(GATEWAY))?;
         }
         self.finish()
@@ -164,6 +171,12 @@ impl Work {
         let files = Files::new(&cluster.node(GATEWAY).nbd_uri("files"), cluster.path())?;
         let (random, made, last) = (Random::new(seed + 1), Vec::new(), Instant::now());
         Ok(Work { load, files: Some(files), random, made, last, number: 0, deleted: 0, compared: 0 })
+    }
+
+    /// Clients write on, and nothing else happens.
+    fn wait(&mut self) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(50));
+        self.load.keep_up()
     }
 
     fn step(&mut self, cluster: &mut Cluster) -> Result<()> {

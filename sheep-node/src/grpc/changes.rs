@@ -1,6 +1,7 @@
 //! Changes of a volume: flattening and other numbers of copies, which go on after the call; a smaller size.
 
-use super::vdis::{Service, writable};
+use super::find::writable;
+use super::vdis::Service;
 use super::volume::Volume;
 use super::{APPLIED_WAIT, convert, status};
 use crate::health;

@@ -12,7 +12,7 @@ use sheep_api::v1::{
     ClusterInfoRequest, FormatReply, FormatRequest,
 };
 use sheep_state::{ClusterState, Command, NodeState, Role};
-use sheep_types::ClusterId;
+use sheep_types::{ClusterId, MIN_VOLUME_SIZE};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
@@ -141,5 +141,7 @@ fn fill_in(reply: &mut ClusterInfoReply, state: &ClusterState) {
     reply.used_bytes = in_place().map(|record| record.used).sum();
     reply.vdis = count(state.vdi_count());
     reply.settings = Some(convert::settings(state.settings()));
+    reply.min_volume_bytes = MIN_VOLUME_SIZE;
+    reply.max_volume_bytes = state.geometry().max_volume_size();
     reply.nodes_recovering = count(state.recovering().count());
 }

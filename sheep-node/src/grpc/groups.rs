@@ -3,7 +3,8 @@
 //! Who has a volume open is asked, in the order, to let it stand still, wherever that is; when all do, one command takes
 //! all snapshots. A holder that waits in vain goes on by itself.
 
-use super::vdis::{Service, again, unix_ms, writable};
+use super::find::writable;
+use super::vdis::{Service, again, unix_ms};
 use super::volume::Volume;
 use super::{APPLIED_WAIT, status};
 use sheep_api::v1::{self, SnapshotGroupRequest};

@@ -1,13 +1,16 @@
 //! The control API's server. Calls read what the node publishes, order commands through the control thread, and
 //! reach contents through the data thread.
 
+mod attachments;
 mod changes;
 mod check;
 mod cluster;
 mod contents;
 mod convert;
 mod disks;
+mod find;
 mod groups;
+mod listing;
 mod nodes;
 mod ranges;
 mod snapshots;

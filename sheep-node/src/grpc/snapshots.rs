@@ -1,6 +1,7 @@
 //! Snapshots, clones and rollback.
 
-use super::vdis::{Service, again, unix_ms, writable};
+use super::find::{same, writable};
+use super::vdis::{Service, again, unix_ms};
 use super::volume::Volume;
 use super::{APPLIED_WAIT, convert, status};
 use crate::handle::WantedSnapshot;
@@ -42,13 +43,14 @@ impl Service {
     pub(super) async fn take_snapshot(
         &self,
         name: &str,
+        id: u64,
         tag: &str,
         attributes: BTreeMap<String, String>,
     ) -> Result<v1::Vdi, Status> {
         let wanted = WantedSnapshot { tag: tag.to_owned(), attributes, created_unix_ms: unix_ms() };
         let mut attempt = 0;
         let vdi = loop {
-            let result = self.try_snapshot(name, &wanted).await;
+            let result = self.try_snapshot(name, id, &wanted).await;
             if !again(attempt, &result) {
                 break result?;
             }
@@ -59,8 +61,9 @@ impl Service {
     }
 
     /// One attempt.
-    async fn try_snapshot(&self, name: &str, wanted: &WantedSnapshot) -> Result<VdiId, Status> {
+    async fn try_snapshot(&self, name: &str, id: u64, wanted: &WantedSnapshot) -> Result<VdiId, Status> {
         let (state, record) = self.find(name).await?;
+        same(&record, id)?;
         writable(&record)?;
         let full = format!("{name}{SNAPSHOT_MARK}{}", wanted.tag);
         if let Some(taken) = state.vdi_by_name(&full) {
@@ -73,6 +76,9 @@ impl Service {
             let item = SnapshotItem { vdi: record.id, guard, tag, attributes, created_unix_ms };
             self.node.command(Command::Snapshot { items: vec![item] }).await
         } else {
+            if record.lock.is_none() {
+                self.not_attached_elsewhere(&state, &record)?;
+            }
             self.snapshot_open(&record, wanted).await
         };
         match taken.map_err(|error| self.or_existing(error, &full))? {
@@ -112,7 +118,9 @@ impl Service {
 
     /// Makes a volume with the contents of a snapshot, or of a volume.
     pub(super) async fn make_clone(&self, request: CloneVdiRequest) -> Result<v1::Vdi, Status> {
-        let (state, source) = self.find(&request.source).await?;
+        let name = self.named(request.source.clone(), request.source_id).await?;
+        let (state, source) = self.find(&name).await?;
+        same(&source, request.source_id)?;
         // Before anything is done that would have to be undone.
         if let Some(taken) = state.vdi_by_name(&request.name) {
             return Err(status::exists(taken));
@@ -127,7 +135,7 @@ impl Service {
         }
         let (node, number) = (self.node.status().me.node, CLONES.fetch_add(1, Ordering::Relaxed));
         let tag = format!("{CLONE_TAG}{node}-{:x}-{number}", unix_ms());
-        let taken = self.take_snapshot(&source.name, &tag, BTreeMap::new()).await?;
+        let taken = self.take_snapshot(&source.name, source.id.0, &tag, BTreeMap::new()).await?;
         let snapshot = VdiId(taken.id);
         let made = self.clone_snapshot(snapshot, source.cache, request).await;
         let delete = Command::DeleteVdi { vdi: snapshot, guard: Guard::ClosedClean };

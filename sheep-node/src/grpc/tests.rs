@@ -1,5 +1,6 @@
 //! The services over a real connection, with a fake node behind.
 
+mod attachments;
 mod ranges;
 mod snapshots;
 
@@ -85,12 +86,12 @@ impl Api {
     }
 
     async fn resize(&mut self, name: &str, size_bytes: u64, allow_shrink: bool) -> Result<Vdi, Status> {
-        let request = ResizeVdiRequest { name: name.into(), size_bytes, allow_shrink };
+        let request = ResizeVdiRequest { name: name.into(), size_bytes, allow_shrink, id: 0 };
         Ok(self.vdis.resize(request).await?.into_inner().vdi.unwrap())
     }
 
     async fn delete(&mut self, name: &str) -> Result<(), Status> {
-        self.vdis.delete(DeleteVdiRequest { name: name.into() }).await.map(drop)
+        self.vdis.delete(DeleteVdiRequest { name: name.into(), id: 0 }).await.map(drop)
     }
 
     /// Lets the other node open a VDI; gives the generation.

@@ -1,23 +1,24 @@
 //! Service `Vdis`.
 
+use super::find::{in_use, same, snapshot_name, writable};
 use super::ranges::{self, Wanted};
 use super::volume::Volume;
-use super::{APPLIED_WAIT, NAME_WAIT, check, contents, convert, status};
+use super::{APPLIED_WAIT, check, contents, convert};
 use crate::handle::NodeHandle;
-use crate::health;
 use sheep_api::v1::vdis_server::Vdis;
 use sheep_api::v1::{
-    AcceptLossReply, AcceptLossRequest, AllocatedRequest, AlterCopiesReply, AlterCopiesRequest,
-    CheckVdiReply, CheckVdiRequest, CloneVdiReply, CloneVdiRequest, CreateVdiReply, CreateVdiRequest,
-    DeleteVdiReply, DeleteVdiRequest, DiffRequest, FlattenVdiReply, FlattenVdiRequest, ListVdisReply,
+    AcceptLossReply, AcceptLossRequest, AllocatedRequest, AlterCopiesReply, AlterCopiesRequest, AttachReply,
+    AttachRequest, ChangeAttributesReply, ChangeAttributesRequest, CheckVdiReply, CheckVdiRequest,
+    CloneVdiReply, CloneVdiRequest, CreateVdiReply, CreateVdiRequest, DeleteVdiReply, DeleteVdiRequest,
+    DetachReply, DetachRequest, DiffRequest, FlattenVdiReply, FlattenVdiRequest, ListVdisReply,
     ListVdisRequest, RangesReply, ReadVdiReply, ReadVdiRequest, ResizeVdiReply, ResizeVdiRequest,
     RevokeReply, RevokeRequest, RollbackVdiReply, RollbackVdiRequest, SnapshotGroupReply,
     SnapshotGroupRequest, SnapshotVdiReply, SnapshotVdiRequest, WriteVdiReply, WriteVdiRequest,
 };
-use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard, SNAPSHOT_MARK, VdiRecord};
-use sheep_types::{Generation, Member, SECTOR_SIZE, VdiId};
+use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard};
+use sheep_types::{Generation, SECTOR_SIZE, VdiId};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,71 +28,15 @@ use tonic::{Code, Request, Response, Status, Streaming};
 const STREAMS: usize = 16;
 /// Times that a command is tried again because the VDI has changed hands meanwhile.
 const ATTEMPTS: usize = 3;
-/// How long a VDI that is in use is waited for: its user may just be leaving.
-const IN_USE_WAIT: Duration = Duration::from_secs(1);
-/// The same of one that is open only to be flattened, and closed when somebody else wants it.
-const GIVEN_BACK_WAIT: Duration = Duration::from_secs(20);
-
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) node: NodeHandle,
     streams: Arc<Semaphore>,
 }
 
-/// Whether this run of a node writes or reads the VDI.
-pub(super) fn in_use_by(state: &ClusterState, vdi: VdiId, me: Member) -> bool {
-    state.vdi(vdi).is_some_and(|record| {
-        record.lock.is_some_and(|lock| lock.holder == me) || record.readers.iter().any(|r| r.holder == me)
-    })
-}
-
-fn is_free(state: &ClusterState, vdi: VdiId) -> bool {
-    state.vdi(vdi).is_none_or(|record| record.lock.is_none() && record.readers.is_empty())
-}
-
 impl Service {
     pub(super) fn new(node: NodeHandle) -> Self {
         Self { node, streams: Arc::new(Semaphore::new(STREAMS)) }
-    }
-
-    /// The VDI of this name, on a node that may act.
-    pub(super) async fn find(&self, name: &str) -> Result<(Arc<ClusterState>, Arc<VdiRecord>), Status> {
-        let mut state = self.node.primary().await?;
-        if state.vdi_by_name(name).is_none() {
-            self.node.wait_state(NAME_WAIT, |state| state.vdi_by_name(name).is_some()).await;
-            state = self.node.state().unwrap_or(state);
-        }
-        match state.vdi_by_name(name) {
-            Some(record) => Ok((Arc::clone(&state), Arc::clone(record))),
-            None => Err(Status::not_found(format!("no VDI {name:?}"))),
-        }
-    }
-
-    /// The VDI, once nobody has it open; the error says who has.
-    pub(super) async fn find_free(&self, name: &str) -> Result<Arc<VdiRecord>, Status> {
-        let (_, record) = self.find(name).await?;
-        let background = record.lock.is_some_and(|lock| lock.background);
-        if background {
-            self.node.command(Command::Yield { vdi: record.id }).await?;
-        }
-        let patience = if background { GIVEN_BACK_WAIT } else { IN_USE_WAIT };
-        self.node.wait_state(patience, |state| is_free(state, record.id)).await;
-        let (state, record) = self.find(name).await?;
-        match record.lock {
-            Some(lock) => Err(in_use(&state, &record, lock.holder)),
-            None if record.readers.is_empty() => Ok(record),
-            None => {
-                let message = format!("VDI {name} is being read by {} nodes", record.readers.len());
-                Err(Status::failed_precondition(message))
-            }
-        }
-    }
-
-    /// No other node has the VDI open; the error says which has.
-    fn not_elsewhere(&self, state: &ClusterState, record: &VdiRecord) -> Result<(), Status> {
-        let me = self.node.status().me;
-        let other = record.lock.filter(|lock| lock.holder != me);
-        other.map_or(Ok(()), |lock| Err(in_use(state, record, lock.holder)))
     }
 
     fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
@@ -104,6 +49,7 @@ impl Service {
     /// One attempt to resize.
     async fn try_resize(&self, request: &ResizeVdiRequest) -> Result<(), Status> {
         let (state, record) = self.find(&request.name).await?;
+        same(&record, request.id)?;
         writable(&record)?;
         let (vdi, size) = (record.id, request.size_bytes);
         let shrink = size < record.size;
@@ -128,6 +74,7 @@ impl Service {
             None if record.is_clean() => self.node.command(resize(Guard::ClosedClean)).await.map(drop),
             None => {
                 // Its last holder died: opening it settles it.
+                self.not_attached_elsewhere(&state, &record)?;
                 let volume = Volume::open(&self.node, &record, false).await?;
                 let held =
                     self.node.state().and_then(|state| state.vdi(vdi)?.lock).filter(|lock| lock.holder == me);
@@ -203,35 +150,6 @@ impl Service {
     }
 }
 
-/// The VDI is open at another node, or at this one.
-fn in_use(state: &ClusterState, record: &VdiRecord, holder: Member) -> Status {
-    let who = health::name(Some(state), holder.node);
-    let message = format!(
-        "VDI {} is in use by node {who}; close it there first (a lock whose node is gone is ended by `dog vdi lock \
-         revoke {}`)",
-        record.name, record.name
-    );
-    status::ask(holder.node, message)
-}
-
-/// The snapshot with this tag of the volume that is named, or that the named snapshot was taken of.
-fn snapshot_name(name: &str, tag: &str) -> String {
-    let volume = name.split(SNAPSHOT_MARK).next().unwrap_or(name);
-    if tag.contains(SNAPSHOT_MARK) { tag.to_owned() } else { format!("{volume}{SNAPSHOT_MARK}{tag}") }
-}
-
-/// Snapshots stay as they are.
-pub(super) fn writable(record: &VdiRecord) -> Result<(), Status> {
-    if !record.is_snapshot() {
-        return Ok(());
-    }
-    let message = format!(
-        "{} is a snapshot, which cannot be changed; `dog vdi clone` makes a volume of it",
-        record.name
-    );
-    Err(Status::failed_precondition(message))
-}
-
 /// Whether to look again and repeat.
 pub(super) fn again<T>(attempt: usize, result: &Result<T, Status>) -> bool {
     attempt + 1 < ATTEMPTS && result.as_ref().is_err_and(|status| status.code() == Code::Aborted)
@@ -270,9 +188,11 @@ impl Vdis for Service {
     }
 
     async fn delete(&self, request: Request<DeleteVdiRequest>) -> Result<Response<DeleteVdiReply>, Status> {
-        let name = request.into_inner().name;
+        let DeleteVdiRequest { name, id } = request.into_inner();
+        let name = self.named(name, id).await?;
         for attempt in 0..ATTEMPTS {
             let record = self.find_free(&name).await?;
+            same(&record, id)?;
             let guard =
                 if record.is_clean() { Guard::ClosedClean } else { Guard::Closed(record.last_generation) };
             let result = self.node.command(Command::DeleteVdi { vdi: record.id, guard }).await.map(drop);
@@ -286,18 +206,12 @@ impl Vdis for Service {
     }
 
     async fn list(&self, request: Request<ListVdisRequest>) -> Result<Response<ListVdisReply>, Status> {
-        let name = request.into_inner().name;
-        if !name.is_empty() {
-            let (state, record) = self.find(&name).await?;
-            return Ok(Response::new(ListVdisReply { vdis: vec![convert::vdi(&record, &state)] }));
-        }
-        let state = self.node.primary().await?;
-        let vdis = state.vdis().into_iter().map(|record| convert::vdi(record, &state)).collect();
-        Ok(Response::new(ListVdisReply { vdis }))
+        Ok(Response::new(self.list_vdis(request.into_inner()).await?))
     }
 
     async fn resize(&self, request: Request<ResizeVdiRequest>) -> Result<Response<ResizeVdiReply>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        request.name = self.named(request.name, request.id).await?;
         for attempt in 0..ATTEMPTS {
             let result = self.try_resize(&request).await;
             if !again(attempt, &result) {
@@ -318,8 +232,9 @@ impl Vdis for Service {
     ) -> Result<Response<SnapshotVdiReply>, Status> {
         let (service, request) = (self.clone(), request.into_inner());
         let taken = to_its_end(async move {
+            let name = service.named(request.name, request.id).await?;
             let attributes = request.attributes.into_iter().collect();
-            service.take_snapshot(&request.name, &request.tag, attributes).await
+            service.take_snapshot(&name, request.id, &request.tag, attributes).await
         });
         Ok(Response::new(SnapshotVdiReply { snapshot: Some(taken.await?) }))
     }
@@ -423,7 +338,8 @@ impl Vdis for Service {
         &self,
         request: Request<AllocatedRequest>,
     ) -> Result<Response<Self::AllocatedStream>, Status> {
-        let AllocatedRequest { name, starting_offset, max_results, contents } = request.into_inner();
+        let AllocatedRequest { name, starting_offset, max_results, contents, id } = request.into_inner();
+        let name = self.named(name, id).await?;
         self.send_ranges(&name, None, (starting_offset, max_results, contents)).await
     }
 
@@ -494,5 +410,20 @@ impl Vdis for Service {
             }
         }
         Ok(Response::new(RevokeReply { revoked }))
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachReply>, Status> {
+        Ok(Response::new(self.attach_vdi(request.into_inner()).await?))
+    }
+
+    async fn detach(&self, request: Request<DetachRequest>) -> Result<Response<DetachReply>, Status> {
+        Ok(Response::new(self.detach_vdi(request.into_inner()).await?))
+    }
+
+    async fn change_attributes(
+        &self,
+        request: Request<ChangeAttributesRequest>,
+    ) -> Result<Response<ChangeAttributesReply>, Status> {
+        Ok(Response::new(self.attributes(request.into_inner()).await?))
     }
 }

@@ -1,6 +1,6 @@
 //! A volume opened for one call.
 
-use super::{status, vdis};
+use super::{find, status};
 use crate::data::DataMessage;
 use crate::handle::{
     AcceptLossError, NodeHandle, OpenVolume, VolumeAccessError, VolumeRequest, WantedSnapshot,
@@ -46,7 +46,7 @@ impl Volume {
                 let volume = Self { node: node.clone(), vdi, open, shared, closed: false };
                 // The data thread learns of the grant before the status shows it. Without this, closing would look
                 // at a status from before the grant and find the VDI free.
-                node.wait_state(SHOWN_WAIT, |state| vdis::in_use_by(state, vdi, me)).await;
+                node.wait_state(SHOWN_WAIT, |state| find::in_use_by(state, vdi, me)).await;
                 Ok(volume)
             }
             Ok(Err(error)) => Err(status::no_access(&error)),
@@ -200,7 +200,7 @@ impl Volume {
         self.send_close();
         let (vdi, me) = (self.vdi, self.node.status().me);
         if !self.shared {
-            self.node.wait_state(CLOSE_WAIT, |state| !vdis::in_use_by(state, vdi, me)).await;
+            self.node.wait_state(CLOSE_WAIT, |state| !find::in_use_by(state, vdi, me)).await;
         }
     }
 

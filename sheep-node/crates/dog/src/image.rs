@@ -90,7 +90,7 @@ pub(crate) async fn import(connection: &Connection, format: Format, wanted: Impo
         Ok(bytes) => bytes,
         Err(error) => {
             // Half an image is none.
-            let gone = connection.vdis().delete(DeleteVdiRequest { name: name.clone() }).await;
+            let gone = connection.vdis().delete(DeleteVdiRequest { name: name.clone(), id: 0 }).await;
             let left = if gone.is_ok() { "" } else { "; what there is of the volume is left" };
             return Err(error.context(format!("{} is not imported{left}", path.display())));
         }

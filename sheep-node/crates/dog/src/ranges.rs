@@ -37,7 +37,8 @@ impl Ranges {
                 connection.vdis().diff(request).await?
             }
             None => {
-                let request = AllocatedRequest { name, starting_offset: offset, max_results: 0, contents };
+                let request =
+                    AllocatedRequest { name, starting_offset: offset, max_results: 0, contents, id: 0 };
                 connection.vdis().allocated(request).await?
             }
         };

@@ -74,7 +74,7 @@ pub(crate) async fn take(
             )
             .exit(),
     };
-    let request = SnapshotVdiRequest { name, tag, attributes };
+    let request = SnapshotVdiRequest { name, tag, attributes, id: 0 };
     let reply = connection.or_holder(async |node| node.vdis().snapshot(request.clone()).await).await?;
     let snapshot = reply.snapshot.context("the answer has no snapshot")?;
     tell(format, &snapshot, &format!("snapshot {} is taken", snapshot.name))
@@ -101,6 +101,7 @@ pub(crate) async fn clone(connection: &Connection, format: Format, clone: CloneV
         min_copies: clone.min_copies.unwrap_or(0),
         attributes: clone.attributes.into_iter().collect(),
         write_through: None,
+        source_id: 0,
     };
     let reply = connection.or_holder(async |node| node.vdis().clone_vdi(request.clone()).await).await?;
     let vdi = reply.vdi.context("the answer has no VDI")?;

@@ -71,7 +71,11 @@ pub(crate) async fn read(
     let expected = match length {
         Some(length) => length,
         None => {
-            let list = connection.vdis().list(ListVdisRequest { name: name.into() }).await?.into_inner();
+            let list = connection
+                .vdis()
+                .list(ListVdisRequest { name: name.into(), ..Default::default() })
+                .await?
+                .into_inner();
             list.vdis.first().map_or(0, |vdi| vdi.size_bytes).saturating_sub(offset)
         }
     };

@@ -26,7 +26,7 @@ pub(crate) async fn run(server: &Server, format: Format, command: VdiCommand) ->
         VdiCommand::AlterCopy(command) => changes::alter_copy(&connection, format, command).await,
         VdiCommand::Info { name } => info(&connection, format, &name).await,
         VdiCommand::Delete { name } => {
-            connection.vdis().delete(DeleteVdiRequest { name: name.clone() }).await?;
+            connection.vdis().delete(DeleteVdiRequest { name: name.clone(), id: 0 }).await?;
             done(format, &format!("VDI {name} is deleted"))
         }
         VdiCommand::Resize { name, size, shrink } => resize(&connection, format, name, size, shrink).await,
@@ -90,7 +90,7 @@ pub(crate) fn copies(vdi: &Vdi) -> String {
 }
 
 pub(crate) async fn list(connection: &Connection, name: &str) -> Result<Vec<Vdi>> {
-    let request = ListVdisRequest { name: name.into() };
+    let request = ListVdisRequest { name: name.into(), ..ListVdisRequest::default() };
     let mut vdis = connection.vdis().list(request).await?.into_inner().vdis;
     vdis.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(vdis)
@@ -221,7 +221,7 @@ async fn resize(
     size: Size,
     shrink: bool,
 ) -> Result<()> {
-    let request = ResizeVdiRequest { name: name.clone(), size_bytes: size.0, allow_shrink: shrink };
+    let request = ResizeVdiRequest { name: name.clone(), size_bytes: size.0, allow_shrink: shrink, id: 0 };
     let reply = connection.or_holder(async |node| node.vdis().resize(request.clone()).await).await?;
     let vdi = reply.vdi.context("the answer has no VDI")?;
     match format {

@@ -8,6 +8,7 @@
 mod apply;
 mod balance;
 mod command;
+mod encoding;
 mod epoch;
 pub mod limits;
 mod lineage;

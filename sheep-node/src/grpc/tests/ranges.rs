@@ -13,7 +13,7 @@ impl Api {
     async fn messages(&mut self, request: DiffRequest) -> Result<Vec<RangesReply>, Status> {
         let stream = if request.since.is_empty() {
             let DiffRequest { name, starting_offset, max_results, contents, .. } = request;
-            let request = AllocatedRequest { name, starting_offset, max_results, contents };
+            let request = AllocatedRequest { name, starting_offset, max_results, contents, id: 0 };
             self.vdis.allocated(request).await
         } else {
             self.vdis.diff(request).await

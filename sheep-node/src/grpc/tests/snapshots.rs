@@ -9,7 +9,7 @@ use sheep_types::VdiId;
 impl Api {
     async fn snapshot(&mut self, name: &str, tag: &str) -> Result<Vdi, Status> {
         let attributes = [("why".to_owned(), tag.to_owned())].into();
-        let request = SnapshotVdiRequest { name: name.into(), tag: tag.into(), attributes };
+        let request = SnapshotVdiRequest { name: name.into(), tag: tag.into(), attributes, id: 0 };
         Ok(self.vdis.snapshot(request).await?.into_inner().snapshot.unwrap())
     }
 
@@ -78,9 +78,21 @@ async fn a_snapshot_is_taken_read_cloned_and_deleted() {
     // In any order.
     api.delete("disk@one").await.unwrap();
     api.delete("disk").await.unwrap();
-    let shown = api.vdis.list(ListVdisRequest { name: "disk@two".into() }).await.unwrap().into_inner().vdis;
+    let shown = api
+        .vdis
+        .list(ListVdisRequest { name: "disk@two".into(), ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner()
+        .vdis;
     assert_eq!((shown[0].source.as_str(), shown[0].source_id), ("", disk.id));
-    let shown = api.vdis.list(ListVdisRequest { name: "copy".into() }).await.unwrap().into_inner().vdis;
+    let shown = api
+        .vdis
+        .list(ListVdisRequest { name: "copy".into(), ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner()
+        .vdis;
     assert_eq!((shown[0].cloned, shown[0].origin.as_str()), (true, ""));
     api.delete("disk@two").await.unwrap();
     assert_eq!(api.names().await, ["copy"]);
@@ -237,7 +249,7 @@ async fn a_clone_is_flattened_and_gives_way() {
     assert!(api.flatten("clone", None).await.unwrap_err().message().contains("flattens it"));
     // It closes the volume for who wants to delete it.
     let (mut vdis, held) = (api.vdis.clone(), generation(&api));
-    let deletion = vdis.delete(DeleteVdiRequest { name: "clone".into() });
+    let deletion = vdis.delete(DeleteVdiRequest { name: "clone".into(), id: 0 });
     let holder = async {
         while !api.fake.state().vdi(vdi).unwrap().lock.unwrap().asked {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;

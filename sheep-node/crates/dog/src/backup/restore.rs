@@ -117,7 +117,7 @@ async fn apply<R: Read>(
     };
     let bytes = write_all(connection, name, &mut reader, done).await?;
     let attributes = [(RESTORED.to_owned(), mark(&header.cluster, header.snapshot))].into();
-    let request = SnapshotVdiRequest { name: name.clone(), tag, attributes };
+    let request = SnapshotVdiRequest { name: name.clone(), tag, attributes, id: 0 };
     let snapshot = connection.vdis().snapshot(request).await?.into_inner().snapshot;
     let snapshot = snapshot.context("the answer has no snapshot")?;
     match format {
@@ -192,7 +192,7 @@ async fn prepare_old(
     if volume.size_bytes != header.size {
         let allow_shrink = header.size < volume.size_bytes;
         ensure!(volume.size_bytes == base.size_bytes, "{name} has another size than {}; {back}", base.name);
-        let request = ResizeVdiRequest { name: name.clone(), size_bytes: header.size, allow_shrink };
+        let request = ResizeVdiRequest { name: name.clone(), size_bytes: header.size, allow_shrink, id: 0 };
         connection.vdis().resize(request).await?;
     }
     // All is written again: what differs already says nothing of what comes before it.

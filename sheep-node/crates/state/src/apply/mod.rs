@@ -136,6 +136,9 @@ impl ClusterState {
             Command::SetAttribute { vdi, key, value } => {
                 self.set_attribute(step, *vdi, key, value.as_deref())
             }
+            Command::ChangeAttributes { vdi, expected, changes } => {
+                self.change_attributes(step, *vdi, expected, changes)
+            }
             Command::SetCopies { vdi, copies, min_copies } => {
                 self.set_copies(step, *vdi, *copies, *min_copies)
             }

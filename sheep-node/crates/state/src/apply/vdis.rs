@@ -166,6 +166,32 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
+    /// All or nothing, and nothing if an attribute is not as expected: who has looked at them and decides something is
+    /// not overtaken by somebody who decided something else.
+    pub(crate) fn change_attributes(
+        &mut self,
+        step: &mut Step,
+        vdi: VdiId,
+        expected: &BTreeMap<String, Option<String>>,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result {
+        let record = self.existing(vdi)?;
+        if expected.iter().any(|(key, value)| record.attributes.get(key) != value.as_ref()) {
+            return Err(Refusal::StaleView);
+        }
+        let mut attributes = record.attributes.clone();
+        for (key, value) in changes {
+            check_attribute(key, value.as_deref().unwrap_or_default())?;
+            match value {
+                Some(value) => attributes.insert(key.clone(), value.clone()),
+                None => attributes.remove(key),
+            };
+        }
+        check_attributes(&attributes)?;
+        self.edit_vdi(vdi, &mut step.changes, |record| record.attributes = attributes);
+        Ok(Outcome::Done)
+    }
+
     /// Sets of objects change with the number of copies, as they do with members: a new epoch, in which a copy
     /// on a node that was not in the former set is not current.
     pub(crate) fn set_copies(&mut self, step: &mut Step, vdi: VdiId, copies: u8, min_copies: u8) -> Result {

@@ -170,6 +170,49 @@ fn names_and_attributes_change() {
 }
 
 #[test]
+fn attributes_change_together_and_only_as_expected() {
+    let mut cluster = Cluster::with(1);
+    let (vdi, _) = cluster.vdi("a");
+    let map = |list: &[(&str, Option<&str>)]| -> BTreeMap<String, Option<String>> {
+        list.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect()
+    };
+    let change = |expected: &[(&str, Option<&str>)], changes: &[(&str, Option<&str>)]| {
+        Command::ChangeAttributes { vdi, expected: map(expected), changes: map(changes) }
+    };
+    cluster.run(1, change(&[("k", None)], &[("k", Some("1")), ("l", Some("2"))])).unwrap();
+    // Whoever decided on the same view comes too late, and changes nothing at all.
+    let late = change(&[("l", Some("2")), ("k", None)], &[("k", Some("3")), ("l", None), ("m", Some("4"))]);
+    assert_eq!(cluster.run(1, late), Err(Refusal::StaleView));
+    let shown = |cluster: &Cluster| -> Vec<String> {
+        let record = cluster.state.vdi(vdi).unwrap();
+        record.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect()
+    };
+    assert_eq!(shown(&cluster), ["k=1", "l=2"]);
+    cluster.run(1, change(&[("k", Some("1")), ("l", Some("2"))], &[("k", Some("5")), ("l", None)])).unwrap();
+    assert_eq!(shown(&cluster), ["k=5"]);
+    assert_eq!(cluster.run(1, change(&[], &[("", Some("y"))])), Err(Refusal::BadAttribute));
+    let large = "v".repeat(4097);
+    assert_eq!(cluster.run(1, change(&[], &[("n", None), ("o", Some(&large))])), Err(Refusal::BadAttribute));
+    let many: Vec<String> = (0..64).map(|number| format!("x{number}")).collect();
+    let many: Vec<(&str, Option<&str>)> = many.iter().map(|key| (key.as_str(), Some("v"))).collect();
+    assert!(matches!(cluster.run(1, change(&[], &many)), Err(Refusal::Limit { .. })));
+    assert_eq!(shown(&cluster), ["k=5"]);
+    // One goes as another comes: the limit is of what is there in the end.
+    cluster.run(1, change(&[], &[&many[..], &[("k", None)]].concat())).unwrap();
+    assert_eq!(
+        cluster.run(
+            1,
+            Command::ChangeAttributes {
+                vdi: VdiId(999),
+                expected: BTreeMap::new(),
+                changes: BTreeMap::new(),
+            }
+        ),
+        Err(Refusal::NoSuchVdi)
+    );
+}
+
+#[test]
 fn another_number_of_copies_is_an_epoch() {
     let mut cluster = Cluster::with(4);
     let (vdi, vid) = cluster.vdi("disk");

@@ -17,7 +17,7 @@ export E2E_LOGS ?= $(CURDIR)/target/e2e-logs
 
 # Debian packages of the programs that the tests, the demonstration and the benchmarks call.
 PACKAGES := ca-certificates curl e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
-            qemu-system-common qemu-system-x86 qemu-utils util-linux
+            qemu-system-common qemu-system-x86 qemu-utils util-linux xfsprogs
 BENCH_PACKAGES := corosync libcorosync-common-dev libcpg-dev
 # Large, so only with CEPH=1.
 ifneq ($(filter-out 0,$(CEPH)),)

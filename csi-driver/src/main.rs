@@ -1,0 +1,194 @@
+//! The CSI driver. One process makes volumes and gives them to nodes (`controller`); the other half, devices and mounts,
+//! runs on every node.
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sheep_csi::{Backend, Cluster, Controller, Node, Registration, RemoteDevices, Services, register, serve};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+/// How long the kubelet may take to find the driver before something is said.
+const REGISTRATION_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Volumes of a Sheepdog cluster for pods, by the Container Storage Interface
+#[derive(Debug, Parser)]
+#[command(name = "sheep-csi", version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+    /// Least important lines of the log: error, warn, info, debug, trace
+    #[arg(long, global = true, default_value = "info", env = "SHEEP_LOG_LEVEL")]
+    log_level: String,
+    /// Form of the log
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "SHEEP_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Makes, deletes, copies and expands volumes and snapshots, and gives volumes to nodes; one in the cluster
+    Controller(Place),
+    /// Makes devices and mounts of volumes; one on each node
+    Node(NodeArgs),
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Socket of sheep-device on this node
+    #[arg(long, env = "SHEEP_DEVICES", value_name = "SOCKET")]
+    devices: PathBuf,
+    /// Socket to make in the kubelet's directory of plugins, by which it learns of the driver
+    #[arg(long, env = "SHEEP_REGISTRATION", value_name = "SOCKET")]
+    registration: Option<PathBuf>,
+    /// The endpoint by the path that the kubelet sees, if that is another one
+    #[arg(long, env = "SHEEP_KUBELET_ENDPOINT", value_name = "SOCKET")]
+    kubelet_endpoint: Option<PathBuf>,
+    /// Most volumes that the scheduler puts on this node; 0: as many as come
+    #[arg(long, env = "SHEEP_MAX_VOLUMES", default_value_t = 0, value_name = "NUMBER")]
+    max_volumes: u32,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Unix socket to serve CSI on, with or without unix:// before it
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "SOCKET")]
+    endpoint: String,
+    /// Control address of a node, host:port or unix:/path; several, separated by commas: the first that serves is asked
+    #[arg(long, env = "SHEEP_SERVER", value_name = "ADDRESS", value_delimiter = ',', required = true)]
+    server: Vec<String>,
+}
+
+/// The path that an endpoint means.
+fn socket(endpoint: &str) -> Result<PathBuf> {
+    let path = endpoint.strip_prefix("unix:").unwrap_or(endpoint);
+    let path = path.strip_prefix("//").unwrap_or(path);
+    anyhow::ensure!(Path::new(path).is_absolute(), "{endpoint:?} is not the absolute path of a socket");
+    Ok(PathBuf::from(path))
+}
+
+fn start_log(level: &str, format: LogFormat) -> Result<()> {
+    let filter = EnvFilter::try_new(level).with_context(|| format!("{level:?} is no level of the log"))?;
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// Until somebody wants the process to end.
+async fn end() -> Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => info!("stopping (SIGTERM)"),
+        _ = int.recv() => info!("stopping (SIGINT)"),
+    }
+    Ok(())
+}
+
+/// Until somebody wants the process to end, or waiting for that fails.
+async fn stop() {
+    if let Err(problem) = end().await {
+        error!("cannot wait for signals: {problem}");
+    }
+}
+
+/// The cluster, and whether it serves. Calls are refused until it does; they come again by themselves.
+async fn cluster(place: &Place, socket: &Path) -> Result<Arc<Cluster>> {
+    let backend = Arc::new(Cluster::new(&place.server)?);
+    match backend.serves().await {
+        Ok(()) => info!("on {}: the cluster serves", socket.display()),
+        Err(problem) => warn!("on {}: the cluster does not serve yet: {problem}", socket.display()),
+    }
+    Ok(backend)
+}
+
+async fn controller(place: &Place) -> Result<()> {
+    let socket = socket(&place.endpoint)?;
+    let backend = cluster(place, &socket).await?;
+    let controller = Some(Controller::new(backend.clone()));
+    serve(Services { backend, controller, node: None }, &socket, stop()).await?;
+    Ok(())
+}
+
+async fn node(args: &NodeArgs) -> Result<()> {
+    let socket = socket(&args.place.endpoint)?;
+    let backend = cluster(&args.place, &socket).await?;
+    let devices = Arc::new(RemoteDevices::new(&args.devices));
+    let node = Some(Node::new(backend.clone(), devices, args.max_volumes));
+    let serving = serve(Services { backend, controller: None, node }, &socket, stop());
+    let Some(place) = &args.registration else {
+        serving.await?;
+        return Ok(());
+    };
+    let registration = Registration::new(args.kubelet_endpoint.as_deref().unwrap_or(&socket));
+    tokio::spawn({
+        let registration = registration.clone();
+        async move {
+            if tokio::time::timeout(REGISTRATION_PATIENCE, registration.heard()).await.is_err() {
+                warn!(
+                    "the kubelet has not asked within {} s: is its directory of plugins mounted, and the right one?",
+                    REGISTRATION_PATIENCE.as_secs()
+                );
+            }
+        }
+    });
+    let (served, registered) = tokio::join!(serving, register(registration, place, stop()));
+    served?;
+    registered?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let run = || {
+        start_log(&cli.log_level, cli.log_format)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        match &cli.role {
+            Role::Controller(place) => runtime.block_on(controller(place)),
+            Role::Node(args) => runtime.block_on(node(args)),
+        }
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("sheep-csi: {problem:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_paths_of_sockets() {
+        for text in ["/csi/csi.sock", "unix:/csi/csi.sock", "unix:///csi/csi.sock"] {
+            assert_eq!(socket(text).unwrap(), Path::new("/csi/csi.sock"), "{text}");
+        }
+        assert!(socket("csi.sock").is_err() && socket("tcp://1.2.3.4:5").is_err());
+        let line = "sheep-csi controller --endpoint /s --server a:7002,b:7002 --server unix:/c";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Role::Controller(place) = cli.role else { panic!() };
+        assert_eq!(place.server, ["a:7002", "b:7002", "unix:/c"]);
+        assert!(Cli::try_parse_from(["sheep-csi", "controller", "--endpoint", "/s"]).is_err());
+        let line = "sheep-csi node --endpoint /s --server unix:/c --devices /d --registration /r";
+        let Role::Node(node) = Cli::try_parse_from(line.split(' ')).unwrap().role else { panic!() };
+        assert_eq!((node.devices.as_path(), node.max_volumes), (Path::new("/d"), 0));
+    }
+}

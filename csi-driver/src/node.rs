@@ -1,0 +1,124 @@
+//! Service `Node`: devices and mounts on one node.
+
+mod filesystem;
+mod stage;
+mod targets;
+
+use crate::busy::Busy;
+use crate::controller::to_its_end;
+use crate::v1;
+use crate::v1::node_service_capability::rpc::Type;
+use crate::{Backend, Device, Devices, Error, Handle, Kind};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// What is implemented: nothing else is advertised.
+const CAPABILITIES: [Type; 4] =
+    [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter];
+
+/// The service. Clones are the same service.
+#[derive(Clone)]
+pub struct Node {
+    backend: Arc<dyn Backend>,
+    devices: Arc<dyn Devices>,
+    busy: Busy,
+    max_volumes: u32,
+}
+
+impl Node {
+    /// For the node that the backend asks; `max_volumes` is how many devices it can have (0: nobody knows).
+    pub fn new(backend: Arc<dyn Backend>, devices: Arc<dyn Devices>, max_volumes: u32) -> Self {
+        Self { backend, devices, busy: Busy::default(), max_volumes }
+    }
+
+    /// The id that a handle means.
+    async fn id(&self, handle: &str) -> Result<u64, Error> {
+        if handle.is_empty() {
+            return Err(Error::missing("id of a volume"));
+        }
+        Handle::parse(handle, Kind::Volume, &self.backend.cluster().await?)
+    }
+
+    /// The device of a volume that has to be here.
+    async fn device(&self, volume: u64) -> Result<Device, Error> {
+        let device = self.devices.find(volume).await?;
+        device.ok_or_else(|| Error::NotFound(format!("volume {volume} has no device on this node")))
+    }
+}
+
+/// What is called so when it is claimed.
+fn key(volume: u64) -> String {
+    format!("volume {volume}")
+}
+
+#[tonic::async_trait]
+impl v1::node_server::Node for Node {
+    async fn node_stage_volume(
+        &self,
+        request: Request<v1::NodeStageVolumeRequest>,
+    ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
+        let (own, request) = (self.clone(), request.into_inner());
+        to_its_end(async move { own.stage(request).await }).await
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<v1::NodeUnstageVolumeRequest>,
+    ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
+        let (own, request) = (self.clone(), request.into_inner());
+        to_its_end(async move { own.unstage(request).await }).await
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<v1::NodePublishVolumeRequest>,
+    ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
+        let (own, request) = (self.clone(), request.into_inner());
+        to_its_end(async move { own.publish(request).await }).await
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<v1::NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
+        let (own, request) = (self.clone(), request.into_inner());
+        to_its_end(async move { own.unpublish(request).await }).await
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<v1::NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
+        Ok(Response::new(self.stats(request.into_inner()).await?))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<v1::NodeExpandVolumeRequest>,
+    ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
+        let (own, request) = (self.clone(), request.into_inner());
+        to_its_end(async move { own.expand(request).await }).await
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<v1::NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<v1::NodeGetCapabilitiesResponse>, Status> {
+        use crate::v1::node_service_capability::{Rpc, Type as What};
+        let one =
+            |kind: Type| v1::NodeServiceCapability { r#type: Some(What::Rpc(Rpc { r#type: kind.into() })) };
+        let capabilities = CAPABILITIES.into_iter().map(one).collect();
+        Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<v1::NodeGetInfoRequest>,
+    ) -> Result<Response<v1::NodeGetInfoResponse>, Status> {
+        Ok(Response::new(v1::NodeGetInfoResponse {
+            node_id: self.backend.node().await?,
+            max_volumes_per_node: self.max_volumes.into(),
+            accessible_topology: None,
+        }))
+    }
+}

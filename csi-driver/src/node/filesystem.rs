@@ -1,0 +1,128 @@
+//! Whether a volume is formatted. The cluster decides that: a volume is blank if it never was a copy of another one, nobody
+//! has ever written to it, and its mark does not say that it is formatted. What a device seems to have on it decides
+//! nothing, because a device that cannot be read looks blank too.
+//!
+//! The mark goes from nothing to `formatting by attachment N` before the first byte is written, and to `formatted` before
+//! the first mount. Each step happens only if the mark is as it was seen. So a node that was cut off in the middle, and had
+//! its attachment taken away, cannot set it back when another node has gone on; and one that died in the middle leaves a
+//! volume that had never been mounted, which the next attachment formats anew.
+
+use super::Node;
+use super::stage::Filesystem;
+use crate::host;
+use crate::{Attachment, Device, Error, Volume, names};
+
+/// The mark of a volume that has been formatted.
+const FORMATTED: &str = "formatted";
+/// What the mark of one begins with that is being formatted.
+const FORMATTING: &str = "formatting by attachment ";
+
+/// What is to be done before a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// Format, if nothing was ever written.
+    FormatIfBlank,
+    /// Format: whoever began that before had not mounted it.
+    Format,
+    /// There is something on it, or it cannot be written.
+    Leave,
+}
+
+fn step(volume: &Volume, read_only: bool) -> Step {
+    match volume.attributes.get(names::FORMAT).map(String::as_str) {
+        _ if read_only || volume.cloned => Step::Leave,
+        None => Step::FormatIfBlank,
+        Some(mark) if mark.starts_with(FORMATTING) => Step::Format,
+        // Of a later version of this driver, perhaps.
+        Some(_) => Step::Leave,
+    }
+}
+
+impl Node {
+    /// Makes a file system if the volume is blank, or checks the one that is there.
+    pub(super) async fn prepare(
+        &self,
+        volume: &Volume,
+        attachment: &Attachment,
+        device: &Device,
+        wanted: &Filesystem<'_>,
+    ) -> Result<(), Error> {
+        let format = match step(volume, wanted.read_only) {
+            Step::Leave => false,
+            Step::Format => true,
+            Step::FormatIfBlank => self.backend.is_blank(volume.id).await?,
+        };
+        if !format {
+            if wanted.read_only {
+                return Ok(());
+            }
+            host::check_filesystem(&device.path, wanted.kind).await?;
+            // A clone may have got a larger volume than its origin's, and an expansion may have stopped half-way.
+            return host::grow_unmounted(&device.path, wanted.kind).await;
+        }
+        let seen = volume.attributes.get(names::FORMAT).map(String::as_str);
+        let now = format!("{FORMATTING}{}", attachment.index);
+        self.backend.mark(volume.id, names::FORMAT, seen, Some(&now)).await?;
+        host::make_filesystem(&device.path, wanted.kind, &wanted.mkfs_options).await?;
+        self.backend.mark(volume.id, names::FORMAT, Some(&now), Some(FORMATTED)).await?;
+        tracing::info!("volume {} is formatted with {}", volume.name, wanted.kind);
+        Ok(())
+    }
+
+    /// Mounts the volume; an error says what is wrong with it.
+    pub(super) async fn mount(
+        &self,
+        volume: &Volume,
+        device: &Device,
+        wanted: &Filesystem<'_>,
+    ) -> Result<(), Error> {
+        let Filesystem { kind, flags, point, read_only, .. } = *wanted;
+        let Err(error) = host::mount_filesystem(&device.path, point, kind, flags, read_only).await else {
+            return Ok(());
+        };
+        let found = host::what_is_on(&device.path).await;
+        let hint = if found == kind.name() {
+            "".to_owned()
+        } else {
+            let cause = if volume.cloned { "it is a copy" } else { "something was written to it" };
+            format!(" (there is {found} on it, and it was not formatted because {cause})")
+        };
+        let name = &volume.name;
+        Err(Error::Internal(format!("volume {name} cannot be mounted as {kind}{hint}: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Attributes;
+
+    #[test]
+    fn only_what_is_known_to_be_blank_is_formatted() {
+        let volume = |mark: Option<&str>, cloned| Volume {
+            id: 1,
+            name: "v".into(),
+            size: 1 << 30,
+            cloned,
+            attributes: mark
+                .map(|mark| (names::FORMAT.into(), mark.into()))
+                .into_iter()
+                .collect::<Attributes>(),
+            attachments: Vec::new(),
+        };
+        let half = "formatting by attachment 7";
+        let table = [
+            (None, false, false, Step::FormatIfBlank),
+            (Some(half), false, false, Step::Format),
+            (Some(FORMATTED), false, false, Step::Leave),
+            (Some("something later"), false, false, Step::Leave),
+            (None, true, false, Step::Leave),
+            (Some(half), true, false, Step::Leave),
+            (None, false, true, Step::Leave),
+            (Some(half), false, true, Step::Leave),
+        ];
+        for (mark, cloned, read_only, expected) in table {
+            assert_eq!(step(&volume(mark, cloned), read_only), expected, "{mark:?} {cloned} {read_only}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A volume gets its device and, if it is to be a directory, its one mount on this node.
+
+use super::{Node, key};
+use crate::capability::{Access, FsKind, Usage};
+use crate::controller::ATTACHMENT;
+use crate::host::{self, trouble};
+use crate::{Attachment, Device, Error, Handle, Volume, Wanted, parameters, v1};
+use std::path::Path;
+
+/// A file system that is wanted at a path.
+pub(super) struct Filesystem<'a> {
+    pub(super) kind: FsKind,
+    pub(super) flags: &'a [String],
+    pub(super) mkfs_options: Vec<String>,
+    pub(super) point: &'a Path,
+    pub(super) read_only: bool,
+}
+
+/// The attachment of a volume to this node, which has to be the one that the caller was told of.
+fn attachment<'a>(volume: &'a Volume, node: &str, told: Option<&String>) -> Result<&'a Attachment, Error> {
+    let own = volume.attachments.iter().find(|attachment| attachment.node == node);
+    let own = own.ok_or_else(|| {
+        Error::Precondition(format!("volume {} is not published to this node, {node}", volume.name))
+    })?;
+    if told.is_some_and(|told| *told != own.index.to_string()) {
+        let name = &volume.name;
+        return Err(Error::Precondition(format!(
+            "volume {name} was unpublished and published again meanwhile"
+        )));
+    }
+    Ok(own)
+}
+
+impl Node {
+    pub(super) async fn stage(
+        &self,
+        request: v1::NodeStageVolumeRequest,
+    ) -> Result<v1::NodeStageVolumeResponse, Error> {
+        if request.volume_id.is_empty() {
+            return Err(Error::missing("id of a volume"));
+        }
+        if request.staging_target_path.is_empty() {
+            return Err(Error::missing("staging target path"));
+        }
+        let usage = Usage::parse(request.volume_capability.as_ref())?;
+        let id = self.id(&request.volume_id).await?;
+        let _claim = self.busy.claim([key(id)])?;
+        let volume = self.backend.volume(id).await?;
+        let node = self.backend.node().await?;
+        let attachment = attachment(&volume, &node, request.publish_context.get(ATTACHMENT))?;
+        let read_only = attachment.read_only || usage.read_only;
+        let before = self.devices.find(id).await?.is_some();
+        let wanted = Wanted {
+            cluster: self.backend.cluster().await?,
+            volume: id,
+            name: volume.name.clone(),
+            size: volume.size,
+            read_only,
+        };
+        let device = self.devices.attach(&wanted).await?;
+        let Access::Mount { kind, flags } = &usage.access else {
+            return Ok(v1::NodeStageVolumeResponse {});
+        };
+        let wanted = Filesystem {
+            kind: *kind,
+            flags,
+            mkfs_options: parameters::mkfs_options(&request.volume_context),
+            point: Path::new(&request.staging_target_path),
+            read_only,
+        };
+        let staged = self.stage_filesystem(&volume, attachment, &device, &wanted).await;
+        if let Err(error) = staged {
+            // Nothing half-made is left behind.
+            if !before && let Err(left) = self.devices.detach(id).await {
+                tracing::warn!("the device of volume {} is left: {left}", volume.name);
+            }
+            return Err(error);
+        }
+        Ok(v1::NodeStageVolumeResponse {})
+    }
+
+    async fn stage_filesystem(
+        &self,
+        volume: &Volume,
+        attachment: &Attachment,
+        device: &Device,
+        wanted: &Filesystem<'_>,
+    ) -> Result<(), Error> {
+        let number = host::block_device(&device.path)
+            .ok_or_else(|| Error::Internal(format!("{} is no block device", device.path.display())))?;
+        let present = host::mounted_at(wanted.point)?;
+        let mounted = present.is_some();
+        if let Some(present) = present {
+            let (path, kind) = (wanted.point.display(), wanted.kind);
+            if present.device != number {
+                return Err(Error::Precondition(format!("something else is mounted at {path}")));
+            }
+            if present.fs != kind.name() || present.read_only != wanted.read_only {
+                return Err(Error::exists(format!("the volume is mounted at {path} in another way")));
+            }
+        } else {
+            self.prepare(volume, attachment, device, wanted).await?;
+            std::fs::create_dir_all(wanted.point).map_err(|error| trouble("make", wanted.point, &error))?;
+            self.mount(volume, device, wanted).await?;
+        }
+        if wanted.read_only || (!mounted && wanted.kind == FsKind::Ext4) {
+            return Ok(());
+        }
+        let grown = host::grow_filesystem(&device.path, wanted.point, wanted.kind.name()).await;
+        if grown.is_err() && !mounted {
+            host::unmount(wanted.point).await?;
+        }
+        grown
+    }
+
+    pub(super) async fn unstage(
+        &self,
+        request: v1::NodeUnstageVolumeRequest,
+    ) -> Result<v1::NodeUnstageVolumeResponse, Error> {
+        if request.volume_id.is_empty() {
+            return Err(Error::missing("id of a volume"));
+        }
+        if request.staging_target_path.is_empty() {
+            return Err(Error::missing("staging target path"));
+        }
+        // The cluster is not asked: a node that is cut off must get rid of what it has.
+        let done = v1::NodeUnstageVolumeResponse {};
+        let Some(id) = Handle::id_of(&request.volume_id) else { return Ok(done) };
+        let _claim = self.busy.claim([key(id)])?;
+        let point = Path::new(&request.staging_target_path);
+        // The path is the volume's alone, whatever has become of its device.
+        host::unmount(point).await?;
+        self.devices.detach(id).await?;
+        Ok(done)
+    }
+}

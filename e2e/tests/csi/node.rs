@@ -1,0 +1,365 @@
+//! The driver's node service with real file systems on devices that are files; the cluster is in memory.
+
+use sheep_csi::v1::node_server::Node as Service;
+use sheep_csi::v1::volume_capability::access_mode::Mode;
+use sheep_csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use sheep_csi::v1::{
+    NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+};
+use sheep_csi::{Backend, FileDevices, Handle, Memory, NewVolume, Node, Source};
+use sheep_e2e::process::run;
+use sheep_e2e::{LeakCheck, Scratch, serial};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tonic::{Code, Request, Status};
+
+const NODE: &str = "aa";
+const MIB: u64 = 1 << 20;
+const FORMAT: &str = "csi.sheepdog.io/format";
+
+struct Machine {
+    backend: Arc<Memory>,
+    node: Node,
+    // Dropped last.
+    scratch: Scratch,
+}
+
+/// A volume with its paths on the machine.
+struct Place {
+    id: u64,
+    handle: String,
+    staging: String,
+    target: String,
+}
+
+fn mount(fs_type: &str, mode: Mode) -> Option<VolumeCapability> {
+    let mount = MountVolume { fs_type: fs_type.into(), ..MountVolume::default() };
+    let access_type = Some(AccessType::Mount(mount));
+    Some(VolumeCapability { access_type, access_mode: Some(AccessMode { mode: mode.into() }) })
+}
+
+fn ext4() -> Option<VolumeCapability> {
+    mount("ext4", Mode::SingleNodeWriter)
+}
+
+fn block() -> Option<VolumeCapability> {
+    let access_mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
+    Some(VolumeCapability { access_type: Some(AccessType::Block(BlockVolume {})), access_mode })
+}
+
+impl Machine {
+    fn new() -> Self {
+        let scratch = Scratch::new("csi").unwrap();
+        let backend = Arc::new(Memory::new(&[NODE, "bb"]));
+        let devices = Arc::new(FileDevices::new(scratch.path()));
+        let node = Node::new(backend.clone(), devices, 0);
+        Self { backend, node, scratch }
+    }
+
+    fn file(&self, place: &Place) -> PathBuf {
+        self.scratch.path().join(format!("{}.volume", place.id))
+    }
+
+    async fn volume(&self, name: &str, size: u64, source: Option<Source>) -> Place {
+        let (name, attributes) = (name.to_owned(), Default::default());
+        let new = NewVolume { name, size, source, copies: None, min_copies: None, attributes };
+        let id = self.backend.create(new).await.unwrap().id;
+        self.backend.attach(id, NODE, false).await.unwrap();
+        let path = |what: &str| self.scratch.path().join(format!("{what}-{id}")).display().to_string();
+        let cluster = self.backend.cluster().await.unwrap();
+        Place {
+            id,
+            handle: Handle { cluster, id }.to_string(),
+            staging: path("staging"),
+            target: path("target"),
+        }
+    }
+
+    async fn stage(&self, place: &Place, volume_capability: Option<VolumeCapability>) -> Result<(), Status> {
+        let attachments = self.backend.volume(place.id).await.unwrap().attachments;
+        let index = attachments.iter().find(|own| own.node == NODE).map(|own| own.index.to_string());
+        let request = NodeStageVolumeRequest {
+            volume_id: place.handle.clone(),
+            publish_context: index.map(|index| ("attachment".to_owned(), index)).into_iter().collect(),
+            staging_target_path: place.staging.clone(),
+            volume_capability,
+            ..Default::default()
+        };
+        self.node.node_stage_volume(Request::new(request)).await.map(drop)
+    }
+
+    async fn unstage(&self, place: &Place) {
+        let (volume_id, staging_target_path) = (place.handle.clone(), place.staging.clone());
+        let request = NodeUnstageVolumeRequest { volume_id, staging_target_path };
+        self.node.node_unstage_volume(Request::new(request)).await.unwrap();
+    }
+
+    async fn publish(
+        &self,
+        place: &Place,
+        target: &str,
+        volume_capability: Option<VolumeCapability>,
+        readonly: bool,
+    ) -> Result<(), Status> {
+        let request = NodePublishVolumeRequest {
+            volume_id: place.handle.clone(),
+            staging_target_path: place.staging.clone(),
+            target_path: target.to_owned(),
+            volume_capability,
+            readonly,
+            ..Default::default()
+        };
+        self.node.node_publish_volume(Request::new(request)).await.map(drop)
+    }
+
+    async fn unpublish(&self, place: &Place, target: &str) -> Result<(), Status> {
+        let (volume_id, target_path) = (place.handle.clone(), target.to_owned());
+        let request = NodeUnpublishVolumeRequest { volume_id, target_path };
+        self.node.node_unpublish_volume(Request::new(request)).await.map(drop)
+    }
+
+    async fn bytes(&self, place: &Place, path: &str) -> i64 {
+        let (volume_id, volume_path) = (place.handle.clone(), path.to_owned());
+        let request = NodeGetVolumeStatsRequest { volume_id, volume_path, ..Default::default() };
+        self.node.node_get_volume_stats(Request::new(request)).await.unwrap().into_inner().usage[0].total
+    }
+
+    async fn expand(&self, place: &Place, path: &str, size: u64) -> Result<i64, Status> {
+        self.backend.resize(place.id, size).await.unwrap();
+        let (volume_id, volume_path) = (place.handle.clone(), path.to_owned());
+        let request = NodeExpandVolumeRequest { volume_id, volume_path, ..Default::default() };
+        Ok(self.node.node_expand_volume(Request::new(request)).await?.into_inner().capacity_bytes)
+    }
+
+    async fn mark(&self, place: &Place) -> Option<String> {
+        self.backend.volume(place.id).await.unwrap().attributes.get(FORMAT).cloned()
+    }
+}
+
+fn write(directory: &str, text: &str) {
+    std::fs::write(Path::new(directory).join("file"), text).unwrap();
+    run("sync", ["--file-system", directory]).unwrap();
+}
+
+fn read(directory: &str) -> String {
+    std::fs::read_to_string(Path::new(directory).join("file")).unwrap()
+}
+
+/// The kernel lets ext4 grow while it is mounted for those who have CAP_SYS_RESOURCE, which not every machine gives to root.
+fn can_grow_mounted_ext4() -> bool {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap() & CAP_SYS_RESOURCE != 0
+}
+
+/// A test with its frame.
+fn on_a_machine(test: impl AsyncFn(&Machine)) {
+    let _one = serial();
+    let check = LeakCheck::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let machine = Machine::new();
+    runtime.block_on(test(&machine));
+    drop(machine);
+    check.finish().unwrap();
+}
+
+#[test]
+fn a_blank_volume_is_formatted_once_and_never_again() {
+    on_a_machine(async |machine| {
+        let disk = machine.volume("disk", 64 * MIB, None).await;
+        machine.stage(&disk, ext4()).await.unwrap();
+        assert_eq!(machine.mark(&disk).await.as_deref(), Some("formatted"));
+        write(&disk.staging, "kept");
+        machine.stage(&disk, ext4()).await.unwrap();
+        machine.unstage(&disk).await;
+        machine.unstage(&disk).await;
+        // The cluster believes that nothing was written: the mark alone keeps it from being formatted.
+        machine.stage(&disk, ext4()).await.unwrap();
+        assert_eq!(read(&disk.staging), "kept");
+        machine.unstage(&disk).await;
+        // Another file system than is asked for is an error, and stays.
+        let error = machine.stage(&disk, mount("xfs", Mode::SingleNodeWriter)).await.unwrap_err();
+        assert!(
+            error.message().contains("cannot be mounted as xfs") && error.message().contains("ext4"),
+            "{error}"
+        );
+        machine.stage(&disk, ext4()).await.unwrap();
+        assert_eq!(read(&disk.staging), "kept");
+        machine.unstage(&disk).await;
+    });
+}
+
+#[test]
+fn what_may_have_contents_is_never_formatted() {
+    on_a_machine(async |machine| {
+        let (raw, copy) =
+            (machine.volume("raw", 64 * MIB, None).await, machine.volume("origin", 64 * MIB, None).await);
+        machine.backend.write(raw.id);
+        let copy = machine.volume("copy", 64 * MIB, Some(Source::Volume(copy.id))).await;
+        for place in [&raw, &copy] {
+            let contents = vec![0; 64 * MIB as usize];
+            std::fs::write(machine.file(place), &contents).unwrap();
+            let error = machine.stage(place, ext4()).await.unwrap_err();
+            assert!(error.message().contains("not formatted"), "{error}");
+            assert_eq!(machine.mark(place).await, None);
+            assert!(std::fs::read(machine.file(place)).unwrap() == contents, "it was written");
+            machine.unstage(place).await;
+        }
+    });
+}
+
+#[test]
+fn formatting_that_broke_off_is_done_again_by_the_next_attachment_only() {
+    on_a_machine(async |machine| {
+        let disk = machine.volume("disk", 64 * MIB, None).await;
+        let mark = async |expected: Option<&str>, value: &str| {
+            machine.backend.mark(disk.id, FORMAT, expected, Some(value)).await
+        };
+        mark(None, "formatting by attachment 1").await.unwrap();
+        // Half of a file system of another kind is on it.
+        let file = machine.file(&disk);
+        std::fs::write(&file, vec![0; 64 * MIB as usize]).unwrap();
+        run("mkfs.ext4", ["-q", "-F", file.to_str().unwrap()]).unwrap();
+        machine.backend.write(disk.id);
+        machine.backend.detach(disk.id, NODE).await.unwrap();
+        let error = machine.stage(&disk, ext4()).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        machine.backend.attach(disk.id, NODE, false).await.unwrap();
+        machine.stage(&disk, ext4()).await.unwrap();
+        assert_eq!(machine.mark(&disk).await.as_deref(), Some("formatted"));
+        // Who began is late.
+        assert!(mark(Some("formatting by attachment 1"), "formatted").await.is_err());
+        machine.unstage(&disk).await;
+    });
+}
+
+#[test]
+fn file_systems_grow_while_they_are_mounted_and_xfs_copies_live_side_by_side() {
+    on_a_machine(async |machine| {
+        let xfs = || mount("xfs", Mode::SingleNodeWriter);
+        let disk = machine.volume("disk", 320 * MIB, None).await;
+        machine.stage(&disk, xfs()).await.unwrap();
+        write(&disk.staging, "xfs");
+        machine.publish(&disk, &disk.target, xfs(), false).await.unwrap();
+        // A copy of what is mounted, in a larger volume, as after a power cut.
+        let copy = machine.volume("copy", 400 * MIB, Some(Source::Volume(disk.id))).await;
+        std::fs::copy(machine.file(&disk), machine.file(&copy)).unwrap();
+        machine.stage(&copy, xfs()).await.unwrap();
+        assert_eq!(read(&copy.staging), "xfs");
+        machine.publish(&copy, &copy.target, xfs(), false).await.unwrap();
+        let (before, larger) =
+            (machine.bytes(&disk, &disk.target).await, machine.bytes(&copy, &copy.target).await);
+        assert!(larger > before + 60 * MIB as i64, "{before} {larger}");
+        for _ in 0..2 {
+            let size = 420 * MIB;
+            assert_eq!(machine.expand(&disk, &disk.target, size).await.unwrap(), size as i64);
+        }
+        assert!(machine.bytes(&disk, &disk.target).await > before + 80 * MIB as i64);
+
+        let plain = machine.volume("plain", 64 * MIB, None).await;
+        machine.stage(&plain, ext4()).await.unwrap();
+        machine.publish(&plain, &plain.target, ext4(), false).await.unwrap();
+        let before = machine.bytes(&plain, &plain.target).await;
+        let expanded = machine.expand(&plain, &plain.target, 128 * MIB).await;
+        if can_grow_mounted_ext4() {
+            assert_eq!(expanded.unwrap(), 128 * MIB as i64);
+            assert!(machine.bytes(&plain, &plain.target).await > before + 50 * MIB as i64);
+        } else {
+            // Said, and made up for the next time.
+            assert!(expanded.unwrap_err().message().contains("resize2fs"));
+            machine.unpublish(&plain, &plain.target).await.unwrap();
+            machine.unstage(&plain).await;
+            machine.stage(&plain, ext4()).await.unwrap();
+            assert!(machine.bytes(&plain, &plain.staging).await > before + 50 * MIB as i64);
+        }
+        for place in [&disk, &copy, &plain] {
+            machine.unpublish(place, &place.target).await.unwrap();
+            machine.unstage(place).await;
+        }
+    });
+}
+
+#[test]
+fn readers_cannot_write_and_one_pod_is_one_pod() {
+    on_a_machine(async |machine| {
+        let disk = machine.volume("disk", 64 * MIB, None).await;
+        let (other, single) = (format!("{}-other", disk.target), mount("", Mode::SingleNodeSingleWriter));
+        machine.stage(&disk, single.clone()).await.unwrap();
+        write(&disk.staging, "text");
+        machine.publish(&disk, &disk.target, single.clone(), false).await.unwrap();
+        machine.publish(&disk, &disk.target, single.clone(), false).await.unwrap();
+        let error = machine.publish(&disk, &other, single, false).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        machine.publish(&disk, &other, ext4(), true).await.unwrap();
+        assert!(std::fs::write(format!("{other}/file"), "x").is_err(), "a read-only path is written");
+        let error = machine.publish(&disk, &other, ext4(), false).await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists);
+        machine.unpublish(&disk, &other).await.unwrap();
+        machine.unpublish(&disk, &disk.target).await.unwrap();
+        // What somebody else has put there is not removed.
+        std::fs::create_dir(&disk.target).unwrap();
+        write(&disk.target, "not ours");
+        assert!(machine.unpublish(&disk, &disk.target).await.is_err());
+        assert_eq!(read(&disk.target), "not ours");
+        machine.unstage(&disk).await;
+
+        machine.backend.detach(disk.id, NODE).await.unwrap();
+        machine.backend.attach(disk.id, NODE, true).await.unwrap();
+        machine.stage(&disk, mount("", Mode::MultiNodeReaderOnly)).await.unwrap();
+        assert_eq!(read(&disk.staging), "text");
+        assert!(std::fs::write(format!("{}/file", disk.staging), "x").is_err());
+        machine.unstage(&disk).await;
+    });
+}
+
+#[test]
+fn a_device_is_published_as_it_is() {
+    on_a_machine(async |machine| {
+        let disk = machine.volume("disk", 64 * MIB, None).await;
+        let error = machine.publish(&disk, &disk.target, block(), false).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "not staged");
+        machine.stage(&disk, block()).await.unwrap();
+        machine.publish(&disk, &disk.target, block(), false).await.unwrap();
+        machine.publish(&disk, &disk.target, block(), false).await.unwrap();
+        assert_eq!(machine.bytes(&disk, &disk.target).await, 64 * MIB as i64);
+        machine.expand(&disk, &disk.target, 96 * MIB).await.unwrap();
+        assert_eq!(machine.bytes(&disk, &disk.target).await, 96 * MIB as i64);
+        assert_eq!(machine.mark(&disk).await, None);
+        let error = machine.publish(&disk, &format!("{}-ro", disk.target), block(), true).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        machine.unpublish(&disk, &disk.target).await.unwrap();
+        machine.unpublish(&disk, &disk.target).await.unwrap();
+        assert!(!Path::new(&disk.target).exists());
+        machine.unstage(&disk).await;
+    });
+}
+
+#[test]
+fn calls_for_one_volume_do_not_wait_for_each_other() {
+    on_a_machine(async |machine| {
+        let disk = Arc::new(machine.volume("disk", 64 * MIB, None).await);
+        let request = NodeStageVolumeRequest {
+            volume_id: disk.handle.clone(),
+            staging_target_path: disk.staging.clone(),
+            volume_capability: ext4(),
+            publish_context: HashMap::new(),
+            ..Default::default()
+        };
+        let calls: Vec<_> = (0..4)
+            .map(|_| {
+                let (node, request) = (machine.node.clone(), request.clone());
+                tokio::spawn(async move { node.node_stage_volume(Request::new(request)).await.map(drop) })
+            })
+            .collect();
+        let mut codes = Vec::new();
+        for call in calls {
+            codes.push(call.await.unwrap().map_or_else(|status| status.code(), |()| Code::Ok));
+        }
+        assert!(codes.iter().all(|code| [Code::Ok, Code::Aborted].contains(code)), "{codes:?}");
+        assert!(codes.contains(&Code::Ok) && codes.contains(&Code::Aborted), "{codes:?}");
+        machine.unstage(&disk).await;
+    });
+}

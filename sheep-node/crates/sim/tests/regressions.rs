@@ -166,3 +166,12 @@ fn who_flattens_takes_over_too() {
     (options.snapshots, options.rot.data) = (true, true);
     check(options);
 }
+
+/// A creation waited at the holder's own replica for the object that it begins as; the next write to the object was told at
+/// once that there is no copy, and was sent again at once, without end.
+#[test]
+fn who_waits_for_a_creation_does_not_spin() {
+    let mut options = Options::from_seed(7218);
+    options.snapshots = true;
+    check(options);
+}

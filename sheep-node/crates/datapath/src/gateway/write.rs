@@ -358,14 +358,25 @@ impl Volume {
         }
         let missing: Vec<u64> = writes.writes.range(first..=upto).map(|write| write.sequence).collect();
         writes.lacks_after(member, has);
+        let mut sent = false;
         for (place, sequence) in missing.iter().enumerate() {
             let Some(write) = self.objects.get_mut(&object).and_then(|writes| writes.find(*sequence)) else {
                 return;
             };
             let last = place + 1 == missing.len();
             match write.call_to(member) {
-                None => self.send_write(core, object, *sequence, member),
-                Some(call) if last || (place == 0 && sent_long_ago(core, call)) => core.resend(call),
+                None => {
+                    self.send_write(core, object, *sequence, member);
+                    sent = true;
+                }
+                // Who has no copy says so at once, also while its creation waits there for something.
+                Some(call) if last && version.is_none() && !sent => {
+                    core.back_off(call, core.config.not_ready);
+                }
+                Some(call) if last || (place == 0 && sent_long_ago(core, call)) => {
+                    core.resend(call);
+                    sent = true;
+                }
                 Some(_) => {}
             }
         }

@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use mio::{Events, Interest, Poll, Token, Waker};
 use sheep_engine::{Control, ControlConfig, ControlOutput, Published};
-use sheep_log::{Log, Recovered};
-use sheep_state::{Command, Genesis, Outcome, Refusal};
+use sheep_log::{Log, ProposeError, Recovered};
+use sheep_state::{Command, Genesis, Limited, Outcome, Refusal};
 use sheep_totem::RingState;
 use sheep_types::{ClusterId, Member, Time};
 use std::collections::BTreeMap;
@@ -261,6 +261,12 @@ impl ControlThread {
                 let message = match result {
                     Ok(outcome) => DataMessage::Ordered { token, result: Some(Ok(outcome)) },
                     Err(OrderError::Refused(refusal)) => {
+                        DataMessage::Ordered { token, result: Some(Err(refusal)) }
+                    }
+                    // That would not get better.
+                    Err(OrderError::NotTaken(ProposeError::TooLarge { limit, .. })) => {
+                        let limit = limit as u64;
+                        let refusal = Refusal::Limit { what: Limited::CommandBytes, limit };
                         DataMessage::Ordered { token, result: Some(Err(refusal)) }
                     }
                     Err(_) => DataMessage::Ordered { token, result: None },

@@ -131,13 +131,14 @@ impl DataThread {
                     shard.handle_lease(now, deadline);
                 }
             }
-            DataMessage::Ordered { token, result: Some(result) } => {
+            DataMessage::Ordered { token, result } => {
                 if let Some(shard) = &mut self.shard {
-                    shard.handle_proposed(now, token, result);
+                    match result {
+                        Some(result) => shard.handle_proposed(now, token, result),
+                        None => shard.handle_unanswered(now, token),
+                    }
                 }
             }
-            // The shard looks at the state instead, and asks again.
-            DataMessage::Ordered { result: None, .. } => {}
             DataMessage::TestPeer { report, peer } => self.test_peer(now, report, peer),
             DataMessage::Scrub(order) => {
                 if let Some(shard) = &mut self.shard {

@@ -130,6 +130,11 @@ impl Shard {
         }
     }
 
+    /// A command that the gateway proposed will have no result.
+    pub fn handle_unanswered(&mut self, now: Time, token: u64) {
+        self.gateway.handle_unanswered(now, token);
+    }
+
     /// Result of a command that the gateway proposed.
     pub fn handle_proposed(&mut self, now: Time, token: u64, result: Result<Outcome, OrderRefusal>) {
         self.gateway.handle_proposed(now, token, result);

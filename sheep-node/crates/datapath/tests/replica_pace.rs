@@ -6,7 +6,7 @@ mod support;
 
 use core::time::Duration;
 use sheep_state::{Command, Settings};
-use sheep_types::{Generation, NodeId};
+use sheep_types::{Generation, NodeId, ObjectId};
 use sheep_wire::{Message, Packet, Reply, Request};
 use std::sync::atomic::{AtomicU32, Ordering};
 use support::Net;
@@ -110,7 +110,10 @@ fn look(packet: &Packet) -> bool {
 
 /// A client of a node, as far as that can tell.
 fn read(net: &mut Net, held: &Held, node: u64) {
-    let object = held.object(0);
+    read_object(net, held, node, held.object(0));
+}
+
+fn read_object(net: &mut Net, held: &Held, node: u64, object: ObjectId) {
     let read = Request::Read { object, birth: held.birth, offset: 0, len: support::BLOCK as u32 };
     net.ask(node, held.generation, read);
 }
@@ -137,7 +140,9 @@ fn pieces_are_small_where_clients_are_served() {
 
 #[test]
 fn few_blocks_are_read_at_once_where_clients_are_served() {
-    for (clients, urgent) in [(false, false), (true, false), (true, true)] {
+    for (clients, urgent, map) in
+        [(false, false, false), (true, false, false), (true, true, false), (false, false, true)]
+    {
         let mut net = Net::new(1, 3, 0, 3, 1);
         let mut held = Held::with_objects(&mut net, "a", 1);
         let create = held.write(0, None, true, 1);
@@ -151,6 +156,11 @@ fn few_blocks_are_read_at_once_where_clients_are_served() {
         assert!(matches!(net.call(1, Generation(0), blocks()), Reply::Read(_)));
         if clients {
             read(&mut net, &held, 1);
+            net.run_for(Duration::from_millis(5));
+        }
+        if map {
+            // A sweep's, which is in no hurry.
+            read_object(&mut net, &held, 1, ObjectId::map(object.vid(), 0));
             net.run_for(Duration::from_millis(5));
         }
         net.hold = Some(|packet| matches!(packet.message, Message::Request(Request::Blocks { .. })));

@@ -77,6 +77,8 @@ pub enum ToShard {
     Lease(Time),
     /// A command's answer.
     Proposed(u64, Result<Outcome, Refusal>),
+    /// A command will have no answer.
+    Unanswered(u64),
 }
 
 /// From the data path to control.
@@ -325,12 +327,18 @@ impl World {
                 }
             }
             Event::ToShard { message, .. } => self.tell_shard(node, at, message),
-            Event::ToControl { message, .. } => self.with_control(node, |control| match message {
-                ToControl::Order(token, command) => {
-                    let _ = control.propose(at, token, &command);
+            Event::ToControl { message, .. } => {
+                let mut refused = None;
+                self.with_control(node, |control| match message {
+                    ToControl::Order(token, command) => {
+                        refused = control.propose(at, token, &command).err().map(|_| token);
+                    }
+                    ToControl::Tested(report, reachable) => control.handle_tested(at, report, reachable),
+                });
+                if let Some(token) = refused.filter(|token| *token != UNASKED) {
+                    self.queue_to_shard(node, ToShard::Unanswered(token));
                 }
-                ToControl::Tested(report, reachable) => control.handle_tested(at, report, reachable),
-            }),
+            }
             Event::Client(_)
             | Event::Operator
             | Event::Start(_)

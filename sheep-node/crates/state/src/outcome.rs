@@ -253,6 +253,8 @@ pub enum Limited {
     CopiesChanges,
     /// Volumes below each other.
     CloneDepth,
+    /// Bytes of a command.
+    CommandBytes,
 }
 
 impl core::fmt::Display for Limited {
@@ -271,6 +273,7 @@ impl core::fmt::Display for Limited {
             Self::Replaced | Self::Swept => "vids in one command",
             Self::CopiesChanges => "unrecovered changes of copies",
             Self::CloneDepth => "clones of clones in a row (one that is flattened begins anew)",
+            Self::CommandBytes => "bytes in one command",
         })
     }
 }

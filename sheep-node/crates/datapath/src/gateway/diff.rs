@@ -5,6 +5,7 @@
 
 use super::api::{DiffExtent, Difference, VolumeError, VolumeReply};
 use super::map::ENTRIES;
+use super::object::ObjectWrites;
 use super::read::ReadOwner;
 use super::shared::{Core, Tag};
 use super::stack::{OldMap, Unknown};
@@ -55,6 +56,7 @@ struct Old {
 /// A range within one object.
 #[derive(Debug)]
 struct Part {
+    index: u32,
     start: u32,
     end: u32,
     what: What,
@@ -235,7 +237,7 @@ impl Volume {
                     }
                 },
             };
-            parts.push(Part { start, end, what });
+            parts.push(Part { index, start, end, what });
         }
         let Some(diff) = self.diffs.all.get_mut(&io).filter(|_| !loading) else { return Ok(()) };
         diff.open = questions.len();
@@ -261,16 +263,20 @@ impl Volume {
                 before = self.old_stack(core, old.vid, index)?;
             }
         }
-        let whole = self.geometry.object_size();
-        let unsure = self
-            .objects
-            .get(&ObjectId::data(self.vid, index))
-            .is_some_and(|writes| writes.failed(0, whole).is_some() || writes.unanswered(0, whole, u64::MAX));
-        if unsure {
+        if self.is_unsure(index) {
             return Ok(None);
         }
         let view = core.view();
         Ok(Some(Case::of(&own, &before, old_end, blocks, |one, other| view.are_related(one, other))))
+    }
+
+    /// Whether what a member has of an object may never have been, as long as not all have it.
+    fn is_unsure(&self, index: u32) -> bool {
+        let (own, whole) = (ObjectId::data(self.vid, index), self.geometry.object_size());
+        let unsure = |writes: &ObjectWrites| {
+            writes.failed(0, whole).is_some() || writes.unanswered(0, whole, u64::MAX)
+        };
+        self.objects.get(&own).is_some_and(unsure)
     }
 
     /// Asks members that were not asked yet; who cannot be asked of anybody is done.
@@ -359,6 +365,10 @@ impl Volume {
         let mut extents = Vec::new();
         for part in diff.parts.unwrap_or_default() {
             match part.what {
+                // Written since it was asked for, and who answered may be the only one who has it.
+                What::Asked { .. } if self.is_unsure(part.index) => {
+                    push(&mut extents, part.end - part.start, Difference::Data);
+                }
                 What::Known(known) => push(&mut extents, part.end - part.start, known),
                 What::Asked { case, answers } => match answers.into_iter().collect::<Option<Vec<_>>>() {
                     None => push(&mut extents, part.end - part.start, case.unknown()),

@@ -9,6 +9,7 @@
 mod pace;
 mod work;
 
+pub(super) use pace::Filled;
 pub use pace::{FillProgress, FillState};
 
 use super::OpenMode;
@@ -214,10 +215,23 @@ impl Volume {
                 self.fill.found = false;
                 self.end_pass(core);
             }
-            Stage::Flushing if self.fill.is_entered() => self.end_pass(core),
-            Stage::Flushing => self.want_cycle(core),
+            Stage::Flushing => {
+                self.leave_stuck();
+                if self.fill.is_entered() { self.end_pass(core) } else { self.want_cycle(core) }
+            }
             Stage::Ordering { .. } => {}
         }
+    }
+
+    /// Objects with writes that some member cannot store will not be entered soon: they are left for another pass.
+    fn leave_stuck(&mut self) {
+        let (objects, vid) = (&self.objects, self.vid);
+        let is_stuck = |index: u32| {
+            objects.get(&ObjectId::data(vid, index)).is_some_and(|writes| writes.refused().is_some())
+        };
+        let before = self.fill.whole.len();
+        self.fill.whole.retain(|index, _| !is_stuck(*index));
+        self.fill.found |= before > self.fill.whole.len();
     }
 
     /// Entries wait for a cycle of the flusher. One that has just ended may have been too early for them.

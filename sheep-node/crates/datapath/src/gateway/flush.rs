@@ -123,7 +123,8 @@ impl Volume {
             && !(self.objects.is_empty() && self.pending.is_empty())
             && !self.has_only_failed_writes();
         // Too much or too many counts only while there are writes that a new cycle would cover.
-        self.flusher.wanted || late || draining || ((much || many) && self.flusher.dirty_since.is_some())
+        let covers = || self.flusher.dirty_since.is_some() && !self.has_only_failed_writes();
+        self.flusher.wanted || late || draining || ((much || many) && covers())
     }
 
     /// When the volume flushes by itself.
@@ -373,6 +374,24 @@ impl Volume {
             let number = self.call(core, Tag::Flush, member, Request::Flush { vid: self.vid });
             self.flusher.asked.insert(number);
         }
+    }
+
+    /// Forgets writes that are durable on all members: those up to `upto`, and such as were made durable at once.
+    pub(super) fn forget_writes(&mut self, core: &mut Core, upto: u64) {
+        let mut freed = 0;
+        for writes in self.objects.values_mut() {
+            while let Some(write) = writes.writes.front() {
+                let durable = write.complete && (write.durable || write.sequence <= upto);
+                if !durable {
+                    break;
+                }
+                freed += write.weight();
+                writes.writes.pop_front();
+            }
+        }
+        self.objects.retain(|_, writes| !writes.writes.is_empty());
+        self.retained -= freed;
+        core.free(freed);
     }
 
     fn end_cycle(&mut self, core: &mut Core) -> bool {

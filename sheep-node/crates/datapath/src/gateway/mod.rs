@@ -197,9 +197,18 @@ impl Gateway {
         self.pump(handle);
     }
 
+    /// A proposal will have no result: it was not taken, or carried out and the answer lost. It comes again, under the same
+    /// token.
+    pub fn handle_unanswered(&mut self, now: Time, token: u64) {
+        self.core.now = now;
+        self.core.unanswered(token);
+    }
+
     /// Time has come to [`Gateway::poll_timeout`], or has just passed.
     pub fn handle_timeout(&mut self, now: Time) {
         self.core.now = now;
+        let volumes = &self.volumes;
+        self.core.propose_again(|handle| handle == sweep::HANDLE || volumes.contains_key(&handle));
         for (number, handle) in self.core.due_calls() {
             if let Some(volume) = self.volumes.get_mut(&handle) {
                 volume.handle_due(&mut self.core, number);

@@ -184,6 +184,18 @@ impl ObjectWrites {
         }
     }
 
+    /// A write can't be stored somewhere, nor what comes behind it; their sequences and owners.
+    pub(super) fn refuse_from(&mut self, sequence: u64, error: VolumeError) -> Vec<(u64, Owner)> {
+        let is_meant = |write: &&RetainedWrite| {
+            let behind = write.sequence > sequence && !write.answered;
+            (behind || write.sequence == sequence) && write.failed.is_none()
+        };
+        let refused = self.writes.iter().filter(is_meant).map(|write| (write.sequence, write.owner));
+        let refused: Vec<(u64, Owner)> = refused.collect();
+        refused.iter().for_each(|(sequence, _)| self.fail(*sequence, error));
+        refused
+    }
+
     /// An operation was given up: its unanswered writes count as failed until all members have them. Returns
     /// their sequences.
     pub(super) fn disown(&mut self, io: u64, error: VolumeError) -> Vec<u64> {

@@ -61,6 +61,12 @@ impl Volume {
                 self.handle_view(core, epoch);
             }
             Ok(_) => self.fail_locking(core, OpenError::LockEnded),
+            // Granted to the same command before, whose answer was lost. Nobody knows in what state, and nobody uses it.
+            Err(Refusal::Locked { holder, generation }) if holder == core.me => {
+                self.open_error = Some(OpenError::LockEnded);
+                self.generation = generation;
+                self.unlock(core, false);
+            }
             Err(refusal) => self.fail_locking(core, OpenError::Refused(refusal)),
         }
     }

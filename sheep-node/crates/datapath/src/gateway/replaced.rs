@@ -15,8 +15,6 @@ use std::time::Duration;
 
 /// Between the first replaced entry and its being said.
 const EVERY: Duration = Duration::from_secs(10);
-/// A proposal that is not answered within this time is made again.
-const ANSWERED: Duration = Duration::from_secs(10);
 /// Vids that are remembered one by one.
 const REMEMBERED: usize = 256;
 
@@ -27,8 +25,8 @@ pub(super) struct Replaced {
     /// Others besides, it is not known which.
     others: bool,
     since: Option<Time>,
-    /// It is being said, until then: a proposal may never be answered.
-    ordering: Option<(u64, Time)>,
+    /// It is being said.
+    ordering: Option<u64>,
 }
 
 impl Replaced {
@@ -70,10 +68,7 @@ impl Replaced {
 
     /// When it is to be said.
     pub(super) fn deadline(&self) -> Option<Time> {
-        match self.ordering {
-            Some((_, until)) => Some(until),
-            None => Some(self.since? + EVERY),
-        }
+        self.since.filter(|_| self.ordering.is_none()).map(|since| since + EVERY)
     }
 }
 
@@ -81,10 +76,6 @@ impl Volume {
     /// Says what was replaced, if it is time.
     pub(super) fn step_replaced(&mut self, core: &mut Core) {
         if self.replaced.deadline().is_some_and(|deadline| deadline <= core.now) {
-            if self.replaced.ordering.take().is_some() {
-                self.replaced.others = true;
-                self.again = true;
-            }
             self.say_replaced(core);
         }
     }
@@ -109,13 +100,13 @@ impl Volume {
         let vids = if replaced.others { Vec::new() } else { dead };
         let (vdi, generation) = (self.vdi, self.generation);
         let token = core.propose(self.handle, Command::Replaced { vdi, generation, vids });
-        self.replaced.ordering = Some((token, core.now + ANSWERED));
+        self.replaced.ordering = Some(token);
         false
     }
 
     /// The result of a proposal; false if it is none of this page.
     pub(super) fn handle_replaced_ordered(&mut self, token: u64) -> bool {
-        if self.replaced.ordering.is_none_or(|(waiting, _)| waiting != token) {
+        if self.replaced.ordering != Some(token) {
             return false;
         }
         self.replaced.ordering = None;

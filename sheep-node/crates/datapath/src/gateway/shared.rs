@@ -12,6 +12,8 @@ use std::time::Duration;
 /// Views whose time of publication is remembered. Older ones count as published with the oldest of these,
 /// which only makes a take-over wait longer.
 const VIEW_TIMES: usize = 1024;
+/// Wait before a proposal that has no answer is made again.
+const PROPOSED_AGAIN: Duration = Duration::from_millis(200);
 
 /// What a request was sent for; says where its reply goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,13 @@ pub(super) struct Call {
     tries: u32,
 }
 
+/// A command that is being ordered.
+#[derive(Debug)]
+struct Proposal {
+    handle: u64,
+    command: Command,
+}
+
 /// Generation and log index that the requests of a volume name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Basis {
@@ -85,6 +94,8 @@ pub(super) struct Core {
     pub(super) outputs: VecDeque<GatewayOutput>,
     /// Unflushed bytes kept over all volumes.
     pub(super) retained: u64,
+    /// What clones have got lately.
+    pub(super) filled: super::fill::Filled,
     /// There was little room, and now there is more.
     pub(super) room_freed: bool,
     /// Contents that came damaged over the network, and were asked for again.
@@ -93,7 +104,10 @@ pub(super) struct Core {
     due: BTreeSet<(Time, u64)>,
     next_request: u64,
     next_token: u64,
-    tokens: BTreeMap<u64, u64>,
+    /// Commands that are being ordered.
+    proposals: BTreeMap<u64, Proposal>,
+    /// Those of them that have no answer, and when they are made again.
+    unanswered: BTreeSet<(Time, u64)>,
     pub(super) peers: BTreeMap<NodeId, Peer>,
     pub(super) pressure: super::pressure::Pressure,
     /// Some node does not yet hold all that it must.
@@ -112,13 +126,15 @@ impl Core {
             lease: Time::ZERO,
             outputs: VecDeque::new(),
             retained: 0,
+            filled: super::fill::Filled::default(),
             room_freed: false,
             garbled: 0,
             calls: BTreeMap::new(),
             due: BTreeSet::new(),
             next_request: 2,
             next_token: 1,
-            tokens: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
             peers: BTreeMap::new(),
             pressure: super::pressure::Pressure::default(),
             recovering: false,
@@ -269,8 +285,9 @@ impl Core {
         due.filter_map(|(_, number)| Some((*number, self.calls.get(number)?.handle))).collect()
     }
 
+    /// When the next request or proposal is due.
     pub(super) fn next_due(&self) -> Option<Time> {
-        self.due.first().map(|(time, _)| *time)
+        self.due.first().into_iter().chain(self.unanswered.first()).map(|(time, _)| *time).min()
     }
 
     /// Reports the receiver of an overdue request if it has said nothing for long.
@@ -290,14 +307,36 @@ impl Core {
     pub(super) fn propose(&mut self, handle: u64, command: Command) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        self.tokens.insert(token, handle);
+        self.proposals.insert(token, Proposal { handle, command: command.clone() });
         self.outputs.push_back(GatewayOutput::Propose { token, command });
         token
     }
 
-    /// The volume that a proposal was made for.
+    /// A proposal has its result: the volume that it was made for.
     pub(super) fn take_token(&mut self, token: u64) -> Option<u64> {
-        self.tokens.remove(&token)
+        self.proposals.remove(&token).map(|proposal| proposal.handle)
+    }
+
+    /// A proposal will not have a result, and whether it was carried out is not known. It is made again: every command of
+    /// a gateway names what it was made under, and does the same twice as once.
+    pub(super) fn unanswered(&mut self, token: u64) {
+        if self.proposals.contains_key(&token) {
+            self.unanswered.insert((self.now + PROPOSED_AGAIN, token));
+        }
+    }
+
+    /// Makes proposals again whose time has come, unless nobody waits for them any more.
+    pub(super) fn propose_again(&mut self, is_known: impl Fn(u64) -> bool) {
+        let later = self.unanswered.split_off(&(Time::from_nanos(self.now.as_nanos() + 1), 0));
+        for (_, token) in std::mem::replace(&mut self.unanswered, later) {
+            let Some(Proposal { handle, command }) = self.proposals.get(&token) else { continue };
+            if is_known(*handle) {
+                let command = command.clone();
+                self.outputs.push_back(GatewayOutput::Propose { token, command });
+            } else {
+                self.proposals.remove(&token);
+            }
+        }
     }
 }
 

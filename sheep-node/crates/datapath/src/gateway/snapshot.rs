@@ -9,8 +9,8 @@ use super::api::{LostReason, OpenMode, VolumeError, VolumeReply};
 use super::shared::Core;
 use super::volume::{Phase, Volume};
 use crate::Mutant;
-use sheep_state::{Command, Guard, Outcome, Refusal, SnapshotItem, VdiRecord};
-use sheep_types::{LogIndex, Time, Vid};
+use sheep_state::{Command, Guard, Outcome, Refusal, SnapshotItem, SnapshotMade, VdiRecord};
+use sheep_types::{LogIndex, Time, VdiId, Vid};
 use std::time::Duration;
 
 /// A pause for a group ends by itself after so long, and so does the attempt at one.
@@ -30,8 +30,8 @@ pub(super) enum StillFor {
 enum Stage {
     /// What was taken is carried out and made durable.
     Draining,
-    /// The command is being ordered.
-    Ordering { token: u64 },
+    /// The command is being ordered, for the contents of this vid.
+    Ordering { token: u64, vid: Vid },
     /// The snapshot was taken; the view does not show it yet.
     Taken { outcome: Outcome, working: Vid },
     /// Paused since the entry at this index.
@@ -47,11 +47,13 @@ pub(super) struct Still {
     stage: Stage,
     /// When it began, or when it was last ordered to end.
     since: Time,
+    /// That it ends is being ordered.
+    resuming: Option<u64>,
 }
 
 impl Still {
     pub(super) fn new(now: Time, io: Option<u64>, what: StillFor) -> Self {
-        Self { io, what, stage: Stage::Draining, since: now }
+        Self { io, what, stage: Stage::Draining, since: now, resuming: None }
     }
 
     /// When there has been enough of it.
@@ -122,6 +124,7 @@ impl Volume {
 
     fn order_still(&mut self, core: &mut Core) {
         let (vdi, generation) = (self.vdi, self.generation);
+        let vid = self.vid;
         let Some(still) = self.stills.front_mut() else { return };
         let command = match &still.what {
             StillFor::Snapshot(item) => {
@@ -130,7 +133,7 @@ impl Volume {
             }
             StillFor::Group { token } => Command::Pause { vdi, generation, token: *token },
         };
-        still.stage = Stage::Ordering { token: core.propose(self.handle, command) };
+        still.stage = Stage::Ordering { token: core.propose(self.handle, command), vid };
     }
 
     /// Nobody has taken the snapshot in time. It may still be: the order decides.
@@ -142,7 +145,9 @@ impl Volume {
             return self.end_still();
         }
         still.since = core.now;
-        core.propose(self.handle, Command::Resume { vdi, generation, token });
+        if still.resuming.is_none() {
+            still.resuming = Some(core.propose(self.handle, Command::Resume { vdi, generation, token }));
+        }
     }
 
     /// The result of a command of this page; false if it is none.
@@ -153,10 +158,16 @@ impl Volume {
         result: &Result<Outcome, Refusal>,
     ) -> bool {
         let Some(still) = self.stills.front_mut() else { return false };
-        if !matches!(still.stage, Stage::Ordering { token: waiting } if waiting == token) {
+        if still.resuming == Some(token) {
+            still.resuming = None;
+            return true;
+        }
+        let Stage::Ordering { token: waiting, vid } = still.stage else { return false };
+        if waiting != token {
             return false;
         }
         let io = still.io;
+        let result = &made_before(core, (self.vdi, vid), result).map_or_else(|| result.clone(), Ok);
         match result {
             Ok(Outcome::Snapshots(made)) => {
                 let working = made.first().map_or(self.vid, |made| made.working);
@@ -249,4 +260,19 @@ impl Volume {
             self.answer(core, io, Ok(VolumeReply::Ordered(Box::new(result))));
         }
     }
+}
+
+/// A snapshot that is refused because it is there may be the very one, when the command was made again for want of an
+/// answer: it has the contents that it was ordered for.
+fn made_before(
+    core: &Core,
+    (volume, vid): (VdiId, Vid),
+    result: &Result<Outcome, Refusal>,
+) -> Option<Outcome> {
+    let Err(Refusal::NameTaken { vdi }) = result else { return None };
+    let view = core.view();
+    let of = |record: &VdiRecord| record.vid == vid && record.snapshot_of.is_some_and(|of| of.vdi == volume);
+    view.state.vdi(*vdi).filter(|record| of(record))?;
+    let working = view.state.vdi(volume)?.vid;
+    Some(Outcome::Snapshots(vec![SnapshotMade { vdi: *vdi, vid, volume, working }]))
 }

@@ -311,9 +311,13 @@ impl Volume {
         if owner == Owner::Map {
             return self.fail_flush(core, error);
         }
-        if found.failed.is_none() {
-            writes.fail(write.1, error);
-            self.stuck.insert(write.1);
+        if found.failed.is_some() {
+            return;
+        }
+        // Nor can it store what comes behind; it would say only that this one is missing.
+        let refused = writes.refuse_from(write.1, error);
+        self.stuck.extend(refused.iter().map(|(sequence, _)| sequence));
+        for (_, owner) in refused {
             match owner {
                 Owner::Client { io } => self.part_done(core, io, Err(error), false),
                 Owner::Fill => self.fill.refused(core.now),
@@ -355,6 +359,11 @@ impl Volume {
         }
         if !reachable {
             return self.doubt(core, number, write, member);
+        }
+        // What it cannot store is sent again in its own time, and this after it.
+        let stuck = |write: &RetainedWrite| write.failed.is_some() && write.call_to(member).is_some();
+        if first < upto && writes.writes.get(first).is_some_and(stuck) {
+            return core.back_off(number, NO_SPACE_PAUSE);
         }
         let missing: Vec<u64> = writes.writes.range(first..=upto).map(|write| write.sequence).collect();
         writes.lacks_after(member, has);
@@ -464,24 +473,6 @@ impl Volume {
         for (object, sequence, member) in missing {
             self.send_write(core, object, sequence, member);
         }
-    }
-
-    /// Forgets writes that are durable on all members: those up to `upto`, and such as were made durable at once.
-    pub(super) fn forget_writes(&mut self, core: &mut Core, upto: u64) {
-        let mut freed = 0;
-        for writes in self.objects.values_mut() {
-            while let Some(write) = writes.writes.front() {
-                let durable = write.complete && (write.durable || write.sequence <= upto);
-                if !durable {
-                    break;
-                }
-                freed += write.weight();
-                writes.writes.pop_front();
-            }
-        }
-        self.objects.retain(|_, writes| !writes.writes.is_empty());
-        self.retained -= freed;
-        core.free(freed);
     }
 
     /// Whether nothing but writes that some member cannot store is left.

@@ -2,7 +2,7 @@
 
 use super::{Replica, Timer};
 use crate::{Mutant, View};
-use sheep_types::{Birth, Generation, LogIndex, ObjectId, Time, Vid};
+use sheep_types::{Birth, Generation, LogIndex, ObjectId, ObjectKind, Time, Vid};
 use sheep_wire::{Header, Refusal, Reply, Request};
 use std::sync::Arc;
 
@@ -59,7 +59,13 @@ impl Replica {
         request: Request,
         deadline: Option<Time>,
     ) {
-        if matches!(request, Request::Write(_) | Request::Read { .. }) {
+        // Maps are read by sweeps more than for clients, who read and write data besides.
+        let for_client = match &request {
+            Request::Write(_) => true,
+            Request::Read { object, .. } => object.kind() == Some(ObjectKind::Data),
+            _ => false,
+        };
+        if for_client {
             self.serves_client(now);
         }
         let result = match request {

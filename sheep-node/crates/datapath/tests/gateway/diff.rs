@@ -2,10 +2,11 @@
 
 use crate::serving::{read, write};
 use crate::snapshots::{clone_of, close, read_only, take};
-use crate::world::{BLOCK, OBJECT, World};
+use crate::world::{BLOCK, OBJECT, World, ms};
 use sheep_datapath::{Difference, GatewayConfig, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::{Command, Guard, Settings};
 use sheep_types::{Incarnation, Member, NodeId, ObjectId, VdiId};
+use std::time::Duration;
 
 const OBJECTS: u64 = 16;
 /// The volume ends within an object and within a block of the map.
@@ -376,4 +377,35 @@ fn a_snapshot_may_go_while_it_is_compared_with() {
     world.deaf.clear();
     close(&mut world, 100, handle);
     world.open(101, vdi);
+}
+
+/// A member has a write that makes a block what it was in the snapshot, and nobody else has it: it may never have been.
+#[test]
+fn what_only_one_member_has_proves_nothing() {
+    for seed in 0..8 {
+        let mut world = World::new(3, Settings::default(), seed);
+        let vdi = world.create(SIZE);
+        let handle = world.open(100, vdi);
+        world.act(100, handle, write(0, 4 * BLOCK, 1)).unwrap();
+        let taken = take(&mut world, handle, "one");
+        world.act(100, handle, write(0, BLOCK, 2)).unwrap();
+        let nodes: Vec<NodeId> = world.replicas.keys().copied().collect();
+        // Asked before the write comes, and answered after it.
+        world.deaf.extend(nodes.iter().map(|node| (*node, "other")));
+        let op = VolumeOp::Diff { offset: 0, len: OBJECT, since: Some(taken.vdi) };
+        let diff = world.submit(100, handle, op);
+        world.run(ms(5));
+        let lacks = nodes[seed as usize % nodes.len()];
+        world.deaf.insert((lacks, "write"));
+        let io = world.submit(100, handle, write(0, BLOCK, 1));
+        world.run(ms(50));
+        world.deaf.retain(|(_, kind)| *kind == "write");
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.answer(io), None);
+        let Some(Ok(VolumeReply::Diff(extents))) = world.answer(diff) else { panic!("not compared") };
+        assert_ne!(extents[0].difference, Difference::Same, "{seed}: {extents:?}");
+        world.deaf.clear();
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.answer(io), Some(Ok(VolumeReply::Done)));
+    }
 }

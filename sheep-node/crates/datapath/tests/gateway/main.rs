@@ -12,6 +12,7 @@ mod random;
 mod replica;
 mod rules;
 mod serving;
+mod silence;
 mod snapshots;
 mod traces;
 mod trouble;

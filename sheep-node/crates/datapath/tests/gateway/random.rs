@@ -39,6 +39,7 @@ impl Run {
         world.view_delay_us = 3_000;
         let handle = world.open(100, vdi);
         world.net = Net { lose: 2, double: 3, delay_us: 2_000 };
+        world.silent = (20, 50);
         let random = Random::new(seed + 1000);
         let (oracle, open) = (Oracle::default(), BTreeMap::new());
         Self { world, vdi, oracle, random, node: 100, handle, open, next_tag: 1, seen: 0, done: [0; 3] }
@@ -194,6 +195,8 @@ impl Run {
         }
         self.node = if self.node == 100 { 101 } else { 100 };
         let (node, vdi) = (self.node, self.vdi);
+        // It may have been started just now, and knows of no volume yet.
+        self.world.run(ms(5));
         self.handle = self.world.begin_open(node, vdi, sheep_datapath::OpenMode::Write);
         let handle = self.handle;
         self.wait("take-over", |run| run.world.opened(node, handle));

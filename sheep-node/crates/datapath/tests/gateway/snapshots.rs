@@ -2,7 +2,7 @@
 
 use crate::serving::{read, write};
 use crate::world::{BLOCK, OBJECT, World, ms};
-use sheep_datapath::{OpenMode, VolumeError, VolumeOp, VolumeReply};
+use sheep_datapath::{GatewayOutput, OpenMode, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::{CloneVdi, Command, Guard, Outcome, Settings, SnapshotItem, SnapshotMade};
 use sheep_types::{Incarnation, Member, NodeId, ObjectId, VdiId};
 use std::collections::BTreeMap;
@@ -64,7 +64,14 @@ pub(crate) fn read_only(world: &mut World, node: u64, vdi: VdiId) -> u64 {
 pub(crate) fn close(world: &mut World, node: u64, handle: u64) {
     let now = world.now;
     world.gateway(node).close(now, handle);
-    world.run(Duration::from_secs(1));
+    let closed = GatewayOutput::Closed { handle };
+    for _ in 0..10 {
+        world.run(Duration::from_secs(1));
+        if world.said.iter().rev().any(|(_, said)| *said == closed) {
+            return;
+        }
+    }
+    panic!("not closed");
 }
 
 fn tags(world: &mut World, node: u64, handle: u64, objects: u64) -> Vec<u8> {
@@ -381,12 +388,12 @@ fn an_attempt_to_pause_ends() {
 const OTHER: Member = Member { node: NodeId(101), incarnation: Incarnation(1) };
 
 /// Somebody asks the holder to stand still.
-fn ask_pause(world: &mut World, vdi: VdiId, token: u64) {
+pub(crate) fn ask_pause(world: &mut World, vdi: VdiId, token: u64) {
     let generation = world.state.vdi(vdi).unwrap().lock.unwrap().generation;
     world.order_now(OTHER, Command::AskPause { vdi, generation, token }).unwrap();
     world.publish();
 }
 
-fn is_paused(world: &World, vdi: VdiId) -> bool {
+pub(crate) fn is_paused(world: &World, vdi: VdiId) -> bool {
     world.state.vdi(vdi).unwrap().lock.unwrap().paused.is_some()
 }

@@ -285,3 +285,29 @@ fn a_flush_covers_members_that_joined_since() {
         }
     }
 }
+
+/// Behind a write that a member cannot store nothing can be stored there: who waits for that is told so, nobody waits for
+/// ever, and nothing is sent all the time.
+#[test]
+fn what_comes_behind_a_refused_write_is_refused_too() {
+    let (mut world, handle, _) = open(3, slow_flush());
+    world.act(100, handle, write(0, 8 * BLOCK, 1)).unwrap();
+    world.act(100, handle, VolumeOp::Flush).unwrap();
+    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
+    let ios: Vec<u64> =
+        (0..4).map(|block| world.submit(100, handle, write(block * BLOCK as u64, BLOCK, 2))).collect();
+    let flush = world.submit(100, handle, VolumeOp::Flush);
+    world.run(ms(500));
+    for io in ios {
+        assert_eq!(world.answer(io), Some(Err(VolumeError::NoSpace)));
+    }
+    assert_eq!(world.answer(flush), Some(Ok(VolumeReply::Done)));
+    let sent = |world: &World| world.replicas[&NodeId(2)].requests["write"];
+    let before = sent(&world);
+    world.run(Duration::from_secs(10));
+    assert!(sent(&world) < before + 150, "{} writes in ten seconds", sent(&world) - before);
+    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
+    world.run(Duration::from_secs(5));
+    assert_eq!(read(&mut world, 100, handle, 0, 4 * BLOCK as u32), vec![2; 4 * BLOCK]);
+    world.act(100, handle, write(0, BLOCK, 3)).unwrap();
+}

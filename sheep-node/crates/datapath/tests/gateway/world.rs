@@ -80,6 +80,13 @@ pub(crate) struct World {
     pub(crate) view_delay_us: u64,
     /// Renew leases by themselves.
     pub(crate) leases: bool,
+    /// Replies to reads of data objects wait here, if they are to wait.
+    pub(crate) held_back: Option<Vec<Packet>>,
+    data_reads: BTreeSet<u64>,
+    /// Percent of proposals that get no answer, and of these, that are carried out all the same.
+    pub(crate) silent: (u64, u64),
+    /// Proposals of gateways so far.
+    pub(crate) proposals: u64,
     sequences: BTreeMap<Member, u64>,
     events: BTreeMap<(Time, u64), Event>,
     order: u64,
@@ -103,6 +110,10 @@ impl World {
             said: Vec::new(),
             view_delay_us: 0,
             leases: true,
+            held_back: None,
+            data_reads: BTreeSet::new(),
+            silent: (0, 0),
+            proposals: 0,
             sequences: BTreeMap::new(),
             events: BTreeMap::new(),
             order: 0,

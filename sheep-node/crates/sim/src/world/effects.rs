@@ -29,6 +29,9 @@ impl World {
             ControlOutput::AnswerLost { token } if token & OF_WORLD != 0 && token != UNASKED => {
                 self.answers_lost.insert(token);
             }
+            ControlOutput::AnswerLost { token } if token != UNASKED => {
+                self.queue_to_shard(node, ToShard::Unanswered(token));
+            }
             ControlOutput::Answered { .. } | ControlOutput::AnswerLost { .. } => {}
             ControlOutput::TestPeer { report, peer } => self.test_peer(node, report, peer),
             ControlOutput::Note(text) => self.trace.say(self.now, &format!("node {node}: {text}")),
@@ -160,6 +163,9 @@ impl World {
             }
             ToShard::Proposed(token, result) => {
                 self.with_shard(node, |shard| shard.handle_proposed(at, token, result));
+            }
+            ToShard::Unanswered(token) => {
+                self.with_shard(node, |shard| shard.handle_unanswered(at, token));
             }
         }
     }

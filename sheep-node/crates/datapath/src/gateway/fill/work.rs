@@ -194,6 +194,9 @@ impl Volume {
                 false => data_body(flatten(&cut(whole, start - from, end - start))),
             };
             let weight = super::super::object::weight(&body);
+            if !zero {
+                self.note_filled(core, object, u64::from(end - start));
+            }
             let base = (create && related).then_some(place.vid);
             let (offset, owner) = (*start, Owner::Fill);
             let write =

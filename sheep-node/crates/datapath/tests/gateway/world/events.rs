@@ -29,7 +29,19 @@ impl World {
         }
     }
 
+    /// What was held back goes on its way.
+    pub(crate) fn let_go(&mut self) {
+        for packet in self.held_back.take().into_iter().flatten() {
+            self.push(0, Event::Packet(packet, 0));
+        }
+    }
+
     pub(super) fn send(&mut self, packet: Packet) {
+        if let Message::Request(Request::Read { object, .. }) = packet.message
+            && object.kind() == Some(sheep_types::ObjectKind::Data)
+        {
+            self.data_reads.insert(packet.header.request);
+        }
         if self.random.chance(self.net.double) {
             let delay = self.random.below(self.net.delay_us * 20 + 1);
             self.push(delay, Event::Packet(packet.clone(), 0));
@@ -58,20 +70,35 @@ impl World {
             }
             Event::Proposal(me, token, command) => {
                 if self.gateways.get(&me.node).is_some_and(|(member, _)| *member == me) {
-                    let result = self.order_now(me, command);
-                    self.publish();
-                    let now = self.now;
-                    if let Some((_, gateway)) = self.gateways.get_mut(&me.node) {
-                        gateway.handle_proposed(now, token, result);
-                    }
+                    self.propose(me, token, command);
                 }
             }
             Event::Packet(packet, tries) => self.deliver(packet, tries),
         }
     }
 
+    /// A gateway's proposal is carried out and answered, or not.
+    fn propose(&mut self, me: Member, token: u64, command: Command) {
+        self.proposals += 1;
+        let (silent, done) = self.silent;
+        let silent = silent > 0 && self.random.chance(silent);
+        let result = (!silent || self.random.chance(done)).then(|| self.order_now(me, command));
+        self.publish();
+        let now = self.now;
+        let Some((_, gateway)) = self.gateways.get_mut(&me.node) else { return };
+        match result.filter(|_| !silent) {
+            Some(result) => gateway.handle_proposed(now, token, result),
+            None => gateway.handle_unanswered(now, token),
+        }
+    }
+
     pub(super) fn deliver(&mut self, packet: Packet, tries: u32) {
         match packet.message {
+            Message::Reply(_)
+                if self.held_back.is_some() && self.data_reads.contains(&packet.header.request) =>
+            {
+                self.held_back.iter_mut().for_each(|held| held.push(packet.clone()));
+            }
             Message::Reply(reply) => {
                 let now = self.now;
                 if let Some((_, gateway)) = self.gateways.get_mut(&packet.to) {
@@ -197,7 +224,7 @@ impl World {
     /// Submits an operation and waits for its answer.
     pub(crate) fn act(&mut self, node: u64, handle: u64, op: VolumeOp) -> Result<VolumeReply, VolumeError> {
         let io = self.submit(node, handle, op.clone());
-        for _ in 0..400 {
+        for _ in 0..2000 {
             self.run(ms(5));
             if let Some(answer) = self.answer(io) {
                 return answer;

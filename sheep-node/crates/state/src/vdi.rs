@@ -120,7 +120,7 @@ pub struct VdiRecord {
     pub clean_since: Option<LogIndex>,
     /// The writer.
     pub lock: Option<Lock>,
-    /// Generation of the last grant; zero if never locked.
+    /// Generation of the last grant, or of the last rollback, which takes the place of one; zero if there was neither.
     pub last_generation: Generation,
     /// Generation of the last holder that had settled, or had nothing to settle. What it and later holders
     /// created without a map entry is entered by the next one; what earlier ones left is not.

@@ -181,6 +181,8 @@ impl ClusterState {
         let inherits = self.vid(vid).is_some_and(|record| record.inherits);
         self.edit_vdi(vdi, &mut step.changes, |record| {
             (record.vid, record.size, record.clean_since) = (vid, from.size, Some(step.at));
+            // What somebody knows of the contents that he left when he closed it holds no more.
+            record.last_generation = Generation(step.at.0);
             record.flatten &= inherits;
         });
         self.bury(step, volume.vid);

@@ -294,3 +294,24 @@ fn rollback_gives_a_snapshot_back_and_needs_the_volume_closed_and_clean() {
         .unwrap();
     assert_eq!(refused(&mut cluster, rollback(s.vdi, Guard::ClosedClean)), Refusal::InUseByReaders(1));
 }
+
+#[test]
+fn a_rollback_makes_void_what_was_prepared_for_a_smaller_volume() {
+    let mut cluster = Cluster::with(2);
+    for rolled_back in [false, true] {
+        let (vdi, _) = cluster.vdi(if rolled_back { "a" } else { "b" });
+        let s = cluster.snapshot(vdi, "s");
+        // Somebody discards what lies beyond the new end.
+        let guard = Guard::Closed(cluster.open(vdi));
+        cluster.close(vdi);
+        let shrink = Command::ResizeVdi { vdi, size: 1 << 20, guard, shrink: true };
+        if rolled_back {
+            // And it is all there again.
+            let back = Command::Rollback { vdi, snapshot: s.vdi, guard: Guard::ClosedClean };
+            cluster.run(1, back).unwrap();
+            assert_eq!(cluster.run(1, shrink), Err(Refusal::StaleGuard));
+        } else {
+            cluster.run(1, shrink).unwrap();
+        }
+    }
+}

@@ -18,13 +18,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 const SIZE: u64 = 64 << 20;
 
 /// The gateway of a cluster that stores elsewhere, so that its death loses nothing; and the devices beside it.
-struct Machine {
+pub(crate) struct Machine {
     runtime: Runtime,
-    backend: Arc<sheep_csi::Cluster>,
-    devices: Arc<RemoteDevices>,
+    pub(crate) backend: Arc<sheep_csi::Cluster>,
+    pub(crate) devices: Arc<RemoteDevices>,
     holder: Proc,
     cluster: Cluster,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 impl Machine {
@@ -87,7 +87,7 @@ impl Machine {
 }
 
 /// A test with its frame.
-fn on_a_machine(test: impl FnOnce(&mut Machine)) {
+pub(crate) fn on_a_machine(test: impl FnOnce(&mut Machine)) {
     let _one = serial();
     let check = LeakCheck::start();
     let mut machine = Machine::start();

@@ -1,7 +1,9 @@
-//! csi-sanity, the conformance test of CSI, against the driver on a cluster in memory, with real block devices on files.
+//! csi-sanity, the conformance test of CSI, against the driver: on a cluster in memory, with block devices on files, and on a
+//! real one with real devices.
 
+use crate::device::on_a_machine;
 use serde_json::Value;
-use sheep_csi::{Controller, FileDevices, Memory, Node, Services, serve};
+use sheep_csi::{Backend, Controller, Devices, FileDevices, Memory, Node, Services, serve};
 use sheep_e2e::process::run;
 use sheep_e2e::{LeakCheck, Scratch, serial, wait_until};
 use std::path::{Path, PathBuf};
@@ -41,16 +43,18 @@ fn outcomes(report: &Value) -> Vec<(String, String)> {
     tests.map(|spec| (name(spec), spec["State"].as_str().unwrap_or_default().to_owned())).collect()
 }
 
-/// Runs csi-sanity with one kind of volume, and gives the tests with how they ended.
-fn sanity(program: &Path, access: &str) -> Vec<(String, String)> {
-    let scratch = Scratch::new("csi").unwrap();
-    let path = |name: &str| scratch.path().join(name);
-    let (socket, report, files) = (path("csi.sock"), path("report.json"), path("files"));
-    std::fs::create_dir(&files).unwrap();
+/// Runs csi-sanity with one kind of volume, and gives the tests with how they ended. Its files are in a directory.
+fn sanity(
+    program: &Path,
+    access: &str,
+    directory: &Path,
+    backend: Arc<dyn Backend>,
+    devices: Arc<dyn Devices>,
+) -> Vec<(String, String)> {
+    let path = |name: &str| directory.join(name);
+    let (socket, report) = (path("csi.sock"), path("report.json"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let backend = Arc::new(Memory::new(&[NODE]));
-    let devices = Arc::new(FileDevices::new(&files));
     let services = Services {
         backend: backend.clone(),
         controller: Some(Controller::new(backend.clone())),
@@ -80,10 +84,28 @@ fn sanity(program: &Path, access: &str) -> Vec<(String, String)> {
     let _ = stop.send(());
     runtime.block_on(server).unwrap().unwrap();
     let left = run("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-FILE"]).unwrap();
-    let left: Vec<&str> = left.lines().filter(|line| line.contains(&files.display().to_string())).collect();
+    let left: Vec<&str> =
+        left.lines().filter(|line| line.contains(&directory.display().to_string())).collect();
     assert!(left.is_empty(), "devices are left: {left:?}");
     ran.unwrap_or_else(|error| panic!("csi-sanity with {access} volumes: {error:#}"));
     outcomes(&serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap())
+}
+
+/// Everything passed but what is listed, and everything listed was skipped.
+fn judge(outcomes: &[(String, String)]) {
+    let count = |state: &str| outcomes.iter().filter(|(_, ended)| ended == state).count();
+    assert!(count("passed") >= 60, "{outcomes:?}");
+    assert_eq!(count("passed") + count("skipped") + count("pending"), outcomes.len(), "{outcomes:?}");
+    let skipped: Vec<&String> =
+        outcomes.iter().filter(|(_, ended)| ended != "passed").map(|(name, _)| name).collect();
+    let unlisted: Vec<_> =
+        skipped.iter().filter(|name| !listed().iter().any(|(pattern, _)| covers(pattern, name))).collect();
+    assert!(unlisted.is_empty(), "skipped, and not in sanity-skips.txt: {unlisted:#?}");
+    let stale: Vec<_> = listed()
+        .into_iter()
+        .filter(|(pattern, _)| !skipped.iter().any(|name| covers(pattern, name)))
+        .collect();
+    assert!(stale.is_empty(), "in sanity-skips.txt, and not skipped: {stale:#?}");
 }
 
 #[test]
@@ -92,22 +114,22 @@ fn csi_sanity_passes() {
     let program = program();
     let check = LeakCheck::start();
     for access in ["mount", "block"] {
-        let outcomes = sanity(&program, access);
-        let count = |state: &str| outcomes.iter().filter(|(_, ended)| ended == state).count();
-        assert!(count("passed") >= 60, "{outcomes:?}");
-        assert_eq!(count("passed") + count("skipped") + count("pending"), outcomes.len(), "{outcomes:?}");
-        let skipped: Vec<&String> =
-            outcomes.iter().filter(|(_, ended)| ended != "passed").map(|(name, _)| name).collect();
-        let unlisted: Vec<_> = skipped
-            .iter()
-            .filter(|name| !listed().iter().any(|(pattern, _)| covers(pattern, name)))
-            .collect();
-        assert!(unlisted.is_empty(), "skipped, and not in sanity-skips.txt: {unlisted:#?}");
-        let stale: Vec<_> = listed()
-            .into_iter()
-            .filter(|(pattern, _)| !skipped.iter().any(|name| covers(pattern, name)))
-            .collect();
-        assert!(stale.is_empty(), "in sanity-skips.txt, and not skipped: {stale:#?}");
+        let scratch = Scratch::new("csi").unwrap();
+        let files = scratch.path().join("files");
+        std::fs::create_dir(&files).unwrap();
+        let (backend, devices) = (Arc::new(Memory::new(&[NODE])), Arc::new(FileDevices::new(&files)));
+        judge(&sanity(&program, access, scratch.path(), backend, devices));
     }
     check.finish().unwrap();
+}
+
+#[test]
+fn csi_sanity_passes_on_a_real_cluster_with_real_devices() {
+    let program = program();
+    on_a_machine(|machine| {
+        for access in ["mount", "block"] {
+            let (backend, devices) = (machine.backend.clone(), machine.devices.clone());
+            judge(&sanity(&program, access, machine.scratch.path(), backend, devices));
+        }
+    });
 }

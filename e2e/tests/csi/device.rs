@@ -27,6 +27,12 @@ pub(crate) struct Machine {
     pub(crate) scratch: Scratch,
 }
 
+fn start_holder(scratch: &Scratch, nbd: &Path, node: &str) -> Proc {
+    let words = [Path::new("--nbd"), nbd, Path::new("--node"), Path::new(node)];
+    let spec = Spec::new("sheep-device", workspace_binary("sheep-device").unwrap()).arg(scratch.path());
+    spec.args(words).log(scratch.path().join("log")).spawn().unwrap()
+}
+
 impl Machine {
     fn start() -> Self {
         let mut cluster = Cluster::plan(2).unwrap();
@@ -34,13 +40,7 @@ impl Machine {
         cluster.start_all().unwrap();
         let scratch = Scratch::new("dev").unwrap();
         let info = cluster.node(2).dog().unwrap().json(&["node", "info"]).unwrap();
-        let holder = Spec::new("sheep-device", workspace_binary("sheep-device").unwrap())
-            .arg(scratch.path())
-            .args([Path::new("--nbd"), &cluster.node(2).nbd_socket(), Path::new("--node")])
-            .arg(text(&info, "id"))
-            .log(scratch.path().join("log"))
-            .spawn()
-            .unwrap();
+        let holder = start_holder(&scratch, &cluster.node(2).nbd_socket(), text(&info, "id"));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let server = [format!("{}:7002", cluster.node(2).address)];
@@ -214,5 +214,30 @@ fn a_volume_is_formatted_mounted_and_kept_through_deaths() {
         machine.runtime.block_on(node.node_stage_volume(Request::new(request))).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
         machine.runtime.block_on(node.node_unstage_volume(Request::new(unstage))).unwrap();
+    });
+}
+
+#[test]
+fn a_device_whose_holder_died_is_made_anew() {
+    on_a_machine(|machine| {
+        let volume = machine.create("disk");
+        let wanted = machine.wanted("disk", volume);
+        let device = machine.runtime.block_on(machine.devices.attach(&wanted)).unwrap();
+        let write = |path: &Path| {
+            let to = format!("of={}", path.display());
+            run("dd", ["if=/dev/urandom", &to, "bs=4k", "count=16", "oflag=direct", "status=none"])
+        };
+        write(&device.path).unwrap();
+        machine.holder.kill();
+        // Users get errors, and no endless wait.
+        wait_until("an error", LIMIT, Duration::from_millis(50), || Ok(write(&device.path).is_err()))
+            .unwrap();
+        let node = machine.runtime.block_on(machine.backend.node()).unwrap();
+        machine.holder = start_holder(&machine.scratch, &machine.cluster.node(2).nbd_socket(), &node);
+        machine.wait_ready();
+        assert_eq!(machine.runtime.block_on(machine.devices.find(volume)), Ok(None), "nobody serves it");
+        let device = machine.runtime.block_on(machine.devices.attach(&wanted)).unwrap();
+        write(&device.path).unwrap();
+        machine.runtime.block_on(machine.devices.detach(volume)).unwrap();
     });
 }

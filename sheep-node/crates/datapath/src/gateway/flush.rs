@@ -77,11 +77,18 @@ pub(super) struct Flusher {
     unordered: Vec<u32>,
     /// The data stage was done (it comes first but for a broken variant).
     data_done: bool,
+    /// A member cannot store what the cycle has to enter in the map, so it may never end.
+    refused: bool,
 }
 
 impl Flusher {
     pub(super) fn is_idle(&self) -> bool {
         self.stage == Stage::Idle && self.discards.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Whether the cycle under way cannot end before somebody makes room.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused
     }
 
     /// An operation waits for the next cycle.
@@ -158,6 +165,7 @@ impl Volume {
         flusher.served = std::mem::take(&mut flusher.waiting);
         flusher.upto = self.sequence;
         flusher.data_done = false;
+        flusher.refused = false;
         flusher.stage = Stage::Drain;
         if core.config.mutants.is(Mutant::MapBeforeData) {
             self.prepare_map(core);
@@ -397,6 +405,7 @@ impl Volume {
     fn end_cycle(&mut self, core: &mut Core) -> bool {
         let flusher = &mut self.flusher;
         flusher.stage = Stage::Idle;
+        flusher.refused = false;
         flusher.wanted = !flusher.waiting.is_empty() || !flusher.discards.is_empty();
         if flusher.dirty_since.is_none() && !self.objects.is_empty() {
             flusher.dirty_since = Some(core.now);
@@ -415,6 +424,7 @@ impl Volume {
     fn abort_cycle(&mut self, core: &mut Core) -> bool {
         let flusher = &mut self.flusher;
         flusher.stage = Stage::Idle;
+        flusher.refused = false;
         flusher.changes.clear();
         flusher.filled.clear();
         self.fill.forget_entries();
@@ -440,11 +450,17 @@ impl Volume {
         false
     }
 
-    /// A member cannot store map entries: who waits for them is told, and the cycle goes on trying.
+    /// A member cannot store map entries: who waits for them is told, and who waits for the next cycle or for everything
+    /// to be at rest. The cycle goes on trying.
     pub(super) fn fail_flush(&mut self, core: &mut Core, error: VolumeError) {
-        for io in std::mem::take(&mut self.flusher.served) {
+        let flusher = &mut self.flusher;
+        flusher.refused = true;
+        let served = std::mem::take(&mut flusher.served);
+        for io in served.into_iter().chain(std::mem::take(&mut flusher.waiting)) {
             self.part_done(core, io, Err(error), false);
         }
+        self.fail_still(core, error);
+        self.again = true;
     }
 
     /// A new epoch: sets and runs are others, so members are asked anew. What a stage has achieved stays: it was

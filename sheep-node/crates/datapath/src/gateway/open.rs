@@ -167,7 +167,7 @@ impl Volume {
         {
             return;
         }
-        let stuck = self.has_only_failed_writes();
+        let stuck = self.has_only_failed_writes() || self.flusher.is_refused();
         let clean = self.objects.is_empty() && self.pending.is_empty() && self.flusher.is_idle();
         if clean || stuck {
             if !self.say_replaced(core) {

@@ -1,6 +1,7 @@
 //! Members that restart, lag, fill up or rot.
 
 use crate::serving::{read, write};
+use crate::snapshots::snapshot_op;
 use crate::world::{BLOCK, OBJECT, World, ms};
 use sheep_datapath::{GatewayOutput, LostReason, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::{Command, Settings, WhenUnavailable};
@@ -222,6 +223,27 @@ fn a_flush_that_cannot_enter_objects_fails() {
     world.act(100, handle, VolumeOp::Flush).unwrap();
     let map = ObjectId::map(world.vid(vdi), 0);
     assert!(world.replicas.values().all(|replica| replica.disk.contains_key(&map)));
+}
+
+#[test]
+fn nobody_waits_for_a_map_that_cannot_be_stored() {
+    let (mut world, handle, vdi) = open(3, slow_flush());
+    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
+    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
+    let ops = [VolumeOp::Flush, VolumeOp::Flush, snapshot_op("s")];
+    for op in ops {
+        let io = world.submit(100, handle, op);
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.answer(io), Some(Err(VolumeError::NoSpace)));
+    }
+    let now = world.now;
+    world.gateway(100).close(now, handle);
+    world.run(Duration::from_secs(5));
+    let record = world.state.vdi(vdi).unwrap();
+    assert!(record.lock.is_none() && !record.is_clean(), "the next holder settles");
+    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
+    let handle = world.open(101, vdi);
+    assert_eq!(read(&mut world, 101, handle, 0, 512), vec![1; 512]);
 }
 
 #[test]

@@ -198,10 +198,12 @@ pub(crate) type SnapshotAnswer = oneshot::Sender<Result<Result<Outcome, Refusal>
 
 /// To the data thread.
 pub(crate) enum VolumeRequest {
-    /// Open a volume; the lock is taken. The answer is a number for the other requests.
+    /// Open a volume; the lock is taken. The answer is a number for the other requests. `alone`: refused if others on this
+    /// node use it; who comes later waits until it is closed.
     Open {
         vdi: VdiId,
         read_only: bool,
+        alone: bool,
         answer: oneshot::Sender<Result<OpenVolume, VolumeAccessError>>,
     },
     /// Read bytes.

@@ -143,7 +143,12 @@ impl Model {
     fn volume(&mut self, request: VolumeRequest) {
         let gone = || VolumeAccessError::Io("closed".into());
         match request {
-            VolumeRequest::Open { vdi, read_only, answer } => {
+            VolumeRequest::Open { vdi, alone: true, answer, .. }
+                if self.open.values().any(|open| open.vdi == vdi) =>
+            {
+                let _ = answer.send(Err(VolumeAccessError::Open("VDI is open here".into())));
+            }
+            VolumeRequest::Open { vdi, read_only, answer, .. } => {
                 let opened =
                     self.open(vdi, read_only).map_err(|error| VolumeAccessError::Open(error.to_string()));
                 let _ = answer.send(opened);

@@ -114,12 +114,14 @@ pub(super) fn open_failed(
 impl DataThread {
     pub(super) fn api(&mut self, now: Time, request: VolumeRequest) {
         match request {
-            VolumeRequest::Open { vdi, read_only, answer } => {
+            VolumeRequest::Open { vdi, read_only, alone, answer } => {
                 if self.shard.is_none() {
                     let why = "this node does not know its cluster yet".to_string();
                     let _ = answer.send(Err(VolumeAccessError::Open(why)));
+                } else if alone && self.volumes.is_used(vdi) {
+                    open_failed(answer, &OpenError::AlreadyOpen);
                 } else {
-                    self.open(now, vdi, read_only, Waiter::Api(answer));
+                    self.open(now, vdi, read_only, alone, Waiter::Api(answer));
                 }
             }
             VolumeRequest::Read { handle, offset, len, answer } => {

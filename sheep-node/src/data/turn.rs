@@ -327,12 +327,12 @@ impl DataThread {
         }
     }
 
-    /// Opens a volume for somebody, or joins him to those who have it open.
-    pub(super) fn open(&mut self, now: Time, vdi: VdiId, read_only: bool, waiter: Waiter) {
+    /// Opens a volume for somebody, or joins him to those who have it open, unless he wants it alone.
+    pub(super) fn open(&mut self, now: Time, vdi: VdiId, read_only: bool, alone: bool, waiter: Waiter) {
         if self.closing {
             return self.refuse(waiter, &OpenError::Closed);
         }
-        let (action, known) = self.volumes.want(vdi, read_only, waiter);
+        let (action, known) = self.volumes.want(vdi, read_only, alone, waiter);
         if let Some((waiter, volume, opened)) = known {
             self.tell(waiter, volume, opened);
         }
@@ -342,6 +342,12 @@ impl DataThread {
     pub(super) fn act(&mut self, now: Time, action: Action) {
         let Some(shard) = &mut self.shard else { return };
         match action {
+            // Somebody has waited until it was closed.
+            Action::Open { volume, .. } if self.closing => {
+                for waiter in self.volumes.failed(volume) {
+                    self.refuse(waiter, &OpenError::Closed);
+                }
+            }
             Action::Open { volume, vdi, read_only } => {
                 let mode = if read_only { OpenMode::Read } else { OpenMode::Write };
                 shard.gateway().open(now, volume, vdi, mode);

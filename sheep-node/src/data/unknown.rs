@@ -63,7 +63,7 @@ impl DataThread {
         if asked.info_only {
             self.clients.opened(asked.client, Ok((None, Opened { size, read_only })));
         } else {
-            self.open(now, vdi, read_only, Waiter::Client(asked.client));
+            self.open(now, vdi, read_only, false, Waiter::Client(asked.client));
         }
         true
     }

@@ -51,10 +51,26 @@ struct Volume {
     read_only: bool,
     users: usize,
     state: State,
+    /// Its user shares it with nobody.
+    alone: bool,
+    /// Who waits until that user has gone.
+    later: Vec<Waiter>,
     /// When it was first asked for.
     since: Option<Time>,
     /// Refused, and to be asked for again then.
     again: Option<Time>,
+}
+
+impl Volume {
+    fn new(vdi: VdiId, read_only: bool, state: State) -> Self {
+        Self { vdi, read_only, users: 0, state, alone: false, later: Vec::new(), since: None, again: None }
+    }
+
+    /// Nobody uses it any more: who waited for that gets it next.
+    fn close(&mut self) {
+        self.alone = false;
+        self.state = State::Closing(std::mem::take(&mut self.later));
+    }
 }
 
 /// What the data thread has to do at the gateway.
@@ -77,11 +93,23 @@ impl Volumes {
         self.volumes.len()
     }
 
-    /// Somebody wants the VDI. If it is open already, the waiter comes back with what is known.
+    /// Whether somebody on this node uses the VDI, or waits for it.
+    pub(super) fn is_used(&self, vdi: VdiId) -> bool {
+        let used = |volume: &Volume| match &volume.state {
+            State::Background => false,
+            State::Closing(waiters) => !waiters.is_empty() || !volume.later.is_empty(),
+            State::Opening(_) | State::Open(_) => true,
+        };
+        self.volumes.values().any(|volume| volume.vdi == vdi && used(volume))
+    }
+
+    /// Somebody wants the VDI. If it is open already, the waiter comes back with what is known. Who wants it `alone` has
+    /// seen that nobody uses it; whoever comes later gets it when he has gone.
     pub(super) fn want(
         &mut self,
         vdi: VdiId,
         read_only: bool,
+        alone: bool,
         waiter: Waiter,
     ) -> (Action, Option<(Waiter, VolumeId, Opened)>) {
         let is_background = |volume: &Volume| matches!(volume.state, State::Background);
@@ -90,6 +118,11 @@ impl Volumes {
             .iter_mut()
             .find(|(_, v)| v.vdi == vdi && (v.read_only == read_only || is_background(v)));
         if let Some((id, volume)) = known {
+            if volume.alone {
+                volume.later.push(waiter);
+                return (Action::Nothing, None);
+            }
+            volume.alone = alone;
             match &mut volume.state {
                 State::Background => {
                     volume.read_only = read_only;
@@ -104,7 +137,7 @@ impl Volumes {
             }
             return (Action::Nothing, None);
         }
-        (self.open(vdi, read_only, vec![waiter]), None)
+        (self.open(vdi, read_only, alone, vec![waiter]), None)
     }
 
     /// Nobody wants the VDI, but it is to be flattened.
@@ -114,7 +147,7 @@ impl Volumes {
         }
         self.last += 1;
         let state = State::Background;
-        let volume = Volume { vdi, read_only: false, users: 0, state, since: None, again: None };
+        let volume = Volume::new(vdi, false, state);
         self.volumes.insert(self.last, volume);
         Action::Flatten { volume: self.last, vdi }
     }
@@ -134,10 +167,9 @@ impl Volumes {
         self.volumes.get(&id).map(|volume| volume.vdi)
     }
 
-    fn open(&mut self, vdi: VdiId, read_only: bool, waiters: Vec<Waiter>) -> Action {
+    fn open(&mut self, vdi: VdiId, read_only: bool, alone: bool, waiters: Vec<Waiter>) -> Action {
         self.last += 1;
-        let state = State::Opening(waiters);
-        let volume = Volume { vdi, read_only, users: 0, state, since: None, again: None };
+        let volume = Volume { alone, ..Volume::new(vdi, read_only, State::Opening(waiters)) };
         self.volumes.insert(self.last, volume);
         Action::Open { volume: self.last, vdi, read_only }
     }
@@ -159,9 +191,10 @@ impl Volumes {
 
     /// The gateway could not open it: who waited.
     pub(super) fn failed(&mut self, id: VolumeId) -> Vec<Waiter> {
-        match self.volumes.remove(&id).map(|volume| volume.state) {
-            Some(State::Opening(waiters) | State::Closing(waiters)) => waiters,
-            Some(State::Open(_) | State::Background) | None => Vec::new(),
+        let Some(Volume { state, later, .. }) = self.volumes.remove(&id) else { return Vec::new() };
+        match state {
+            State::Opening(waiters) | State::Closing(waiters) => waiters.into_iter().chain(later).collect(),
+            State::Open(_) | State::Background => later,
         }
     }
 
@@ -202,7 +235,7 @@ impl Volumes {
         let Some(volume) = self.volumes.get_mut(&id) else { return Action::Nothing };
         volume.users = volume.users.saturating_sub(1);
         if volume.users == 0 && matches!(volume.state, State::Open(_)) {
-            volume.state = State::Closing(Vec::new());
+            volume.close();
             return Action::Close(id);
         }
         Action::Nothing
@@ -212,7 +245,7 @@ impl Volumes {
     pub(super) fn lost(&mut self, id: VolumeId) -> Action {
         match self.volumes.get_mut(&id) {
             Some(volume) if matches!(volume.state, State::Open(_) | State::Background) => {
-                volume.state = State::Closing(Vec::new());
+                volume.close();
                 Action::Close(id)
             }
             Some(_) | None => Action::Nothing,
@@ -222,8 +255,14 @@ impl Volumes {
     /// The gateway has closed it; it is opened again if somebody has come meanwhile.
     pub(super) fn closed(&mut self, id: VolumeId) -> Action {
         match self.volumes.remove(&id) {
-            Some(Volume { vdi, read_only, state: State::Closing(waiters), .. }) if !waiters.is_empty() => {
-                self.open(vdi, read_only, waiters)
+            Some(Volume { vdi, read_only, alone, later, state: State::Closing(waiters), .. })
+                if !waiters.is_empty() =>
+            {
+                let action = self.open(vdi, read_only, alone, waiters);
+                if let Some(volume) = self.volumes.get_mut(&self.last) {
+                    volume.later = later;
+                }
+                action
             }
             Some(_) | None => Action::Nothing,
         }
@@ -262,10 +301,12 @@ mod tests {
     #[test]
     fn users_share_a_volume_and_the_last_one_closes_it() {
         let mut volumes = Volumes::default();
-        let (Action::Open { volume, .. }, None) = volumes.want(VdiId(1), false, client(1)) else { panic!() };
-        assert!(matches!(volumes.want(VdiId(1), false, client(2)), (Action::Nothing, None)));
+        let (Action::Open { volume, .. }, None) = volumes.want(VdiId(1), false, false, client(1)) else {
+            panic!()
+        };
+        assert!(matches!(volumes.want(VdiId(1), false, false, client(2)), (Action::Nothing, None)));
         assert_eq!(volumes.opened(volume, OPENED).len(), 2);
-        assert!(matches!(volumes.want(VdiId(1), false, client(3)), (Action::Nothing, Some(_))));
+        assert!(matches!(volumes.want(VdiId(1), false, false, client(3)), (Action::Nothing, Some(_))));
         assert!(matches!(volumes.release(volume), Action::Nothing));
         assert!(matches!(volumes.release(volume), Action::Nothing));
         assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
@@ -276,7 +317,9 @@ mod tests {
     #[test]
     fn a_volume_that_is_held_elsewhere_is_asked_for_again_for_a_while() {
         let mut volumes = Volumes::default();
-        let (Action::Open { volume, .. }, _) = volumes.want(VdiId(1), false, client(1)) else { panic!() };
+        let (Action::Open { volume, .. }, _) = volumes.want(VdiId(1), false, false, client(1)) else {
+            panic!()
+        };
         let (mut now, mut asked) = (Time::from_nanos(5), 0);
         let holder = Member { node: NodeId(2), incarnation: Incarnation(1) };
         let locked = Refusal::Locked { holder, generation: Generation(1) };
@@ -301,7 +344,9 @@ mod tests {
         let Action::Flatten { volume, .. } = volumes.flatten(VdiId(1)) else { panic!() };
         assert!(matches!(volumes.flatten(VdiId(1)), Action::Nothing));
         assert!(volumes.opened(volume, OPENED).is_empty() && volumes.in_background() == 1);
-        assert!(matches!(volumes.want(VdiId(1), true, client(1)), (Action::Close(id), None) if id == volume));
+        assert!(
+            matches!(volumes.want(VdiId(1), true, false, client(1)), (Action::Close(id), None) if id == volume)
+        );
         assert!(volumes.opened(volume, OPENED).is_empty(), "it was about to be opened");
         assert!(volumes.is_closing(volume));
         let Action::Open { volume: again, read_only: true, .. } = volumes.closed(volume) else { panic!() };
@@ -311,12 +356,47 @@ mod tests {
     #[test]
     fn who_comes_while_it_closes_gets_it_anew() {
         let mut volumes = Volumes::default();
-        let (Action::Open { volume, .. }, _) = volumes.want(VdiId(1), false, client(1)) else { panic!() };
+        let (Action::Open { volume, .. }, _) = volumes.want(VdiId(1), false, false, client(1)) else {
+            panic!()
+        };
         volumes.opened(volume, OPENED);
         assert!(matches!(volumes.lost(volume), Action::Close(_)));
-        assert!(matches!(volumes.want(VdiId(1), false, client(2)), (Action::Nothing, None)));
+        assert!(matches!(volumes.want(VdiId(1), false, false, client(2)), (Action::Nothing, None)));
         let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
         assert_ne!(again, volume);
         assert_eq!(volumes.opened(again, OPENED).len(), 1);
+    }
+
+    #[test]
+    fn who_wants_it_alone_gets_it_alone() {
+        let mut volumes = Volumes::default();
+        let (vdi, none) = (VdiId(1), VdiId(2));
+        assert!(!volumes.is_used(vdi));
+        let (Action::Open { volume, .. }, None) = volumes.want(vdi, false, true, client(1)) else { panic!() };
+        assert!(volumes.is_used(vdi) && !volumes.is_used(none));
+        assert!(matches!(volumes.want(vdi, false, false, client(2)), (Action::Nothing, None)));
+        assert_eq!(volumes.opened(volume, OPENED).len(), 1);
+        assert!(matches!(volumes.want(vdi, false, false, client(3)), (Action::Nothing, None)));
+        // They get it, under another lock, when the first one has gone.
+        assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
+        assert!(volumes.is_used(vdi), "others wait");
+        let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
+        assert_eq!(volumes.opened(again, OPENED).len(), 2);
+        assert!(matches!(volumes.want(vdi, false, false, client(4)), (Action::Nothing, Some(_))));
+    }
+
+    #[test]
+    fn who_flattens_gives_way_to_who_wants_it_alone_too() {
+        let mut volumes = Volumes::default();
+        let Action::Flatten { volume, .. } = volumes.flatten(VdiId(1)) else { panic!() };
+        volumes.opened(volume, OPENED);
+        assert!(!volumes.is_used(VdiId(1)));
+        assert!(matches!(volumes.want(VdiId(1), false, true, client(1)), (Action::Close(_), None)));
+        assert!(matches!(volumes.want(VdiId(1), false, false, client(2)), (Action::Nothing, None)));
+        let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
+        assert_eq!(volumes.opened(again, OPENED).len(), 1);
+        volumes.release(again);
+        assert!(matches!(volumes.closed(again), Action::Open { .. }));
+        assert_eq!(volumes.failed(again + 1).len(), 1);
     }
 }

@@ -81,7 +81,8 @@ impl Service {
             return Err(status::refused(&Refusal::BadSize { size, min: MIN_VOLUME_SIZE, max: record.size }));
         }
         let vdi = record.id;
-        let volume = Volume::open(&self.node, record, false).await?;
+        // Whoever shared it would write under the same generation.
+        let volume = Volume::open_alone(&self.node, record).await?;
         let state = self.node.state();
         let object_size = state.as_ref().map(|state| u64::from(state.geometry().object_size()));
         let generation = state.and_then(|state| Some(state.vdi(vdi)?.last_generation));

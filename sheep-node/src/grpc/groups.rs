@@ -8,7 +8,10 @@ use super::vdis::{Service, again, unix_ms};
 use super::volume::Volume;
 use super::{APPLIED_WAIT, status};
 use sheep_api::v1::{self, SnapshotGroupRequest};
-use sheep_state::{ClusterState, Command, Guard, Outcome, SNAPSHOT_MARK, SnapshotItem, VdiRecord};
+use sheep_state::limits::MAX_SNAPSHOTS_PER_COMMAND;
+use sheep_state::{
+    ClusterState, Command, Guard, Limited, Outcome, Refusal, SNAPSHOT_MARK, SnapshotItem, VdiRecord,
+};
 use sheep_types::{Generation, VdiId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,6 +33,11 @@ impl Service {
         let different: BTreeSet<&String> = request.names.iter().collect();
         if request.names.is_empty() || different.len() < request.names.len() {
             return Err(Status::invalid_argument("a group is one volume or several, each named once"));
+        }
+        // Nobody is to stand still for what will be refused.
+        if request.names.len() > MAX_SNAPSHOTS_PER_COMMAND {
+            let (what, limit) = (Limited::Snapshots, MAX_SNAPSHOTS_PER_COMMAND as u64);
+            return Err(status::refused(&Refusal::Limit { what, limit }));
         }
         let mut attempt = 0;
         let ids = loop {

@@ -1,15 +1,19 @@
 //! Which ranges of a volume are allocated, or differ from a snapshot, as streams of messages.
 
+use super::convert;
+use super::find::snapshot_name;
+use super::vdis::Service;
 use super::volume::Volume;
 use bytes::Bytes;
 use sheep_api::PIECE;
 use sheep_api::v1::{Range, RangesReply, Vdi};
 use sheep_datapath::{DiffExtent, Difference};
-use sheep_types::VdiId;
+use sheep_types::{SECTOR_SIZE, VdiId};
 use std::collections::VecDeque;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status};
 
 /// Ranges in one message, unless the caller wants fewer.
 const RANGES: usize = 4096;
@@ -20,21 +24,76 @@ const AHEAD: usize = 4;
 const PIECE_BYTES: u64 = PIECE as u64;
 
 /// What is asked for.
-pub(super) struct Wanted {
-    pub(super) since: Option<VdiId>,
-    pub(super) offset: u64,
+struct Wanted {
+    since: Option<VdiId>,
+    offset: u64,
     /// 0: any number.
-    pub(super) max_results: u32,
-    pub(super) contents: bool,
+    max_results: u32,
+    contents: bool,
     /// For the first message: what is looked at, and what it is compared with.
-    pub(super) vdi: Vdi,
-    pub(super) since_vdi: Option<Vdi>,
+    vdi: Vdi,
+    since_vdi: Option<Vdi>,
+}
+
+impl Service {
+    /// Sends ranges of a VDI, in comparison with a snapshot or not. Both are open meanwhile, so that they stay.
+    pub(super) async fn send_ranges(
+        &self,
+        name: &str,
+        since: Option<&str>,
+        (offset, max_results, contents): (u64, u32, bool),
+    ) -> Result<Response<ReceiverStream<Result<RangesReply, Status>>>, Status> {
+        let (state, record) = self.find(name).await?;
+        self.not_elsewhere(&state, &record)?;
+        if offset > record.size || !offset.is_multiple_of(u64::from(SECTOR_SIZE)) {
+            let size = record.size;
+            let message =
+                format!("the offset must be a multiple of 512 within the VDI, which has {size} bytes");
+            return Err(Status::invalid_argument(message));
+        }
+        let since = match since {
+            None => None,
+            Some(tag) => Some(self.find(&snapshot_name(&record.name, tag)).await?.1),
+        };
+        if let Some(base) = since.as_ref().filter(|base| !base.is_snapshot()) {
+            let message =
+                format!("{} is no snapshot: only what stays as it is can be compared with", base.name);
+            return Err(Status::failed_precondition(message));
+        }
+        let permit = self.stream_permit()?;
+        let base = match &since {
+            Some(base) => Some(Volume::open(&self.node, base, true).await?),
+            None => None,
+        };
+        let volume = Volume::open(&self.node, &record, record.is_clean()).await?;
+        let wanted = Wanted {
+            since: since.as_ref().map(|base| base.id),
+            offset,
+            max_results,
+            contents,
+            vdi: convert::vdi(&record, &state),
+            since_vdi: since.map(|base| convert::vdi(&base, &state)),
+        };
+        let (to, stream) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let result = run(&volume, wanted, &to).await;
+            volume.close().await;
+            if let Some(base) = base {
+                base.close().await;
+            }
+            if let Err(error) = result {
+                let _ = to.send(Err(error)).await;
+            }
+            drop(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
 }
 
 type Sender = mpsc::Sender<Result<RangesReply, Status>>;
 
 /// Sends all ranges. Ends early when the caller has gone.
-pub(super) async fn run(volume: &Volume, wanted: Wanted, to: &Sender) -> Result<(), Status> {
+async fn run(volume: &Volume, wanted: Wanted, to: &Sender) -> Result<(), Status> {
     let size = volume.size();
     let first = RangesReply {
         done: wanted.offset,

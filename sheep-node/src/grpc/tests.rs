@@ -209,7 +209,8 @@ async fn the_holder_itself_grows_an_open_volume() {
     let mut api = api().await;
     let vdi = api.create("disk", 4 * MIB).await.unwrap();
     let id = sheep_types::VdiId(vdi.id);
-    let open = |answer| crate::handle::VolumeRequest::Open { vdi: id, read_only: false, answer };
+    let open =
+        |answer| crate::handle::VolumeRequest::Open { vdi: id, read_only: false, alone: false, answer };
     let opened = api.fake.handle.volume(open).await.unwrap();
     assert_eq!(api.resize("disk", 8 * MIB, false).await.unwrap().size_bytes, 8 * MIB);
     assert_eq!(api.resize("disk", 4 * MIB, true).await.unwrap_err().code(), Code::FailedPrecondition);

@@ -1,7 +1,6 @@
 //! Service `Vdis`.
 
-use super::find::{in_use, same, snapshot_name, writable};
-use super::ranges::{self, Wanted};
+use super::find::{in_use, same, writable};
 use super::volume::Volume;
 use super::{APPLIED_WAIT, check, contents, convert};
 use crate::handle::NodeHandle;
@@ -16,7 +15,7 @@ use sheep_api::v1::{
     SnapshotGroupRequest, SnapshotVdiReply, SnapshotVdiRequest, WriteVdiReply, WriteVdiRequest,
 };
 use sheep_state::{CacheMode, ClusterState, Command, CreateVdi, Guard};
-use sheep_types::{Generation, SECTOR_SIZE, VdiId};
+use sheep_types::{Generation, VdiId};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -39,7 +38,7 @@ impl Service {
         Self { node, streams: Arc::new(Semaphore::new(STREAMS)) }
     }
 
-    fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+    pub(super) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
         let permit = Arc::clone(&self.streams).try_acquire_owned();
         permit.map_err(|_| {
             Status::resource_exhausted("too many volumes are being read or written on this node")
@@ -86,59 +85,6 @@ impl Service {
                 result
             }
         }
-    }
-
-    /// Sends ranges of a VDI, in comparison with a snapshot or not. Both are open meanwhile, so that they stay.
-    async fn send_ranges(
-        &self,
-        name: &str,
-        since: Option<&str>,
-        (offset, max_results, contents): (u64, u32, bool),
-    ) -> Result<Response<ReceiverStream<Result<RangesReply, Status>>>, Status> {
-        let (state, record) = self.find(name).await?;
-        self.not_elsewhere(&state, &record)?;
-        if offset > record.size || !offset.is_multiple_of(u64::from(SECTOR_SIZE)) {
-            let size = record.size;
-            let message =
-                format!("the offset must be a multiple of 512 within the VDI, which has {size} bytes");
-            return Err(Status::invalid_argument(message));
-        }
-        let since = match since {
-            None => None,
-            Some(tag) => Some(self.find(&snapshot_name(&record.name, tag)).await?.1),
-        };
-        if let Some(base) = since.as_ref().filter(|base| !base.is_snapshot()) {
-            let message =
-                format!("{} is no snapshot: only what stays as it is can be compared with", base.name);
-            return Err(Status::failed_precondition(message));
-        }
-        let permit = self.stream_permit()?;
-        let base = match &since {
-            Some(base) => Some(Volume::open(&self.node, base, true).await?),
-            None => None,
-        };
-        let volume = Volume::open(&self.node, &record, record.is_clean()).await?;
-        let wanted = Wanted {
-            since: since.as_ref().map(|base| base.id),
-            offset,
-            max_results,
-            contents,
-            vdi: convert::vdi(&record, &state),
-            since_vdi: since.map(|base| convert::vdi(&base, &state)),
-        };
-        let (to, stream) = mpsc::channel(4);
-        tokio::spawn(async move {
-            let result = ranges::run(&volume, wanted, &to).await;
-            volume.close().await;
-            if let Some(base) = base {
-                base.close().await;
-            }
-            if let Err(error) = result {
-                let _ = to.send(Err(error)).await;
-            }
-            drop(permit);
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     pub(super) fn shown(&self, vdi: VdiId) -> Result<sheep_api::v1::Vdi, Status> {

@@ -15,6 +15,8 @@ use tonic::Status;
 
 /// How long a volume may take to open: the lease of a former holder runs out, copies are settled.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a snapshot of an open volume may take.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a call waits for the lock to be released after it has closed the volume.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How long the lock of a volume that is open may take to show in the node's status.
@@ -37,10 +39,24 @@ pub(super) struct Volume {
 impl Volume {
     /// Opens the VDI through this node's gateway.
     pub(super) async fn open(node: &NodeHandle, record: &VdiRecord, read_only: bool) -> Result<Self, Status> {
+        Self::open_as(node, record, read_only, false).await
+    }
+
+    /// The same for writing, while nobody else uses it, on this node either. Who comes later gets it under another lock.
+    pub(super) async fn open_alone(node: &NodeHandle, record: &VdiRecord) -> Result<Self, Status> {
+        Self::open_as(node, record, false, true).await
+    }
+
+    async fn open_as(
+        node: &NodeHandle,
+        record: &VdiRecord,
+        read_only: bool,
+        alone: bool,
+    ) -> Result<Self, Status> {
         let (vdi, me) = (record.id, node.status().me);
         let shared = record.lock.is_some_and(|lock| lock.holder == me)
             || record.readers.iter().any(|reader| reader.holder == me);
-        let opening = node.volume(|answer| VolumeRequest::Open { vdi, read_only, answer });
+        let opening = node.volume(|answer| VolumeRequest::Open { vdi, read_only, alone, answer });
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
             Ok(Ok(open)) => {
                 let volume = Self { node: node.clone(), vdi, open, shared, closed: false };
@@ -183,7 +199,13 @@ impl Volume {
     /// Takes a snapshot.
     pub(super) async fn snapshot(&self, wanted: WantedSnapshot) -> Result<Outcome, Status> {
         let handle = self.open.handle;
-        let answer = self.node.volume(|answer| VolumeRequest::Snapshot { handle, wanted, answer }).await;
+        let asked = self.node.volume(|answer| VolumeRequest::Snapshot { handle, wanted, answer });
+        let Ok(answer) = tokio::time::timeout(SNAPSHOT_TIMEOUT, asked).await else {
+            return Err(Status::deadline_exceeded(format!(
+                "the volume did not come to rest, or nothing was ordered, within {} s; the snapshot may still be taken",
+                SNAPSHOT_TIMEOUT.as_secs()
+            )));
+        };
         let result = answer.map_err(|error: VolumeAccessError| status::no_access(&error))?;
         result.map_err(|refusal| status::refused(&refusal))
     }

@@ -76,7 +76,8 @@ pub(crate) async fn import(connection: &Connection, format: Format, wanted: Impo
         None => guess(path).with_context(|| format!("cannot read {}", path.display()))?,
     };
     let image = open(path, kind).await?;
-    let needed = image.size().next_multiple_of(SECTOR).max(SMALLEST);
+    let needed =
+        image.size().checked_next_multiple_of(SECTOR).context("the image is too large")?.max(SMALLEST);
     let size_bytes = wanted.size.unwrap_or(needed);
     ensure!(size_bytes >= image.size(), "the image has {}, which is more", Size(image.size()));
     let request = CreateVdiRequest {
@@ -136,7 +137,7 @@ async fn read_image(
         let (mapping, length) =
             image.get_mapping(at, image.size() - at).await.context("cannot read the image")?;
         ensure!(length > 0, "the image ends at {at}");
-        let end = at + length;
+        let end = at.checked_add(length).context("the image is too large")?;
         if matches!(mapping, Mapping::Zero { .. } | Mapping::Eof { .. }) {
             at = end;
         }

@@ -9,6 +9,32 @@ use sheep_api::Size;
 use sheep_api::v1::{AllocatedRequest, DiffRequest, Range, RangesReply, Vdi};
 use tonic::Streaming;
 
+/// Ranges that are kept in memory at once.
+const MOST: usize = 1 << 23;
+
+/// Ranges in order, neighbours as one.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Vec<(u64, u64)>);
+
+impl Known {
+    /// One behind all others.
+    pub(crate) fn add(&mut self, offset: u64, length: u64) -> Result<()> {
+        match self.0.last_mut() {
+            Some((_, end)) if *end == offset => *end += length,
+            _ => self.0.push((offset, offset + length)),
+        }
+        ensure!(self.0.len() <= MOST, "there are too many ranges");
+        Ok(())
+    }
+
+    /// Whether all of a range is in them.
+    fn cover(&self, offset: u64, length: u64) -> bool {
+        let before = self.0.partition_point(|(from, _)| *from <= offset);
+        let last = before.checked_sub(1).and_then(|last| self.0.get(last));
+        last.zip(offset.checked_add(length)).is_some_and(|((_, end), wanted)| wanted <= *end)
+    }
+}
+
 /// Ranges as they come from the node.
 pub(crate) struct Ranges {
     stream: Streaming<RangesReply>,
@@ -52,6 +78,13 @@ impl Ranges {
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Range>>> {
         match self.stream.message().await? {
             Some(message) => {
+                let mut at = self.done;
+                for range in &message.ranges {
+                    let end =
+                        range.offset.checked_add(range.length).filter(|end| *end <= self.vdi.size_bytes);
+                    at =
+                        end.filter(|_| range.offset >= at).context("the node tells ranges that cannot be")?;
+                }
                 self.done = message.done;
                 Ok(Some(message.ranges))
             }
@@ -60,6 +93,16 @@ impl Ranges {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether all that are left are in these.
+    pub(crate) async fn are_all(mut self, known: &Known) -> Result<bool> {
+        while let Some(ranges) = self.next().await? {
+            if !ranges.iter().all(|range| known.cover(range.offset, range.length)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// All that are left: first byte, length, zeros; neighbours of a kind as one.
@@ -71,6 +114,7 @@ impl Ranges {
                     Some((at, len, kind)) if *at + *len == offset && *kind == zero => *len += length,
                     _ => all.push((offset, length, zero)),
                 }
+                ensure!(all.len() <= MOST, "there are too many ranges to show at once");
             }
         }
         Ok(all)
@@ -112,4 +156,27 @@ pub(crate) async fn show(
         None => format!("of {} are allocated", Size(vdi.size_bytes)),
     };
     Ok(output::line(&format!("{} {what}, in {} ranges", Size(bytes), all.len()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_covers_its_parts() {
+        let mut known = Known::default();
+        assert!(!known.cover(0, 1));
+        for (offset, length) in [(4096, 4096), (8192, 512), (1 << 20, 4096)] {
+            known.add(offset, length).unwrap();
+        }
+        assert_eq!(known.0.len(), 2);
+        for (offset, length) in [(4096, 4608), (8000, 500), (1 << 20, 1)] {
+            assert!(known.cover(offset, length), "{offset} {length}");
+        }
+        for (offset, length) in
+            [(4095, 2), (4096, 4609), (8704, 1), ((1 << 20) + 1, 4096), (0, 1), (4096, u64::MAX)]
+        {
+            assert!(!known.cover(offset, length), "{offset} {length}");
+        }
+    }
 }

@@ -160,7 +160,8 @@ async fn an_open_volume_is_snapshot_by_its_holder() {
     api.fake.add_other();
     let disk = api.create("disk", 4 * MIB).await.unwrap();
     let id = VdiId(disk.id);
-    let open = |answer| crate::handle::VolumeRequest::Open { vdi: id, read_only: false, answer };
+    let open =
+        |answer| crate::handle::VolumeRequest::Open { vdi: id, read_only: false, alone: false, answer };
     let opened = api.fake.handle.volume(open).await.unwrap();
     let held = api.fake.state().vdi(id).unwrap().lock.unwrap().generation;
     api.snapshot("disk", "open").await.unwrap();
@@ -332,4 +333,14 @@ async fn a_group_is_taken_of_volumes_that_are_open_at_several_nodes() {
         api.names().await,
         ["closed", "closed@one", "closed@two", "here", "here@one", "there", "there@one"]
     );
+}
+
+#[tokio::test]
+async fn a_group_that_is_too_large_holds_nobody_up() {
+    let mut api = api().await;
+    let names = (0..257).map(|number| format!("disk{number}")).collect();
+    let request = SnapshotGroupRequest { names, tag: "one".into(), ..Default::default() };
+    // There is none of these volumes, and nobody looks for them.
+    let error = api.vdis.snapshot_group(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
 }

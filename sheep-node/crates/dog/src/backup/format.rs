@@ -104,6 +104,10 @@ impl Header {
         let [volume, snapshot, base, size, created_unix_ms] = numbers;
         let [cluster, name, base_name] = <[String; 3]>::try_from(texts).ok()?;
         let base = (base != 0).then_some(base);
+        // No name in a cluster has such, and they would do something to a terminal.
+        if [&cluster, &name, &base_name].iter().any(|text| text.contains(char::is_control)) {
+            return None;
+        }
         rest.is_empty().then_some(Self {
             cluster,
             volume,
@@ -278,6 +282,7 @@ impl<R: Read> Reader<R> {
             let right =
                 self.state.sum(&head) == sum && (offset, length) == (self.state.size, self.state.records);
             ensure!(right, "the checksum of the whole backup is wrong");
+            ensure!(!fill(&mut self.from, &mut [0])?, "something follows the end of the backup");
             self.ended = true;
             return Ok(None);
         }

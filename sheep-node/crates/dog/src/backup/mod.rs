@@ -70,8 +70,9 @@ pub(crate) async fn run(connection: &Connection, format: Format, job: Job) -> Re
                 !stdout.is_terminal(),
                 "a backup is not for the screen: redirect the output, or use --file"
             );
+            let ranges = ask(connection, &job, &header, 0).await?;
             let writer = Writer::new(BufWriter::new(stdout), &header)?;
-            fill(connection, &job, &header, writer, 0).await?.1
+            fill(ranges, &header, writer).await?.1
         }
         Some(path) => to_file(connection, &job, &header, path).await?,
     };
@@ -95,17 +96,22 @@ fn volume_of(snapshot: &str) -> &str {
 
 async fn to_file(connection: &Connection, job: &Job, header: &Header, path: &Path) -> Result<u64> {
     let shown = path.display();
-    let (writer, offset) = if job.resume {
-        let Some((file, state)) = unfinished(path, header)? else {
+    let (writer, ranges) = if job.resume {
+        let Some((mut file, state)) = unfinished(path, header)? else {
             bail!("{shown} is finished: there is nothing to go on with");
         };
-        let offset = state.at;
-        (Writer::resume(BufWriter::new(file), state), offset)
+        let ranges = ask(connection, job, header, state.at).await?;
+        // What comes behind the last good record is written anew.
+        file.set_len(state.length)?;
+        file.seek(SeekFrom::End(0))?;
+        (Writer::resume(BufWriter::new(file), state), ranges)
     } else {
         let file = File::create_new(path).with_context(|| format!("cannot make {shown}"))?;
-        (Writer::new(BufWriter::new(file), header)?, 0)
+        let ranges =
+            ask(connection, job, header, 0).await.inspect_err(|_| drop(std::fs::remove_file(path)))?;
+        (Writer::new(BufWriter::new(file), header)?, ranges)
     };
-    let (to, length) = fill(connection, job, header, writer, offset).await.with_context(|| {
+    let (to, length) = fill(ranges, header, writer).await.with_context(|| {
         format!("{shown} is not finished; the same command with --resume goes on with it")
     })?;
     let file = to.into_inner().map_err(|error| error.into_error())?;
@@ -113,12 +119,11 @@ async fn to_file(connection: &Connection, job: &Job, header: &Header, path: &Pat
     Ok(length)
 }
 
-/// A backup that was begun, cut behind its last good record; `None` if it is finished.
+/// A backup that was begun, and what is known up to its last good record; `None` if it is finished.
 fn unfinished(path: &Path, header: &Header) -> Result<Option<(File, State)>> {
     let shown = path.display();
     let mut options = File::options();
-    let mut file =
-        options.read(true).write(true).open(path).with_context(|| format!("cannot open {shown}"))?;
+    let file = options.read(true).write(true).open(path).with_context(|| format!("cannot open {shown}"))?;
     let mut reader =
         Reader::new(BufReader::new(&file)).with_context(|| format!("cannot go on with {shown}"))?;
     ensure!(
@@ -128,29 +133,32 @@ fn unfinished(path: &Path, header: &Header) -> Result<Option<(File, State)>> {
         reader.header.snapshot,
         reader.header.cluster
     );
-    // What comes behind the last good record is written anew.
-    while let Ok(Some(_)) = reader.next() {}
-    if reader.ended {
-        return Ok(None);
+    loop {
+        match reader.next() {
+            Ok(Some(_)) => {}
+            // What cannot be read now may be good.
+            Err(error) if error.is::<io::Error>() => {
+                return Err(error.context(format!("cannot read {shown}")));
+            }
+            Ok(None) | Err(_) if reader.ended => return Ok(None),
+            Ok(None) | Err(_) => break,
+        }
     }
     let state = reader.state;
-    file.set_len(state.length)?;
-    file.seek(SeekFrom::End(0))?;
     Ok(Some((file, state)))
 }
 
-/// Writes everything from `offset` on.
-async fn fill<W: Write>(
-    connection: &Connection,
-    job: &Job,
-    header: &Header,
-    mut writer: Writer<W>,
-    offset: u64,
-) -> Result<(W, u64)> {
+/// What there is to be written from `offset` on.
+async fn ask(connection: &Connection, job: &Job, header: &Header, offset: u64) -> Result<Ranges> {
     let since = (!header.base_name.is_empty()).then_some(header.base_name.as_str());
-    let mut ranges = Ranges::ask(connection, &job.name, since, offset, true).await?;
+    let ranges = Ranges::ask(connection, &job.name, since, offset, true).await?;
     let same = ranges.vdi.id == header.snapshot && ranges.since.as_ref().map(|base| base.id) == header.base;
     ensure!(same, "there is another snapshot of this name by now");
+    Ok(ranges)
+}
+
+/// Writes it.
+async fn fill<W: Write>(mut ranges: Ranges, header: &Header, mut writer: Writer<W>) -> Result<(W, u64)> {
     let bar = bar(Some(header.size))?;
     while let Some(some) = ranges.next().await? {
         for range in some {

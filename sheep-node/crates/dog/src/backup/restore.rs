@@ -1,9 +1,9 @@
 //! A backup becomes a volume.
 //!
-//! Records are written in order, some at a time, and each lot is durable before the next one begins; so of a restore that
-//! broke off everything before the last lot that shows in the volume is there. At the end a snapshot is taken that
-//! says by its attribute what it is a restore of: differences go only onto a volume that has not changed since such a snapshot
-//! of their base.
+//! Records are written in order, some at a time, each lot durable before the next one begins. One that broke off is written
+//! again from the start: nothing says whether somebody else has written to the volume meanwhile; what he wrote elsewhere is
+//! seen. At the end a snapshot is taken that says by its attribute what it is a restore of: differences go only onto a volume
+//! that has not changed since such a snapshot of their base.
 
 use super::format::{Body, Header, Reader, Record};
 use super::volume_of;
@@ -11,12 +11,13 @@ use crate::cli::{Format, Restore};
 use crate::connect::Connection;
 use crate::output;
 use crate::progress::bar;
-use crate::ranges::Ranges;
+use crate::ranges::{Known, Ranges};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use sheep_api::Size;
 use sheep_api::v1::{
-    ClusterInfoRequest, CreateVdiRequest, ResizeVdiRequest, SnapshotVdiRequest, Vdi, WriteVdiRequest,
+    Attribute, ChangeAttributesRequest, ClusterInfoRequest, CreateVdiRequest, ResizeVdiRequest,
+    SnapshotVdiRequest, Vdi, WriteVdiRequest,
 };
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -29,8 +30,6 @@ const RESTORING: &str = "restoring";
 const LOT_BYTES: u64 = 32 << 20;
 /// Records, likewise.
 const LOT_RECORDS: usize = 4096;
-/// No object is larger.
-const OBJECT_MAX: u64 = 64 << 20;
 
 /// What a snapshot is called in attributes.
 fn mark(cluster: &str, snapshot: u64) -> String {
@@ -73,31 +72,30 @@ impl Target {
 pub(crate) async fn run(connection: &Connection, format: Format, restore: Restore) -> Result<()> {
     let Some(path) = &restore.file else {
         let reader = Reader::new(BufReader::new(io::stdin()))?;
-        return apply(connection, format, &restore, reader, Vec::new()).await;
+        return apply(connection, format, &restore, reader, None).await;
     };
     let shown = path.display();
     let mut file = File::open(path).with_context(|| format!("cannot read {shown}"))?;
     // Nothing is touched before everything is known to be good.
     let mut reader = Reader::new(BufReader::new(&file)).with_context(|| shown.to_string())?;
-    let mut ranges = Vec::new();
+    let mut known = Known::default();
     while let Some(record) = reader.next().with_context(|| shown.to_string())? {
-        match ranges.last_mut() {
-            Some((_, end)) if *end == record.offset => *end = record.end(),
-            _ => ranges.push((record.offset, record.end())),
+        if restore.resume {
+            known.add(record.offset, record.len())?;
         }
     }
     file.seek(SeekFrom::Start(0))?;
     let reader = Reader::new(BufReader::new(file))?;
-    apply(connection, format, &restore, reader, ranges).await
+    apply(connection, format, &restore, reader, restore.resume.then_some(known)).await
 }
 
-/// `ranges`: all that the backup has, if that is known.
+/// `known`: all that the backup has, for one that goes on.
 async fn apply<R: Read>(
     connection: &Connection,
     format: Format,
     restore: &Restore,
     mut reader: Reader<R>,
-    ranges: Vec<(u64, u64)>,
+    known: Option<Known>,
 ) -> Result<()> {
     let header = reader.header.clone();
     let name = &restore.name;
@@ -111,11 +109,18 @@ async fn apply<R: Read>(
         target.snapshots.iter().all(|vdi| vdi.name != taken),
         "{taken} is there already, and something else"
     );
-    let done = match header.base {
-        None => prepare_new(connection, restore, &header, &target).await?,
-        Some(base) => prepare_old(connection, restore, &header, base, &target, &ranges).await?,
-    };
-    let bytes = write_all(connection, name, &mut reader, done).await?;
+    match header.base {
+        None => prepare_new(connection, restore, &header, &target, known.as_ref()).await?,
+        Some(base) => prepare_old(connection, restore, &header, base, &target, known.as_ref()).await?,
+    }
+    let bytes = write_all(connection, name, &mut reader).await?;
+    if header.base.is_none() {
+        // From here on it is a volume like any other, which no restore goes on with.
+        let removed = Attribute { key: RESTORING.to_owned(), value: None };
+        let request =
+            ChangeAttributesRequest { name: name.clone(), changes: vec![removed], ..Default::default() };
+        connection.vdis().change_attributes(request).await?;
+    }
     let attributes = [(RESTORED.to_owned(), mark(&header.cluster, header.snapshot))].into();
     let request = SnapshotVdiRequest { name: name.clone(), tag, attributes, id: 0 };
     let snapshot = connection.vdis().snapshot(request).await?.into_inner().snapshot;
@@ -134,13 +139,14 @@ async fn apply<R: Read>(
     Ok(())
 }
 
-/// A volume for a full backup. Gives how far an earlier attempt surely came.
+/// A volume for a full backup.
 async fn prepare_new(
     connection: &Connection,
     restore: &Restore,
     header: &Header,
     target: &Target,
-) -> Result<u64> {
+    known: Option<&Known>,
+) -> Result<()> {
     let (name, wanted) = (&restore.name, mark(&header.cluster, header.snapshot));
     let Some(volume) = &target.volume else {
         let request = CreateVdiRequest {
@@ -151,7 +157,7 @@ async fn prepare_new(
             ..Default::default()
         };
         connection.vdis().create(request).await?;
-        return Ok(0);
+        return Ok(());
     };
     let ours = volume.attributes.get(RESTORING) == Some(&wanted) && target.snapshots.is_empty();
     ensure!(ours, "there is a volume {name}: a full backup makes a new one (of {})", volume_of(&header.name));
@@ -159,8 +165,12 @@ async fn prepare_new(
         restore.resume,
         "restoring {name} was begun before: --resume goes on with it, or delete it first"
     );
-    let there = Ranges::ask(connection, name, None, 0, false).await?.all().await?;
-    Ok(reached(&there))
+    let Some(known) = known else { bail!("--resume needs the whole backup before it begins: say --file") };
+    let foreign = "somebody else has changed it; delete it first";
+    ensure!(volume.size_bytes == header.size, "{name} has another size than {}: {foreign}", header.name);
+    let there = Ranges::ask(connection, name, None, 0, false).await?;
+    ensure!(there.are_all(known).await?, "{name} has what {} has not: {foreign}", header.name);
+    Ok(())
 }
 
 /// The volume for differences: it must be as it was in the snapshot that they are against.
@@ -170,8 +180,8 @@ async fn prepare_old(
     header: &Header,
     base: u64,
     target: &Target,
-    ranges: &[(u64, u64)],
-) -> Result<u64> {
+    known: Option<&Known>,
+) -> Result<()> {
     let name = &restore.name;
     let Some(volume) = &target.volume else {
         bail!("this is only what differs from {}: restore a backup of that first", header.base_name);
@@ -183,26 +193,27 @@ async fn prepare_old(
             header.cluster
         );
     };
-    let there = Ranges::ask(connection, name, Some(&base.name), 0, false).await?.all().await?;
+    let there = Ranges::ask(connection, name, Some(&base.name), 0, false).await?;
     let back = format!("`dog vdi rollback {name} {}` makes it so again", base.tag);
-    ensure!(there.is_empty() || restore.resume, "{name} is not as it was in {} any more; {back}", base.name);
-    let within =
-        |(at, len, _): &(u64, u64, bool)| ranges.iter().any(|(from, end)| from <= at && at + len <= *end);
-    ensure!(there.iter().all(within), "{name} was changed by something else since {}; {back}", base.name);
+    match known {
+        Some(known) => ensure!(
+            there.are_all(known).await?,
+            "{name} was changed by something else since {}; {back}",
+            base.name
+        ),
+        None => ensure!(
+            there.are_all(&Known::default()).await?,
+            "{name} is not as it was in {} any more; {back}",
+            base.name
+        ),
+    }
     if volume.size_bytes != header.size {
         let allow_shrink = header.size < volume.size_bytes;
         ensure!(volume.size_bytes == base.size_bytes, "{name} has another size than {}; {back}", base.name);
         let request = ResizeVdiRequest { name: name.clone(), size_bytes: header.size, allow_shrink, id: 0 };
         connection.vdis().resize(request).await?;
     }
-    // All is written again: what differs already says nothing of what comes before it.
-    Ok(0)
-}
-
-/// Lots that end before this were durable when something of a later one was written.
-fn reached(there: &[(u64, u64, bool)]) -> u64 {
-    let last = there.last().map_or(0, |(offset, length, _)| (offset + length).saturating_sub(1));
-    last / OBJECT_MAX * OBJECT_MAX
+    Ok(())
 }
 
 /// Records that are made durable together; empty at the end.
@@ -218,17 +229,12 @@ fn lot<R: Read>(reader: &mut Reader<R>) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-async fn write_all<R: Read>(
-    connection: &Connection,
-    name: &str,
-    reader: &mut Reader<R>,
-    done: u64,
-) -> Result<u64> {
+async fn write_all<R: Read>(connection: &Connection, name: &str, reader: &mut Reader<R>) -> Result<u64> {
     let bar = bar(Some(reader.header.size))?;
     let mut bytes = 0;
     while !reader.ended {
         let records = lot(reader).with_context(|| format!("{name} is not restored"))?;
-        let Some(end) = records.last().map(Record::end).filter(|end| *end > done) else { continue };
+        let Some(end) = records.last().map(Record::end) else { continue };
         let expected: u64 = records.iter().map(Record::len).sum();
         let first = records.first().map_or(0, |record| record.offset);
         let messages: Vec<WriteVdiRequest> = records
@@ -252,17 +258,4 @@ async fn write_all<R: Read>(
     }
     bar.finish_and_clear();
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_lots_before_what_shows_are_taken_for_done() {
-        assert_eq!(reached(&[]), 0);
-        assert_eq!(reached(&[(0, 4096, false)]), 0);
-        assert_eq!(reached(&[(0, 4096, false), (OBJECT_MAX, 4096, true)]), OBJECT_MAX);
-        assert_eq!(reached(&[(0, OBJECT_MAX, false)]), 0, "it ends just before");
-    }
 }

@@ -8,6 +8,10 @@ pub enum Mutant {
     NumberForgotten,
     /// A configuration is used before its number is durable.
     NumberNotAwaited,
+    /// A member takes part in a configuration whatever number it took before.
+    NumberTakenAgain,
+    /// A number that others took binds this node too, even if it has no part in their configuration.
+    ForeignNumberBinds,
     /// Messages behind a hole get positions in the regular configuration.
     OrderAcrossHole,
     /// The time of a visit is that of the token's arrival, not of its sending a rotation before.

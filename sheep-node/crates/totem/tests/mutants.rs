@@ -29,6 +29,7 @@ fn random_runs_catch_each_variant() {
     for mutant in [
         Mutant::NumberForgotten,
         Mutant::NumberNotAwaited,
+        Mutant::NumberTakenAgain,
         Mutant::OrderAcrossHole,
         Mutant::LeaseFromReceipt,
         Mutant::SafeAtOnce,
@@ -51,4 +52,27 @@ fn a_primary_that_anyone_disturbs_flaps() {
     net.cut_both(4, 2);
     net.run(ms(60_000));
     assert_ne!(net.together(&[1, 2, 3]), id);
+}
+
+/// With one path broken two groups form at the same time and choose the same number.
+#[test]
+fn groups_whose_numbers_bind_each_other_flap() {
+    let configurations = |mutants: Mutants| {
+        let mut sum = 0;
+        for seed in 0..5 {
+            let mut net = Net::empty(seed);
+            net.config.mutants = mutants;
+            (net.tells_primary, net.total) = (true, 4);
+            (1..=4).for_each(|n| net.start(n, CLUSTER));
+            net.settle(&[1, 2, 3, 4], ms(3000));
+            let before = net.checker.configurations;
+            net.cut.insert((2, 3));
+            net.run(ms(20_000));
+            sum += net.checker.configurations - before;
+        }
+        sum
+    };
+    // Each node installs one.
+    assert_eq!(configurations(Mutants::default()), 20);
+    assert!(configurations(Mutants::only(Mutant::ForeignNumberBinds)) > 24);
 }

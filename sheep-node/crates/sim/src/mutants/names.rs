@@ -60,6 +60,8 @@ variants! {
     Totem: sheep_totem::Mutant => {
         NumberForgotten = "totem:number-forgotten": "the ring's number survives restarts";
         NumberNotAwaited = "totem:number-not-awaited": "a configuration's number is durable before its use";
+        NumberTakenAgain = "totem:number-taken-again": "a node takes part in configurations of growing numbers only";
+        ForeignNumberBinds = "totem:foreign-number-binds": "groups that form at once do not hinder each other";
         OrderAcrossHole = "totem:order-across-hole": "messages behind a hole are not in the regular order";
         LeaseFromReceipt = "totem:lease-from-receipt": "a visit is dated by the token's sending, not its receipt";
         SafeAtOnce = "totem:safe-at-once": "safe means that the token has shown so twice";

@@ -16,7 +16,7 @@ pub(crate) struct Row {
     /// Number of the join in which the node said this; grows within one incarnation. Zero: the node said
     /// nothing, it is only wanted.
     pub version: u64,
-    /// Highest configuration number it has seen.
+    /// Highest configuration number it has taken part in, or that the layer above it knows.
     pub number: u64,
     /// Times it came back after leaving, which ends the exclusion by others.
     pub rejoins: u32,

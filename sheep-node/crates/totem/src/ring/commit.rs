@@ -14,7 +14,7 @@ use sheep_types::{ConfigId, Member, NodeId, Time};
 pub(super) struct Commit {
     id: ConfigId,
     members: Vec<Member>,
-    /// Highest number seen before this attempt.
+    /// Highest number taken before this attempt.
     before: u64,
     gather: Gather,
     /// The token while the number is not durable.
@@ -67,7 +67,7 @@ impl Ring {
     }
 
     fn enter_commit(&mut self, now: Time, token: CommitToken) {
-        let before = self.numbers.highest();
+        let before = self.taken_number();
         let gather = match core::mem::replace(&mut self.phase, Phase::Left) {
             Phase::Gather(gather) => gather,
             Phase::Commit(commit) => commit.gather,
@@ -87,7 +87,7 @@ impl Ring {
             loss_at: now + self.config.token_loss,
             join_at: now + self.config.join_interval,
         });
-        self.numbers.observe(token.config.number, &mut self.out);
+        self.numbers.take(token.config.number, &mut self.out);
         self.announce_commit(now, token.config, before);
         if let Phase::Commit(commit) = &mut self.phase {
             commit.waiting = Some(token);
@@ -149,7 +149,10 @@ impl Ring {
         match &self.phase {
             Phase::Gather(gather) => {
                 let agreed = gather.chosen() == members || gather.has_announced(&members);
-                let fresh = token.config.number > self.numbers.highest();
+                let number = token.config.number;
+                // A member that has taken this number in another attempt will not commit to this one.
+                let dead = |m: &Member| gather.row(m.node).is_some_and(|row| row.number >= number);
+                let fresh = number > self.taken_number() && !members.iter().any(dead);
                 let representative = token.config.representative == self.me.node;
                 if agreed && fresh && token.round == 1 && !representative {
                     self.enter_commit(now, token);
@@ -164,7 +167,7 @@ impl Ring {
             Phase::Commit(commit)
                 if commit.members == members
                     && commit.id.representative == token.config.representative
-                    && token.config.number > self.numbers.highest()
+                    && token.config.number > self.taken_number()
                     && token.round == 1 =>
             {
                 self.enter_commit(now, token);

@@ -205,7 +205,7 @@ impl Ring {
 
     /// This node's row.
     fn describe(&self, now: Time) -> Row {
-        let mut own = self.own_row(self.numbers.highest());
+        let mut own = self.own_row(self.taken_number());
         let Phase::Gather(gather) = &self.phase else { return own };
         let since = now - self.config.heard_window();
         for row in gather.rows.values().map(|known| &known.row) {

@@ -241,7 +241,7 @@ impl Ring {
 
     /// The layer above saw a term (in a log entry, from a peer): configurations get larger numbers.
     pub fn observe_number(&mut self, number: u64) {
-        self.numbers.observe(number, &mut self.out);
+        self.numbers.take(number, &mut self.out);
     }
 
     /// Queues a payload, to be ordered in this or the next configuration. What is not ordered when a
@@ -419,6 +419,16 @@ impl Ring {
 
     fn previous(&self) -> ConfigId {
         self.order.as_ref().map_or(ConfigId::default(), |order| order.config.id)
+    }
+
+    /// Configurations that this node takes part in have larger numbers.
+    fn taken_number(&self) -> u64 {
+        let mutants = self.config.mutants;
+        if mutants.is(Mutant::NumberTakenAgain) {
+            return 0;
+        }
+        let binds = mutants.is(Mutant::ForeignNumberBinds);
+        if binds { self.numbers.highest() } else { self.numbers.taken() }
     }
 
     fn send(&mut self, to: Destination, packet: &Packet) -> Bytes {

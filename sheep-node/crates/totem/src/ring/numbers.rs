@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(crate) struct Numbers {
     highest: u64,
+    /// Highest that this node took part in, or that the layer above has; after a restart, the durable one.
+    taken: u64,
     durable: u64,
     /// Written ahead of need; not yet seen in a configuration.
     ahead: u64,
@@ -21,12 +23,24 @@ pub(crate) struct Numbers {
 impl Numbers {
     pub(crate) fn new(durable: u64) -> Self {
         let durable = durable.min(MAX_NUMBER);
-        Self { highest: durable, durable, ahead: 0, asked: None, asked_at: None }
+        Self { highest: durable, taken: durable, durable, ahead: 0, asked: None, asked_at: None }
     }
 
     /// Highest number seen.
     pub(crate) fn highest(&self) -> u64 {
         self.highest
+    }
+
+    /// Configurations that this node takes part in have larger numbers than this. Those of others may have
+    /// come further: two groups that form at the same time choose the same number, and neither must hinder the other.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// This node takes part in a configuration, or the layer above knows one.
+    pub(crate) fn take(&mut self, number: u64, out: &mut VecDeque<Output>) {
+        self.taken = self.taken.max(number.min(MAX_NUMBER));
+        self.observe(number, out);
     }
 
     /// Whether a configuration with this number may be used.

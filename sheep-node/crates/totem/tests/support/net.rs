@@ -39,6 +39,8 @@ pub struct Net {
     pub duplicates: u64,
     /// Microseconds.
     pub delay: (u64, u64),
+    /// How long a number takes to become durable, microseconds.
+    pub disk: (u64, u64),
     pub written: u64,
     /// Keeps all packets in `recorded`.
     pub record: bool,
@@ -53,6 +55,8 @@ pub struct Net {
     pub tells_primary: bool,
     /// Number of nodes that count for that.
     pub total: usize,
+    /// Only these count, if given.
+    pub voters: Option<BTreeSet<u64>>,
     events: BTreeMap<(Time, u64), Event>,
     serial: u64,
 }
@@ -80,6 +84,7 @@ impl Net {
             loss: 0,
             duplicates: 0,
             delay: (100, 400),
+            disk: (50, 5000),
             written: 0,
             record: false,
             recorded: Vec::new(),
@@ -88,6 +93,7 @@ impl Net {
             trace: std::env::var_os("TRACE").is_some(),
             tells_primary: false,
             total: 0,
+            voters: None,
             events: BTreeMap::new(),
             serial: 0,
         }
@@ -206,13 +212,15 @@ impl Net {
                 }
                 Output::PersistNumber(number) if node.disk_hangs => node.hung = Some(number),
                 Output::PersistNumber(number) => {
-                    let delay = Duration::from_micros(self.random.range(50, 5000));
+                    let delay = Duration::from_micros(self.random.range(self.disk.0, self.disk.1));
                     self.post(delay, Event::Durable { to: me, number });
                 }
                 Output::Configuration(c) if self.tells_primary => {
-                    let all = self.total;
+                    let all = self.voters.as_ref().map_or(self.total, BTreeSet::len);
+                    let counts = |m: &&Member| self.voters.as_ref().is_none_or(|v| v.contains(&m.node.0));
+                    let there = c.members.iter().filter(counts).count();
                     let regular = c.kind == sheep_totem::ConfigurationKind::Regular;
-                    self.nodes.get_mut(&n).unwrap().ring.set_primary(regular && c.members.len() * 2 > all);
+                    self.nodes.get_mut(&n).unwrap().ring.set_primary(regular && there * 2 > all);
                 }
                 _ => {}
             }

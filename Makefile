@@ -16,8 +16,9 @@ BIN := $(CARGO_TARGET_DIR)/release
 export E2E_LOGS ?= $(CURDIR)/target/e2e-logs
 
 # Debian packages of the programs that the tests, the demonstration and the benchmarks call.
-PACKAGES := ca-certificates curl e2fsprogs fio gcc grub-pc-bin iproute2 libnbd-bin mmdebstrap nbdkit nftables python3 python3-libnbd \
-            qemu-system-common qemu-system-x86 qemu-utils util-linux xfsprogs
+PACKAGES := busybox-static ca-certificates containerd containernetworking-plugins curl e2fsprogs fio gcc grub-pc-bin iproute2 \
+            libnbd-bin mmdebstrap nbdkit nftables openssl procps python3 python3-libnbd qemu-system-common qemu-system-x86 qemu-utils runc \
+            util-linux xfsprogs
 BENCH_PACKAGES := corosync libcorosync-common-dev libcpg-dev
 # Large, so only with CEPH=1.
 ifneq ($(filter-out 0,$(CEPH)),)
@@ -38,7 +39,7 @@ define install
 	    echo "installing Debian packages: $${missing[*]}"
 	    sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo
 	    $$sudo apt-get -qq update
-	    # Packages that bring a daemon (corosync, Ceph) must not start it.
+	    # Packages that bring a daemon (containerd, corosync, Ceph) must not start it.
 	    $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 	        apt-get -qq install -y --no-install-recommends "$${missing[@]}"
 	fi
@@ -76,8 +77,12 @@ build: ## Build all programs
 demo: tools build ## Three sheep serve a machine, its disk is cloned, two of them die (KEEP=1 leaves it running)
 	@KEEP="$(KEEP)" $(BIN)/demo
 
+.PHONY: kubernetes
+kubernetes: tools ## Build Kubernetes and what belongs to it from Go modules (15 minutes on two cores, once)
+	@bash e2e/kubernetes/program.sh --all > /dev/null
+
 .PHONY: test
-test: tools build ## Everything: unit, property, simulation, crash, real processes
+test: tools build kubernetes ## Everything: unit, property, simulation, crash, real processes
 	@mkdir -p target
 	@status=0
 	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | tee target/test.log || status=$$?
@@ -85,6 +90,10 @@ test: tools build ## Everything: unit, property, simulation, crash, real process
 	     /^test .* FAILED$$/ { print "FAILED: " $$2 } \
 	     END { printf "%d suites: %d passed, %d failed, %d ignored\n", suites, passed, failed, ignored }' target/test.log
 	exit $$status
+
+.PHONY: e2e
+e2e: tools build kubernetes ## The product on a real Kubernetes, also what takes long (KUBERNETES=kind: on kind, with Docker)
+	@KUBERNETES="$(KUBERNETES)" $(CARGO) test --release -p sheep-e2e --test kubernetes -- --include-ignored --nocapture
 
 .PHONY: bench
 bench: tools-bench build ## Ours beside raw disk, nbdkit and Corosync (CEPH=1: and Ceph); writes target/bench.json
@@ -123,6 +132,12 @@ lint: ## Formatting, clippy, licences (and advisories, if cargo-deny is installe
 lint-deny: ## Install cargo-deny (compiles for minutes) and check licences, sources and advisories
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check
+
+.PHONY: manifests
+manifests: build ## Print crds/ and manifests/ anew, from the operator and the chart
+	@$(BIN)/sheep-operator crds > crds/sheepdogclusters.yaml
+	cp crds/sheepdogclusters.yaml charts/sheepdog/files/
+	bash manifests/render.sh > manifests/sheepdog.yaml
 
 .PHONY: fmt
 fmt: ## Format the code

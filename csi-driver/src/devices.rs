@@ -2,8 +2,8 @@
 
 mod remote;
 
-use crate::Error;
 use crate::host::{run, trouble};
+use crate::{Error, Handle};
 pub use remote::RemoteDevices;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 /// The device that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The cluster.
-    pub cluster: String,
-    /// Id of the volume there.
-    pub volume: u64,
-    /// Its name there.
+    /// The volume.
+    pub volume: Handle,
+    /// The attachment that the device is for: when it is over, the device is.
+    pub attachment: u64,
+    /// The volume's name.
     pub name: String,
     /// Bytes.
     pub size: u64,
@@ -26,10 +26,12 @@ pub struct Wanted {
 /// A device that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Id of the volume.
-    pub volume: u64,
+    /// The volume.
+    pub volume: Handle,
     /// Its path.
     pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
     /// It cannot be written.
     pub read_only: bool,
 }
@@ -38,21 +40,21 @@ pub struct Device {
 /// the devices are asked what there is, nobody else remembers.
 #[tonic::async_trait]
 pub trait Devices: Send + Sync + 'static {
-    /// Makes a device, or finds the one that is there. [`Error::Precondition`] if that is writable and this is not to be, or
-    /// the reverse.
+    /// Makes a device, or finds the one that is there for this attachment; one for an earlier attachment is replaced.
+    /// [`Error::Precondition`] if that is writable and this is not to be, or the reverse.
     async fn attach(&self, wanted: &Wanted) -> Result<Device, Error>;
 
     /// The device of a volume, if there is one.
-    async fn find(&self, volume: u64) -> Result<Option<Device>, Error>;
+    async fn find(&self, volume: &Handle) -> Result<Option<Device>, Error>;
 
     /// All devices of this node.
     async fn list(&self) -> Result<Vec<Device>, Error>;
 
     /// Tells a device that its volume has grown.
-    async fn resize(&self, volume: u64, size: u64) -> Result<(), Error>;
+    async fn resize(&self, volume: &Handle, size: u64) -> Result<(), Error>;
 
     /// Takes a device away that nobody uses; nothing to do if there is none.
-    async fn detach(&self, volume: u64) -> Result<(), Error>;
+    async fn detach(&self, volume: &Handle) -> Result<(), Error>;
 }
 
 /// Devices on sparse files in a directory, for tests of what stands on [`Devices`]: real devices, real file systems, no
@@ -68,11 +70,11 @@ impl FileDevices {
         Self { directory: directory.to_owned() }
     }
 
-    fn file(&self, volume: u64) -> PathBuf {
+    fn file(&self, volume: &Handle) -> PathBuf {
         self.directory.join(format!("{volume}.volume"))
     }
 
-    fn set_size(&self, volume: u64, size: u64) -> Result<PathBuf, Error> {
+    fn set_size(&self, volume: &Handle, size: u64) -> Result<PathBuf, Error> {
         let path = self.file(volume);
         let grow = || {
             let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
@@ -86,24 +88,24 @@ impl FileDevices {
 #[tonic::async_trait]
 impl Devices for FileDevices {
     async fn attach(&self, wanted: &Wanted) -> Result<Device, Error> {
-        if let Some(device) = self.find(wanted.volume).await? {
+        if let Some(device) = self.find(&wanted.volume).await? {
             if device.read_only == wanted.read_only {
                 return Ok(device);
             }
             let message = format!("volume {} has a device of another kind", wanted.volume);
             return Err(Error::Precondition(message));
         }
-        let file = self.set_size(wanted.volume, wanted.size)?;
+        let file = self.set_size(&wanted.volume, wanted.size)?;
         let mut args: Vec<&OsStr> = vec!["--find".as_ref(), "--show".as_ref()];
         if wanted.read_only {
             args.push("--read-only".as_ref());
         }
         args.push(file.as_ref());
         let path = PathBuf::from(run("losetup", &args).await?);
-        Ok(Device { volume: wanted.volume, path, read_only: wanted.read_only })
+        Ok(Device { volume: wanted.volume.clone(), path, size: wanted.size, read_only: wanted.read_only })
     }
 
-    async fn find(&self, volume: u64) -> Result<Option<Device>, Error> {
+    async fn find(&self, volume: &Handle) -> Result<Option<Device>, Error> {
         let file = self.file(volume);
         if !file.exists() {
             return Ok(None);
@@ -119,23 +121,24 @@ impl Devices for FileDevices {
         let said = run("losetup", &args).await?;
         let mut words = said.split_whitespace();
         let (Some(path), mark) = (words.next(), words.next()) else { return Ok(None) };
-        Ok(Some(Device { volume, path: path.into(), read_only: mark == Some("1") }))
+        let size = std::fs::metadata(&file).map_err(|error| trouble("read", &file, &error))?.len();
+        Ok(Some(Device { volume: volume.clone(), path: path.into(), size, read_only: mark == Some("1") }))
     }
 
     async fn list(&self) -> Result<Vec<Device>, Error> {
         let entries = std::fs::read_dir(&self.directory);
         let entries = entries.map_err(|error| trouble("read", &self.directory, &error))?;
-        let id = |name: std::ffi::OsString| name.to_str()?.strip_suffix(".volume")?.parse::<u64>().ok();
-        let mut ids: Vec<u64> = entries.flatten().filter_map(|entry| id(entry.file_name())).collect();
-        ids.sort_unstable();
+        let id = |name: std::ffi::OsString| Handle::read(name.to_str()?.strip_suffix(".volume")?);
+        let mut ids: Vec<Handle> = entries.flatten().filter_map(|entry| id(entry.file_name())).collect();
+        ids.sort_unstable_by_key(|handle| handle.id);
         let mut devices = Vec::new();
         for id in ids {
-            devices.extend(self.find(id).await?);
+            devices.extend(self.find(&id).await?);
         }
         Ok(devices)
     }
 
-    async fn resize(&self, volume: u64, size: u64) -> Result<(), Error> {
+    async fn resize(&self, volume: &Handle, size: u64) -> Result<(), Error> {
         let Some(device) = self.find(volume).await? else {
             return Err(Error::NotFound(format!("volume {volume} has no device here")));
         };
@@ -143,7 +146,7 @@ impl Devices for FileDevices {
         run("losetup", &["--set-capacity".as_ref(), device.path.as_ref()]).await.map(drop)
     }
 
-    async fn detach(&self, volume: u64) -> Result<(), Error> {
+    async fn detach(&self, volume: &Handle) -> Result<(), Error> {
         match self.find(volume).await? {
             Some(device) => run("losetup", &["--detach".as_ref(), device.path.as_ref()]).await.map(drop),
             None => Ok(()),

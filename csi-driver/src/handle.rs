@@ -38,10 +38,11 @@ impl fmt::Display for Handle {
 }
 
 impl Handle {
-    /// The id in a handle, whatever cluster it is of.
-    pub fn id_of(text: &str) -> Option<u64> {
-        let (_, digits) = text.rsplit_once('-')?;
-        digits.parse::<u64>().ok().filter(|id| *id > 0 && id.to_string() == digits)
+    /// What a text says, whatever cluster it is of.
+    pub fn read(text: &str) -> Option<Self> {
+        let (cluster, digits) = text.rsplit_once('-')?;
+        let id = digits.parse::<u64>().ok().filter(|id| *id > 0 && id.to_string() == digits)?;
+        Some(Self { cluster: cluster.to_owned(), id })
     }
 
     /// The id that a text means in this cluster. A text that is no handle means nothing that there could be; one of another
@@ -51,8 +52,7 @@ impl Handle {
     /// As said.
     pub fn parse(text: &str, kind: Kind, cluster: &str) -> Result<u64, Error> {
         let none = || Error::NotFound(format!("there is no {kind} {text:?}"));
-        let id = Self::id_of(text).ok_or_else(none)?;
-        let of = text.rsplit_once('-').map_or("", |(of, _)| of);
+        let Self { cluster: of, id } = Self::read(text).ok_or_else(none)?;
         let is_cluster = of.len() == cluster.len() && of.bytes().all(|byte| byte.is_ascii_hexdigit());
         if of == cluster {
             Ok(id)

@@ -1,7 +1,7 @@
 //! Mounts and programs of the machine.
 
-use crate::Error;
 use crate::capability::FsKind;
+use crate::{Error, Handle};
 use std::ffi::OsStr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,21 @@ pub(crate) fn mounted_at(path: &Path) -> Result<Option<Mounted>, Error> {
 pub(crate) fn block_device(path: &Path) -> Option<u64> {
     let metadata = std::fs::metadata(path).ok()?;
     metadata.file_type().is_block_device().then(|| metadata.rdev())
+}
+
+/// Whether a device, by its number, is or was made of this volume by sheep-device: the name of its file says so, also when the
+/// device itself is given up.
+pub(crate) fn is_device_of(number: u64, volume: &Handle) -> bool {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let file = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"));
+    file.is_ok_and(|file| is_file_of(file.trim_end(), volume))
+}
+
+/// Files are called `sheep:CLUSTER:NODE:VOLUME:ATTACHMENT`.
+fn is_file_of(path: &str, volume: &Handle) -> bool {
+    let words: Vec<&str> = path.rsplit('/').next().unwrap_or_default().split(':').collect();
+    let id = volume.id.to_string();
+    matches!(words[..], ["sheep", cluster, _, of, _] if cluster == volume.cluster && of == id)
 }
 
 /// Runs a program to its end; what it has written.
@@ -261,6 +276,16 @@ mod tests {
         assert_eq!(parse_line("nonsense"), None);
         assert_eq!(unescape("a\\134b\\9\\"), Path::new("a\\b\\9\\"));
         assert!(mounts().unwrap().iter().any(|mounted| mounted.point == Path::new("/proc")));
+    }
+
+    #[test]
+    fn files_tell_whose_device_they_are() {
+        let volume = Handle { cluster: "ab".into(), id: 7 };
+        assert!(is_file_of("/run/sheepdog/devices/ab-7/sheep:ab:node-1:7:99", &volume));
+        assert!(is_file_of("sheep:ab:node-1:7:99", &volume));
+        for other in ["/sheep:ab:node-1:77:99", "/sheep:cd:node-1:7:99", "/disk", "/ab-7.volume", ""] {
+            assert!(!is_file_of(other, &volume), "{other}");
+        }
     }
 
     #[tokio::test]

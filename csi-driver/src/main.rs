@@ -3,7 +3,10 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sheep_csi::{Backend, Cluster, Controller, Node, Registration, RemoteDevices, Services, register, serve};
+use sheep_csi::{
+    Backend, Cluster, Controller, Node, Registration, RemoteDevices, Services, liveness, register, serve,
+};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +46,17 @@ enum Role {
     Node(NodeArgs),
 }
 
+/// The kubelet says the path of the socket as the authority of its requests, with a percent sign for each slash. Our HTTP takes these
+/// only before an @, where a user's name would be.
+fn registration_socket(path: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(path);
+    match path.file_name() {
+        Some(name) if name.to_string_lossy().split_once('@').is_some_and(|(_, host)| !host.is_empty()) => Ok(path),
+        _ => Err("the name needs an @, such as kubelet@csi.sheepdog.io-reg.sock, or the kubelet's requests cannot be understood"
+            .into()),
+    }
+}
+
 #[derive(Debug, Args)]
 struct NodeArgs {
     #[command(flatten)]
@@ -50,8 +64,8 @@ struct NodeArgs {
     /// Socket of sheep-device on this node
     #[arg(long, env = "SHEEP_DEVICES", value_name = "SOCKET")]
     devices: PathBuf,
-    /// Socket to make in the kubelet's directory of plugins, by which it learns of the driver
-    #[arg(long, env = "SHEEP_REGISTRATION", value_name = "SOCKET")]
+    /// Socket to make in the kubelet's directory of plugins, by which it learns of the driver; its name must have an @ in it
+    #[arg(long, env = "SHEEP_REGISTRATION", value_name = "SOCKET", value_parser = registration_socket)]
     registration: Option<PathBuf>,
     /// The endpoint by the path that the kubelet sees, if that is another one
     #[arg(long, env = "SHEEP_KUBELET_ENDPOINT", value_name = "SOCKET")]
@@ -69,6 +83,9 @@ struct Place {
     /// Control address of a node, host:port or unix:/path; several, separated by commas: the first that serves is asked
     #[arg(long, env = "SHEEP_SERVER", value_name = "ADDRESS", value_delimiter = ',', required = true)]
     server: Vec<String>,
+    /// Address for GET /livez, by which the kubelet sees that the process is alive
+    #[arg(long, env = "SHEEP_HTTP", value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
 }
 
 /// The path that an endpoint means.
@@ -110,6 +127,13 @@ async fn stop() {
 /// The cluster, and whether it serves. Calls are refused until it does; they come again by themselves.
 async fn cluster(place: &Place, socket: &Path) -> Result<Arc<Cluster>> {
     let backend = Arc::new(Cluster::new(&place.server)?);
+    if let Some(address) = place.http {
+        tokio::spawn(async move {
+            if let Err(problem) = liveness(address, stop()).await {
+                error!("{problem}");
+            }
+        });
+    }
     match backend.serves().await {
         Ok(()) => info!("on {}: the cluster serves", socket.display()),
         Err(problem) => warn!("on {}: the cluster does not serve yet: {problem}", socket.display()),
@@ -187,8 +211,31 @@ mod tests {
         let Role::Controller(place) = cli.role else { panic!() };
         assert_eq!(place.server, ["a:7002", "b:7002", "unix:/c"]);
         assert!(Cli::try_parse_from(["sheep-csi", "controller", "--endpoint", "/s"]).is_err());
-        let line = "sheep-csi node --endpoint /s --server unix:/c --devices /d --registration /r";
+        let line = "sheep-csi node --endpoint /s --server unix:/c --devices /d --registration /r@s";
         let Role::Node(node) = Cli::try_parse_from(line.split(' ')).unwrap().role else { panic!() };
         assert_eq!((node.devices.as_path(), node.max_volumes), (Path::new("/d"), 0));
+    }
+
+    /// What the kubelet makes of a path.
+    fn authority(path: &str) -> String {
+        path.replace('/', "%2F")
+    }
+
+    #[test]
+    fn only_a_socket_is_taken_whose_path_can_be_an_authority() {
+        let directory = "/var/lib/kubelet/plugins_registry";
+        for (name, fits) in [
+            ("kubelet@csi.sheepdog.io-reg.sock", true),
+            ("csi.sheepdog.io-reg.sock", false),
+            ("kubelet@", false),
+        ] {
+            let path = format!("{directory}/{name}");
+            assert_eq!(registration_socket(&path).is_ok(), fits, "{path}");
+            let uri = tonic::transport::Uri::builder()
+                .scheme("http")
+                .authority(authority(&path))
+                .path_and_query("/");
+            assert_eq!(uri.build().is_ok(), fits, "{path}");
+        }
     }
 }

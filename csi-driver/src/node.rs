@@ -31,23 +31,25 @@ impl Node {
         Self { backend, devices, busy: Busy::default(), max_volumes }
     }
 
-    /// The id that a handle means.
-    async fn id(&self, handle: &str) -> Result<u64, Error> {
-        if handle.is_empty() {
+    /// The volume of this cluster that a text means.
+    async fn handle(&self, text: &str) -> Result<Handle, Error> {
+        if text.is_empty() {
             return Err(Error::missing("id of a volume"));
         }
-        Handle::parse(handle, Kind::Volume, &self.backend.cluster().await?)
+        let cluster = self.backend.cluster().await?;
+        let id = Handle::parse(text, Kind::Volume, &cluster)?;
+        Ok(Handle { cluster, id })
     }
 
     /// The device of a volume that has to be here.
-    async fn device(&self, volume: u64) -> Result<Device, Error> {
+    async fn device(&self, volume: &Handle) -> Result<Device, Error> {
         let device = self.devices.find(volume).await?;
         device.ok_or_else(|| Error::NotFound(format!("volume {volume} has no device on this node")))
     }
 }
 
 /// What is called so when it is claimed.
-fn key(volume: u64) -> String {
+fn key(volume: &Handle) -> String {
     format!("volume {volume}")
 }
 

@@ -68,18 +68,26 @@ pub fn mounts() -> BTreeSet<String> {
     table.lines().filter_map(|line| line.split_whitespace().nth(4)).map(str::to_owned).collect()
 }
 
+/// Loop devices whose file cannot be reached any more.
+fn orphaned_loops() -> BTreeSet<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("loops.sh");
+    let printed = crate::process::run("sh", [script]).unwrap_or_default();
+    printed.lines().map(str::to_owned).collect()
+}
+
 /// The state of the machine before a test; [`LeakCheck::finish`] compares.
 pub struct LeakCheck {
     mounts: BTreeSet<String>,
+    loops: BTreeSet<String>,
 }
 
 impl LeakCheck {
-    /// Notes which mounts exist.
+    /// Notes which mounts, and which loop devices without a file system beneath, exist.
     pub fn start() -> LeakCheck {
-        LeakCheck { mounts: mounts() }
+        LeakCheck { mounts: mounts(), loops: orphaned_loops() }
     }
 
-    /// Checks that no recorded process, directory or namespace and no new mount remains.
+    /// Checks that no recorded process, directory or namespace, no new mount and no new orphaned loop device remains.
     ///
     /// # Errors
     /// Lists what remains.
@@ -118,6 +126,7 @@ impl LeakCheck {
             }
         }
         found.extend(mounts().difference(&self.mounts).map(|path| format!("mount {path}")));
+        found.extend(orphaned_loops().difference(&self.loops).map(|path| format!("loop device {path}")));
         found
     }
 }

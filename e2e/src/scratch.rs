@@ -1,5 +1,6 @@
 //! Temporary directories, and addresses nobody else uses.
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 
 use crate::leaks;
+use crate::process::run;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -44,8 +46,12 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        if self.keep {
+            return;
+        }
+        release(&self.path);
+        if let Err(error) = std::fs::remove_dir_all(&self.path)
+            && error.kind() != ErrorKind::NotFound
         {
             eprintln!("cannot remove {}: {error}", self.path.display());
         }
@@ -77,6 +83,23 @@ pub fn free_port() -> Result<u16> {
     Ok(listener.local_addr().context("reading the port")?.port())
 }
 
+/// Takes away what a test that failed has left in a directory: loop devices on its files, and mounts. The devices come first: who
+/// unmounts what their files are in can find them by their names no more.
+fn release(path: &Path) {
+    for entry in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(&file).starts_with(path) {
+            // One that is mounted goes when it is unmounted.
+            let _ =
+                run("losetup", ["--detach".as_ref(), Path::new("/dev").join(entry.file_name()).as_os_str()]);
+        }
+    }
+    // The deepest first.
+    for mount in leaks::mounts().iter().rev().filter(|mount| Path::new(mount).starts_with(path)) {
+        let _ = run("umount", ["-l", mount]);
+    }
+}
+
 /// Removes what runs that were interrupted (Ctrl-C) have left in the directory for scratch: directories named after
 /// a process that is gone.
 fn sweep(base: &Path) {
@@ -89,9 +112,7 @@ fn sweep(base: &Path) {
         // A demonstration that was left running keeps its own stop script.
         let kept = entry.path().join("stop.sh").exists();
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) && !kept {
-            for mount in leaks::mounts().iter().filter(|mount| Path::new(mount).starts_with(entry.path())) {
-                let _ = crate::process::run("umount", ["-l", mount]);
-            }
+            release(&entry.path());
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sheep_e2e::fio::{Fio, Pattern, Target};
-use sheep_e2e::process::Spec;
+use sheep_e2e::process::{Spec, run};
 use sheep_e2e::tools::{Nbdkit, bootable_image};
 use sheep_e2e::vm::{Vm, VmOptions};
 use sheep_e2e::{Cut, LeakCheck, NbdClient, NetLab, Oracle, Scratch, serial};
@@ -55,6 +55,40 @@ fn a_leak_is_noticed() {
     drop(process);
     drop(scratch);
     check.finish().unwrap();
+}
+
+#[test]
+fn loop_devices_do_not_outlive_what_they_were_made_on() {
+    let _one = serial();
+    let check = LeakCheck::start();
+    // A device on a file in a mount, as a test leaves it that fails.
+    let scratch = Scratch::new("loops").unwrap();
+    let mount = scratch.path().join("mount");
+    std::fs::create_dir(&mount).unwrap();
+    let on_tmpfs =
+        "mount -t tmpfs tmpfs \"$0\" && truncate -s 1M \"$0/disk\" && losetup --find --show \"$0/disk\"";
+    let device = run("sh", ["-c".as_ref(), on_tmpfs.as_ref(), mount.as_os_str()]).unwrap();
+    let backing =
+        Path::new("/sys/block").join(device.trim().trim_start_matches("/dev/")).join("loop/backing_file");
+    assert!(backing.exists());
+    drop(scratch);
+    assert!(!backing.exists(), "the loop device is left");
+    check.finish().unwrap();
+
+    // One whose mount went with its namespace, as after SIGKILL.
+    let check = LeakCheck::start();
+    let scratch = Scratch::new("loops").unwrap();
+    run(
+        "unshare",
+        ["--mount".as_ref(), "sh".as_ref(), "-c".as_ref(), on_tmpfs.as_ref(), scratch.path().as_os_str()],
+    )
+    .unwrap();
+    drop(scratch);
+    let found = check.finish().unwrap_err().to_string();
+    assert!(found.contains("loop device /dev/loop"), "{found}");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("loops.sh");
+    assert!(found.contains(run("sh", [script.as_os_str(), "--detach".as_ref()]).unwrap().trim()));
+    assert_eq!(run("sh", [script]).unwrap(), "");
 }
 
 #[test]

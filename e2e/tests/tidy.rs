@@ -163,7 +163,7 @@ fn core_crates_do_not_name_the_outside_world() {
 #[test]
 fn files_stay_readable() {
     let mut files = Vec::new();
-    for dir in ["sheep-node", "csi-driver", "e2e"] {
+    for dir in ["sheep-node", "csi-driver", "operator", "e2e"] {
         sources(&root().join(dir), &mut files);
     }
     let long: Vec<String> = files

@@ -1,14 +1,14 @@
 //! Devices of the process `sheep-device` on this node, which is asked over its Unix socket with a line of JSON each way.
 
 use super::{Device, Devices, Wanted};
-use crate::Error;
+use crate::{Error, Handle};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// How long a call may take: a volume whose last user died is given to the next one after its lease.
+/// How long a call may take; sheep-device gives up a little earlier.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The devices of this node.
@@ -41,7 +41,7 @@ impl RemoteDevices {
         let mut answer: Value = serde_json::from_str(&line)
             .map_err(|_| Error::Unavailable(format!("the devices at {at} broke off")))?;
         if let Some(problem) = answer["error"].as_str() {
-            return Err(Error::Precondition(problem.to_owned()));
+            return Err(failure(answer["kind"].as_str(), problem.to_owned()));
         }
         match answer["devices"].take() {
             Value::Array(devices) => Ok(devices),
@@ -54,41 +54,56 @@ impl RemoteDevices {
         let device = |value: &Value| {
             let path = value["path"].as_str().filter(|_| value["state"] == "served")?;
             let read_only = value["read_only"] == true;
-            Some(Device { volume: value["volume"].as_u64()?, path: path.into(), read_only })
+            let cluster = value["cluster"].as_str()?.to_owned();
+            let volume = Handle { cluster, id: value["volume"].as_u64()? };
+            Some(Device { volume, path: path.into(), size: value["size"].as_u64()?, read_only })
         };
         devices.iter().filter_map(device).collect()
+    }
+}
+
+/// What an error of the devices means: whether it makes sense to ask again is for callers to know.
+fn failure(kind: Option<&str>, problem: String) -> Error {
+    match kind {
+        Some("busy") => Error::Busy(problem),
+        Some("unavailable") => Error::Unavailable(problem),
+        Some("in-use" | "ended") => Error::Precondition(problem),
+        _ => Error::Internal(problem),
     }
 }
 
 #[tonic::async_trait]
 impl Devices for RemoteDevices {
     async fn attach(&self, wanted: &Wanted) -> Result<Device, Error> {
-        let Wanted { cluster, volume, name, size, read_only } = wanted;
+        let Wanted { volume, attachment, name, read_only, .. } = wanted;
         let request = json!({
             "call": "attach",
-            "cluster": cluster,
-            "volume": volume,
+            "cluster": volume.cluster,
+            "volume": volume.id,
+            "attachment": attachment,
             "name": name,
-            "size": size,
             "read_only": read_only,
         });
         let made = Self::served(&self.call(request).await?).pop();
         made.ok_or_else(|| Error::Internal(format!("volume {name} has no device after it was made")))
     }
 
-    async fn find(&self, volume: u64) -> Result<Option<Device>, Error> {
-        Ok(self.list().await?.into_iter().find(|device| device.volume == volume))
+    async fn find(&self, volume: &Handle) -> Result<Option<Device>, Error> {
+        Ok(self.list().await?.into_iter().find(|device| device.volume == *volume))
     }
 
     async fn list(&self) -> Result<Vec<Device>, Error> {
         Ok(Self::served(&self.call(json!({ "call": "list" })).await?))
     }
 
-    async fn resize(&self, volume: u64, size: u64) -> Result<(), Error> {
-        self.call(json!({ "call": "resize", "volume": volume, "size": size })).await.map(drop)
+    async fn resize(&self, volume: &Handle, size: u64) -> Result<(), Error> {
+        let Handle { cluster, id } = volume;
+        let request = json!({ "call": "resize", "cluster": cluster, "volume": id, "size": size });
+        self.call(request).await.map(drop)
     }
 
-    async fn detach(&self, volume: u64) -> Result<(), Error> {
-        self.call(json!({ "call": "detach", "volume": volume })).await.map(drop)
+    async fn detach(&self, volume: &Handle) -> Result<(), Error> {
+        let Handle { cluster, id } = volume;
+        self.call(json!({ "call": "detach", "cluster": cluster, "volume": id })).await.map(drop)
     }
 }

@@ -4,8 +4,9 @@
 //!
 //! The mark goes from nothing to `formatting by attachment N` before the first byte is written, and to `formatted` before
 //! the first mount. Each step happens only if the mark is as it was seen. So a node that was cut off in the middle, and had
-//! its attachment taken away, cannot set it back when another node has gone on; and one that died in the middle leaves a
-//! volume that had never been mounted, which the next attachment formats anew.
+//! its attachment taken away, cannot set it back when another node has gone on. One whose process died in the middle formats anew,
+//! under the same attachment. Under another one that happens only if nothing has been written yet: whether what is there
+//! is the beginning of a file system or somebody's data, nobody knows.
 
 use super::Node;
 use super::stage::Filesystem;
@@ -22,17 +23,20 @@ const FORMATTING: &str = "formatting by attachment ";
 enum Step {
     /// Format, if nothing was ever written.
     FormatIfBlank,
-    /// Format: whoever began that before had not mounted it.
+    /// Format: this very attachment has begun to, and so nobody has mounted it.
     Format,
+    /// Format, if nothing was written by who began that before; else nothing can be done.
+    FormatOrRefuse,
     /// There is something on it, or it cannot be written.
     Leave,
 }
 
-fn step(volume: &Volume, read_only: bool) -> Step {
+fn step(volume: &Volume, attachment: u64, read_only: bool) -> Step {
     match volume.attributes.get(names::FORMAT).map(String::as_str) {
         _ if read_only || volume.cloned => Step::Leave,
         None => Step::FormatIfBlank,
-        Some(mark) if mark.starts_with(FORMATTING) => Step::Format,
+        Some(mark) if mark == format!("{FORMATTING}{attachment}") => Step::Format,
+        Some(mark) if mark.starts_with(FORMATTING) => Step::FormatOrRefuse,
         // Of a later version of this driver, perhaps.
         Some(_) => Step::Leave,
     }
@@ -47,10 +51,18 @@ impl Node {
         device: &Device,
         wanted: &Filesystem<'_>,
     ) -> Result<(), Error> {
-        let format = match step(volume, wanted.read_only) {
+        let format = match step(volume, attachment.index, wanted.read_only) {
             Step::Leave => false,
             Step::Format => true,
             Step::FormatIfBlank => self.backend.is_blank(volume.id).await?,
+            Step::FormatOrRefuse if self.backend.is_blank(volume.id).await? => true,
+            Step::FormatOrRefuse => {
+                return Err(Error::Precondition(format!(
+                    "a node was formatting volume {} and did not get to the end, and there is something on it since. It was never mounted: \
+                 if nobody has written to it otherwise, delete the claim and make it anew",
+                    volume.name
+                )));
+            }
         };
         if !format {
             if wanted.read_only {
@@ -114,6 +126,8 @@ mod tests {
         let table = [
             (None, false, false, Step::FormatIfBlank),
             (Some(half), false, false, Step::Format),
+            (Some("formatting by attachment 6"), false, false, Step::FormatOrRefuse),
+            (Some("formatting by attachment 70"), false, false, Step::FormatOrRefuse),
             (Some(FORMATTED), false, false, Step::Leave),
             (Some("something later"), false, false, Step::Leave),
             (None, true, false, Step::Leave),
@@ -122,7 +136,7 @@ mod tests {
             (Some(half), false, true, Step::Leave),
         ];
         for (mark, cloned, read_only, expected) in table {
-            assert_eq!(step(&volume(mark, cloned), read_only), expected, "{mark:?} {cloned} {read_only}");
+            assert_eq!(step(&volume(mark, cloned), 7, read_only), expected, "{mark:?} {cloned} {read_only}");
         }
     }
 }

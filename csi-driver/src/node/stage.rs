@@ -43,21 +43,24 @@ impl Node {
             return Err(Error::missing("staging target path"));
         }
         let usage = Usage::parse(request.volume_capability.as_ref())?;
-        let id = self.id(&request.volume_id).await?;
-        let _claim = self.busy.claim([key(id)])?;
-        let volume = self.backend.volume(id).await?;
+        let handle = self.handle(&request.volume_id).await?;
+        let _claim = self.busy.claim([key(&handle)])?;
+        let volume = self.backend.volume(handle.id).await?;
         let node = self.backend.node().await?;
         let attachment = attachment(&volume, &node, request.publish_context.get(ATTACHMENT))?;
         let read_only = attachment.read_only || usage.read_only;
-        let before = self.devices.find(id).await?.is_some();
+        let before = self.devices.find(&handle).await?.is_some();
         let wanted = Wanted {
-            cluster: self.backend.cluster().await?,
-            volume: id,
+            volume: handle.clone(),
+            attachment: attachment.index,
             name: volume.name.clone(),
             size: volume.size,
             read_only,
         };
         let device = self.devices.attach(&wanted).await?;
+        if device.size != volume.size {
+            self.devices.resize(&handle, volume.size).await?;
+        }
         let Access::Mount { kind, flags } = &usage.access else {
             return Ok(v1::NodeStageVolumeResponse {});
         };
@@ -71,8 +74,12 @@ impl Node {
         let staged = self.stage_filesystem(&volume, attachment, &device, &wanted).await;
         if let Err(error) = staged {
             // Nothing half-made is left behind.
-            if !before && let Err(left) = self.devices.detach(id).await {
-                tracing::warn!("the device of volume {} is left: {left}", volume.name);
+            if !before && let Err(left) = self.devices.detach(&handle).await {
+                // The kubelet takes this for an error after which the volume may be here, and has it unstaged.
+                let name = &volume.name;
+                return Err(Error::Unavailable(format!(
+                    "{error}; and the device of volume {name} is left: {left}"
+                )));
             }
             return Err(error);
         }
@@ -88,7 +95,15 @@ impl Node {
     ) -> Result<(), Error> {
         let number = host::block_device(&device.path)
             .ok_or_else(|| Error::Internal(format!("{} is no block device", device.path.display())))?;
-        let present = host::mounted_at(wanted.point)?;
+        let mut present = host::mounted_at(wanted.point)?;
+        if present
+            .as_ref()
+            .is_some_and(|there| there.device != number && host::is_device_of(there.device, &device.volume))
+        {
+            // Of an earlier attachment: nothing can be written there any more.
+            host::unmount(wanted.point).await?;
+            present = None;
+        }
         let mounted = present.is_some();
         if let Some(present) = present {
             let (path, kind) = (wanted.point.display(), wanted.kind);
@@ -125,12 +140,12 @@ impl Node {
         }
         // The cluster is not asked: a node that is cut off must get rid of what it has.
         let done = v1::NodeUnstageVolumeResponse {};
-        let Some(id) = Handle::id_of(&request.volume_id) else { return Ok(done) };
-        let _claim = self.busy.claim([key(id)])?;
+        let Some(volume) = Handle::read(&request.volume_id) else { return Ok(done) };
+        let _claim = self.busy.claim([key(&volume)])?;
         let point = Path::new(&request.staging_target_path);
         // The path is the volume's alone, whatever has become of its device.
         host::unmount(point).await?;
-        self.devices.detach(id).await?;
+        self.devices.detach(&volume).await?;
         Ok(done)
     }
 }

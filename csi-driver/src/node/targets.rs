@@ -78,19 +78,13 @@ impl Node {
         if request.staging_target_path.is_empty() {
             return Err(Error::Precondition("the request has no staging target path".into()));
         }
-        let id = self.id(&request.volume_id).await?;
-        let _claim = self.busy.claim([key(id)])?;
+        let volume = self.handle(&request.volume_id).await?;
+        let _claim = self.busy.claim([key(&volume)])?;
         let staging = Path::new(&request.staging_target_path);
         let target = Path::new(&request.target_path);
         let not_staged =
             || Error::Precondition(format!("volume {} is not staged on this node", request.volume_id));
-        let device = self.devices.find(id).await?.ok_or_else(not_staged)?;
-        if usage.single_pod
-            && let Some(other) = elsewhere(&device, [staging, target])?
-        {
-            let message = format!("the volume is for one pod only, and published at {}", other.display());
-            return Err(Error::Precondition(message));
-        }
+        let device = self.devices.find(&volume).await?.ok_or_else(not_staged)?;
         let read_only = request.readonly || usage.read_only || device.read_only;
         let block = usage.access == Access::Block;
         if block && read_only != device.read_only {
@@ -112,6 +106,12 @@ impl Node {
                 return Err(Error::exists(message));
             }
             None => {}
+        }
+        if usage.single_pod
+            && let Some(other) = elsewhere(&device, [staging, target])?
+        {
+            let message = format!("the volume is for one pod only, and published at {}", other.display());
+            return Err(Error::Precondition(message));
         }
         if host::mounted_at(target)?.is_some() {
             return Err(Error::Precondition(format!("something else is mounted at {}", target.display())));
@@ -135,8 +135,8 @@ impl Node {
             return Err(Error::missing("target path"));
         }
         // The cluster is not asked: a node that is cut off must get rid of what it has.
-        let _claim = match Handle::id_of(&request.volume_id) {
-            Some(id) => Some(self.busy.claim([key(id)])?),
+        let _claim = match Handle::read(&request.volume_id) {
+            Some(volume) => Some(self.busy.claim([key(&volume)])?),
             None => None,
         };
         let target = Path::new(&request.target_path);
@@ -152,8 +152,7 @@ impl Node {
         if request.volume_path.is_empty() {
             return Err(Error::missing("volume path"));
         }
-        let id = self.id(&request.volume_id).await?;
-        let device = self.device(id).await?;
+        let device = self.device(&self.handle(&request.volume_id).await?).await?;
         let path = PathBuf::from(&request.volume_path);
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let one = |unit: Unit, [total, used, available]: [u64; 3]| v1::VolumeUsage {
@@ -180,10 +179,10 @@ impl Node {
         if request.volume_path.is_empty() {
             return Err(Error::missing("volume path"));
         }
-        let id = self.id(&request.volume_id).await?;
-        let _claim = self.busy.claim([key(id)])?;
-        let device = self.device(id).await?;
-        let volume = self.backend.volume(id).await?;
+        let handle = self.handle(&request.volume_id).await?;
+        let _claim = self.busy.claim([key(&handle)])?;
+        let device = self.device(&handle).await?;
+        let volume = self.backend.volume(handle.id).await?;
         let required = crate::parameters::range(request.capacity_range)?.0;
         if required > volume.size {
             let message = format!("volume {} has {} bytes and was not expanded", volume.name, volume.size);
@@ -197,7 +196,7 @@ impl Node {
         };
         let is_block = request.volume_capability.is_some()
             && Usage::parse(request.volume_capability.as_ref())?.access == Access::Block;
-        self.devices.resize(id, volume.size).await?;
+        self.devices.resize(&handle, volume.size).await?;
         match place {
             Some(At::Mounted(mounted)) if !mounted.read_only => {
                 host::grow_filesystem(&device.path, &mounted.point, &mounted.fs).await?;

@@ -1,112 +1,24 @@
-//! Real devices: `sheep-device` between a loop device and a gateway, either of which may die.
+//! Real devices: `sheep-device` between a loop device and a gateway, any process of which may die.
 
+use crate::machine::{LIMIT, Machine, SIZE, on_a_machine, with_options, write, writer};
 use sheep_csi::v1::node_server::Node as Service;
 use sheep_csi::v1::volume_capability::access_mode::Mode;
 use sheep_csi::v1::volume_capability::{AccessMode, AccessType, MountVolume};
 use sheep_csi::v1::{NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability};
-use sheep_csi::{Backend, Devices, Handle, NewVolume, Node, RemoteDevices, Wanted};
-use sheep_e2e::dog::text;
-use sheep_e2e::process::{run, workspace_binary};
-use sheep_e2e::{Cluster, LeakCheck, Proc, Scratch, Spec, serial, wait_until};
+use sheep_csi::{Backend, Devices, Error, Node};
+use sheep_e2e::process::{Signal, run};
+use sheep_e2e::{NbdClient, Spec, wait_until};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tonic::Request;
 
-const LIMIT: Duration = Duration::from_secs(60);
-const SIZE: u64 = 64 << 20;
-
-/// The gateway of a cluster that stores elsewhere, so that its death loses nothing; and the devices beside it.
-pub(crate) struct Machine {
-    runtime: Runtime,
-    pub(crate) backend: Arc<sheep_csi::Cluster>,
-    pub(crate) devices: Arc<RemoteDevices>,
-    holder: Proc,
-    cluster: Cluster,
-    pub(crate) scratch: Scratch,
-}
-
-fn start_holder(scratch: &Scratch, nbd: &Path, node: &str) -> Proc {
-    let words = [Path::new("--nbd"), nbd, Path::new("--node"), Path::new(node)];
-    let spec = Spec::new("sheep-device", workspace_binary("sheep-device").unwrap()).arg(scratch.path());
-    spec.args(words).log(scratch.path().join("log")).spawn().unwrap()
-}
-
-impl Machine {
-    fn start() -> Self {
-        let mut cluster = Cluster::plan(2).unwrap();
-        cluster.options(2).gateway = true;
-        cluster.start_all().unwrap();
-        let scratch = Scratch::new("dev").unwrap();
-        let info = cluster.node(2).dog().unwrap().json(&["node", "info"]).unwrap();
-        let holder = start_holder(&scratch, &cluster.node(2).nbd_socket(), text(&info, "id"));
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let server = [format!("{}:7002", cluster.node(2).address)];
-        let backend = runtime.block_on(async { Arc::new(sheep_csi::Cluster::new(&server).unwrap()) });
-        let devices = Arc::new(RemoteDevices::new(&scratch.path().join("devices.sock")));
-        let machine = Self { runtime, backend, devices, holder, cluster, scratch };
-        machine.wait_ready();
-        machine
-    }
-
-    fn wait_ready(&self) {
-        let ready = || Ok(self.runtime.block_on(self.devices.list()).is_ok());
-        wait_until("the devices", LIMIT, Duration::from_millis(20), ready).unwrap();
-    }
-
-    fn worker(&self) -> String {
-        let pid = self.holder.pid();
-        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().trim().to_owned()
-    }
-
-    /// SIGKILL to the process that serves the devices; the next one is there when this returns.
-    fn kill_worker(&self) {
-        let before = self.worker();
-        run("kill", ["-KILL", &before]).unwrap();
-        let other = || Ok(!self.worker().is_empty() && self.worker() != before);
-        wait_until("another worker", LIMIT, Duration::from_millis(10), other).unwrap();
-        self.wait_ready();
-    }
-
-    fn create(&self, name: &str) -> u64 {
-        let (name, attributes) = (name.to_owned(), Default::default());
-        let new = NewVolume { name, size: SIZE, source: None, copies: None, min_copies: None, attributes };
-        self.runtime.block_on(self.backend.create(new)).unwrap().id
-    }
-
-    fn wanted(&self, name: &str, volume: u64) -> Wanted {
-        let cluster = self.runtime.block_on(self.backend.cluster()).unwrap();
-        Wanted { cluster, volume, name: name.into(), size: SIZE, read_only: false }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default()
-    }
-}
-
-/// A test with its frame.
-pub(crate) fn on_a_machine(test: impl FnOnce(&mut Machine)) {
-    let _one = serial();
-    let check = LeakCheck::start();
-    let mut machine = Machine::start();
-    test(&mut machine);
-    machine.holder.kill();
-    let loops = run("losetup", ["--list", "--noheadings", "--output", "BACK-FILE"]).unwrap();
-    let own = machine.scratch.path().display().to_string();
-    assert!(!loops.contains(&own), "loop devices are left: {loops}");
-    drop(machine);
-    check.finish().unwrap();
-}
+const MOMENT: Duration = Duration::from_millis(50);
 
 #[test]
 fn a_device_outlives_its_server_and_the_gateway_under_load() {
     on_a_machine(|machine| {
-        let volume = machine.create("disk");
-        let wanted = machine.wanted("disk", volume);
-        let device = machine.runtime.block_on(machine.devices.attach(&wanted)).unwrap();
-        assert_eq!(machine.runtime.block_on(machine.devices.attach(&wanted)), Ok(device.clone()));
+        let (volume, attachment, device) = machine.device("disk");
+        assert_eq!(machine.attach(volume, &attachment), Ok(device.clone()));
         let mut fio = Spec::new("fio", "fio")
             .args(["--name=load", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite"])
             .args(["--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--size=48m", "--loops=4", "--fsync=32"])
@@ -117,19 +29,25 @@ fn a_device_outlives_its_server_and_the_gateway_under_load() {
         let mut killed = 0;
         while fio.is_running() && killed < 30 {
             std::thread::sleep(Duration::from_millis(200));
-            if killed % 6 == 5 {
-                machine.cluster.node(2).kill();
-                machine.cluster.node(2).start().unwrap();
-            } else {
-                machine.kill_worker();
+            match killed % 6 {
+                5 => {
+                    machine.cluster.node(2).kill();
+                    machine.cluster.node(2).start().unwrap();
+                }
+                // All but the holder, as when a container is stopped and started again.
+                3 => {
+                    machine.first.kill();
+                    machine.start_again();
+                }
+                _ => machine.kill_worker(),
             }
             killed += 1;
         }
         let status = fio.wait(Duration::from_secs(300)).unwrap();
         assert!(status.success(), "{}\n{}", fio.log_text(), machine.log());
         assert!(killed >= 6, "only {killed} deaths while fio ran");
-        machine.runtime.block_on(machine.devices.detach(volume)).unwrap();
-        machine.runtime.block_on(machine.devices.detach(volume)).unwrap();
+        machine.detach(volume).unwrap();
+        machine.detach(volume).unwrap();
         assert_eq!(machine.runtime.block_on(machine.devices.list()), Ok(vec![]));
     });
 }
@@ -137,79 +55,73 @@ fn a_device_outlives_its_server_and_the_gateway_under_load() {
 #[test]
 fn sizes_discards_and_zeros_go_through() {
     on_a_machine(|machine| {
-        let volume = machine.create("disk");
-        let wanted = machine.wanted("disk", volume);
-        let device = machine.runtime.block_on(machine.devices.attach(&wanted)).unwrap();
+        let (volume, _, device) = machine.device("disk");
         let path = device.path.display().to_string();
-        run(
-            "dd",
-            [
-                "if=/dev/urandom",
-                &format!("of={path}"),
-                "bs=1M",
-                "count=16",
-                "oflag=direct",
-                "conv=fsync",
-                "status=none",
-            ],
-        )
-        .unwrap();
+        assert!(write(&device.path, &["if=/dev/urandom", "count=4096", "conv=fsync"]));
         assert!(!machine.runtime.block_on(machine.backend.is_blank(volume)).unwrap());
         run("blkdiscard", ["--zeroout", "--length", "8388608", &path]).unwrap();
         run("cmp", ["--bytes=8388608", &path, "/dev/zero"]).unwrap();
+        // A hole that is smaller than a block of the volume reads as zeros, and what is beside it stays.
+        let around = |skip: &str| {
+            let bytes =
+                run("dd", [&format!("if={path}"), "bs=512", "count=1", skip, "iflag=direct", "status=none"]);
+            bytes.is_ok_and(|text| text.bytes().all(|byte| byte == 0))
+        };
+        run("fallocate", ["--punch-hole", "--offset", "12583424", "--length", "512", &path]).unwrap();
+        assert!(around("skip=24577"), "a hole has contents");
+        assert!(!around("skip=24576") && !around("skip=24578"), "too much is gone");
         run("blkdiscard", [&path]).unwrap();
         wait_until("nothing allocated", LIMIT, Duration::from_millis(100), || {
             Ok(machine.runtime.block_on(machine.backend.is_blank(volume)).unwrap())
         })
         .unwrap();
         machine.runtime.block_on(machine.backend.resize(volume, 2 * SIZE)).unwrap();
-        machine.runtime.block_on(machine.devices.resize(volume, 2 * SIZE)).unwrap();
+        let handle = machine.handle(volume);
+        machine.runtime.block_on(machine.devices.resize(&handle, 2 * SIZE)).unwrap();
         assert_eq!(run("blockdev", ["--getsize64", &path]).unwrap().trim(), (2 * SIZE).to_string());
-        run(
-            "dd",
-            [
-                "if=/dev/urandom",
-                &format!("of={path}"),
-                "bs=1M",
-                "seek=100",
-                "count=4",
-                "oflag=direct",
-                "status=none",
-            ],
-        )
+        assert!(write(&device.path, &["if=/dev/urandom", "seek=25600", "count=1024"]));
+        // What it has become while the gateway was away, a device learns from the gateway.
+        machine.cluster.node(2).process().unwrap().terminate(LIMIT).unwrap();
+        machine.runtime.block_on(machine.elsewhere.resize(volume, 3 * SIZE)).unwrap();
+        machine.cluster.node(2).start().unwrap();
+        wait_until("the new size", LIMIT, MOMENT, || {
+            Ok(run("blockdev", ["--getsize64", &path])?.trim() == (3 * SIZE).to_string())
+        })
         .unwrap();
-        machine.runtime.block_on(machine.devices.detach(volume)).unwrap();
+        machine.detach(volume).unwrap();
     });
+}
+
+fn stage_request(machine: &Machine, volume: u64) -> NodeStageVolumeRequest {
+    let access_type = Some(AccessType::Mount(MountVolume::default()));
+    let mode = Mode::SingleNodeWriter.into();
+    NodeStageVolumeRequest {
+        volume_id: machine.handle(volume).to_string(),
+        staging_target_path: machine.scratch.path().join("staging").display().to_string(),
+        volume_capability: Some(VolumeCapability { access_type, access_mode: Some(AccessMode { mode }) }),
+        ..Default::default()
+    }
 }
 
 #[test]
 fn a_volume_is_formatted_mounted_and_kept_through_deaths() {
     on_a_machine(|machine| {
         let volume = machine.create("disk");
-        let node_id = machine.runtime.block_on(machine.backend.node()).unwrap();
-        machine.runtime.block_on(machine.backend.attach(volume, &node_id, false)).unwrap();
-        let cluster = machine.runtime.block_on(machine.backend.cluster()).unwrap();
-        let handle = Handle { cluster, id: volume }.to_string();
+        machine.publish(volume, false);
         let node = Node::new(machine.backend.clone(), machine.devices.clone(), 0);
-        let staging = machine.scratch.path().join("staging").display().to_string();
-        let access_type = Some(AccessType::Mount(MountVolume::default()));
-        let mode = Mode::SingleNodeWriter.into();
-        let request = NodeStageVolumeRequest {
-            volume_id: handle.clone(),
-            staging_target_path: staging.clone(),
-            volume_capability: Some(VolumeCapability { access_type, access_mode: Some(AccessMode { mode }) }),
-            ..Default::default()
-        };
+        let request = stage_request(machine, volume);
+        let staging = request.staging_target_path.clone();
         machine.runtime.block_on(node.node_stage_volume(Request::new(request.clone()))).unwrap();
         let file = format!("{staging}/file");
         std::fs::write(&file, "kept").unwrap();
         run("sync", ["--file-system", &staging]).unwrap();
         // In use: it is not taken away.
-        assert!(machine.runtime.block_on(machine.devices.detach(volume)).is_err());
+        assert!(matches!(machine.detach(volume), Err(Error::Precondition(_))));
         machine.kill_worker();
         std::fs::write(format!("{staging}/other"), vec![1; 1 << 20]).unwrap();
         run("sync", ["--file-system", &staging]).unwrap();
-        let unstage = NodeUnstageVolumeRequest { volume_id: handle, staging_target_path: staging };
+        let unstage =
+            NodeUnstageVolumeRequest { volume_id: request.volume_id.clone(), staging_target_path: staging };
         machine.runtime.block_on(node.node_unstage_volume(Request::new(unstage.clone()))).unwrap();
         machine.runtime.block_on(node.node_stage_volume(Request::new(request))).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
@@ -217,27 +129,223 @@ fn a_volume_is_formatted_mounted_and_kept_through_deaths() {
     });
 }
 
+/// The node is cut off with a write in hand, and its volume is taken away and given to it again: what it had in hand is never
+/// written over what came since.
 #[test]
-fn a_device_whose_holder_died_is_made_anew() {
+fn a_device_writes_under_its_own_attachment_only() {
+    on_a_machine(|machine| {
+        let (volume, first, device) = machine.device("disk");
+        let node = machine.node(2);
+        assert!(write(&device.path, &["if=/dev/urandom", "count=16", "conv=fsync"]));
+        machine.cluster.node(2).kill();
+        let mut late = writer(&device.path, &["if=/dev/urandom", "count=16", "seek=16"]);
+        std::thread::sleep(MOMENT * 10);
+        assert!(late.is_running(), "nobody can have taken the write");
+        machine.runtime.block_on(machine.elsewhere.detach(volume, &node)).unwrap();
+        let second = machine.runtime.block_on(machine.elsewhere.attach(volume, &node, false)).unwrap();
+        assert_ne!(first.index, second.index);
+        machine.cluster.node(2).start().unwrap();
+        assert!(!late.wait(LIMIT).unwrap().success(), "a write of an attachment that is over was answered");
+        assert!(!write(&device.path, &["if=/dev/urandom", "count=1"]));
+        assert_eq!(machine.find(volume), None, "it is shown as a device that works");
+        assert!(matches!(machine.attach(volume, &first), Err(Error::Precondition(_))));
+        // Nothing of the old one is in the way.
+        let device = machine.attach(volume, &second).unwrap();
+        let path = device.path.display().to_string();
+        run("cmp", ["--bytes=65536", "--ignore-initial=65536:0", &path, "/dev/zero"]).unwrap();
+        assert!(write(&device.path, &["if=/dev/urandom", "count=16", "seek=16"]));
+        assert!(
+            matches!(machine.attach(volume, &first), Err(Error::Precondition(_))),
+            "older than the device"
+        );
+        assert_eq!(machine.find(volume), Some(device));
+        machine.detach(volume).unwrap();
+    });
+}
+
+/// A node that was given up, with a mounted file system, gets its volume again.
+#[test]
+fn a_volume_is_staged_anew_where_its_former_device_is_still_mounted() {
     on_a_machine(|machine| {
         let volume = machine.create("disk");
-        let wanted = machine.wanted("disk", volume);
-        let device = machine.runtime.block_on(machine.devices.attach(&wanted)).unwrap();
-        let write = |path: &Path| {
-            let to = format!("of={}", path.display());
-            run("dd", ["if=/dev/urandom", &to, "bs=4k", "count=16", "oflag=direct", "status=none"])
-        };
-        write(&device.path).unwrap();
-        machine.holder.kill();
-        // Users get errors, and no endless wait.
-        wait_until("an error", LIMIT, Duration::from_millis(50), || Ok(write(&device.path).is_err()))
-            .unwrap();
-        let node = machine.runtime.block_on(machine.backend.node()).unwrap();
-        machine.holder = start_holder(&machine.scratch, &machine.cluster.node(2).nbd_socket(), &node);
-        machine.wait_ready();
-        assert_eq!(machine.runtime.block_on(machine.devices.find(volume)), Ok(None), "nobody serves it");
-        let device = machine.runtime.block_on(machine.devices.attach(&wanted)).unwrap();
-        write(&device.path).unwrap();
-        machine.runtime.block_on(machine.devices.detach(volume)).unwrap();
+        machine.publish(volume, false);
+        let node = Node::new(machine.backend.clone(), machine.devices.clone(), 0);
+        let request = stage_request(machine, volume);
+        let staging = request.staging_target_path.clone();
+        machine.runtime.block_on(node.node_stage_volume(Request::new(request.clone()))).unwrap();
+        std::fs::write(format!("{staging}/file"), "kept").unwrap();
+        run("sync", ["--file-system", &staging]).unwrap();
+        let id = machine.node(2);
+        machine.runtime.block_on(machine.backend.detach(volume, &id)).unwrap();
+        wait_until("the device's end", LIMIT, MOMENT, || Ok(machine.find(volume).is_none())).unwrap();
+        machine.publish(volume, false);
+        machine.runtime.block_on(node.node_stage_volume(Request::new(request.clone()))).unwrap();
+        assert_eq!(std::fs::read_to_string(format!("{staging}/file")).unwrap(), "kept");
+        std::fs::write(format!("{staging}/more"), "written").unwrap();
+        let unstage = NodeUnstageVolumeRequest { volume_id: request.volume_id, staging_target_path: staging };
+        machine.runtime.block_on(node.node_unstage_volume(Request::new(unstage))).unwrap();
     });
+}
+
+#[test]
+fn readers_share_a_volume_and_cannot_write_it() {
+    on_a_machine(|machine| {
+        let (volume, _, device) = machine.device("disk");
+        assert!(write(&device.path, &["if=/dev/urandom", "count=16", "conv=fsync"]));
+        // The writer dies; readers cannot settle what it left, so that is done before.
+        machine.cluster.node(2).kill();
+        machine.cluster.node(2).start().unwrap();
+        machine.detach(volume).unwrap();
+        let [one, two] = [1, 2].map(|index| machine.node(index));
+        machine.runtime.block_on(machine.backend.detach(volume, &two)).unwrap();
+        let reading = machine.publish(volume, true);
+        let other = machine.runtime.block_on(machine.backend.attach(volume, &one, true)).unwrap();
+        let device = machine.attach(volume, &reading).unwrap();
+        assert!(device.read_only);
+        let name = format!("@{}:{volume}:{}", machine.handle(volume).cluster, other.index);
+        let mut client = NbdClient::unix(&machine.cluster.node(1).nbd_socket(), &name, LIMIT).unwrap();
+        let mut theirs = vec![0; 65536];
+        client.read(0, &mut theirs).unwrap();
+        assert!(client.write(0, &[0; 4096], false).is_err(), "a reader writes");
+        let mut ours = vec![0; 65536];
+        std::io::Read::read_exact(&mut std::fs::File::open(&device.path).unwrap(), &mut ours).unwrap();
+        assert!(ours == theirs && ours != vec![0; 65536]);
+        assert!(!write(&device.path, &["if=/dev/zero", "count=1"]));
+        drop(client);
+        machine.detach(volume).unwrap();
+    });
+}
+
+#[test]
+fn a_volume_that_does_not_open_is_in_nobodys_way() {
+    on_a_machine(|machine| {
+        let (volume, serving, served) = machine.device("served");
+        let stuck = machine.create("stuck");
+        let attachment = machine.publish(stuck, false);
+        machine.cluster.node(2).signal(Signal::Stop).unwrap();
+        let (devices, wanted) = (machine.devices.clone(), machine.wanted(stuck, &attachment));
+        let (of_stuck, wanted_served) = (machine.handle(stuck), machine.wanted(volume, &serving));
+        machine.runtime.block_on(async {
+            // The first call waits for the gateway; it goes on when nobody waits for its answer.
+            let attach = || tokio::time::timeout(MOMENT * 10, devices.attach(&wanted));
+            assert!(attach().await.is_err(), "somebody has opened it");
+            tokio::time::timeout(LIMIT / 4, async {
+                assert_eq!(devices.attach(&wanted).await, Err(busy()));
+                assert_eq!(devices.attach(&wanted_served).await, Ok(served));
+                assert_eq!(devices.find(&of_stuck).await, Ok(None));
+                assert_eq!(devices.detach(&of_stuck).await, Err(busy()));
+            })
+            .await
+            .unwrap();
+        });
+        machine.cluster.node(2).signal(Signal::Continue).unwrap();
+        wait_until("the device", LIMIT, MOMENT, || Ok(machine.attach(stuck, &attachment).is_ok())).unwrap();
+        machine.detach(stuck).unwrap();
+        machine.detach(volume).unwrap();
+    });
+}
+
+fn busy() -> Error {
+    Error::Busy("another call for the volume is under way".into())
+}
+
+#[test]
+fn a_device_whose_holder_died_gets_another_and_without_both_it_is_made_anew() {
+    on_a_machine(|machine| {
+        let (volume, attachment, device) = machine.device("disk");
+        let urandom = ["if=/dev/urandom", "count=16"];
+        // A state file that cannot be read is no reason to serve nobody.
+        let odd = machine.scratch.path().join("odd.json");
+        std::fs::write(&odd, "{").unwrap();
+        machine.kill_holder();
+        wait_until("another holder with the device", LIMIT, MOMENT, || {
+            let Some(holder) = machine.holder() else { return Ok(false) };
+            let fds = std::fs::read_dir(format!("/proc/{holder}/fd")).into_iter().flatten().flatten();
+            Ok(fds.filter_map(|fd| fd.path().read_link().ok()).any(|file| file == Path::new("/dev/fuse")))
+        })
+        .unwrap();
+        machine.kill_worker();
+        assert!(write(&device.path, &urandom));
+        assert!(!odd.exists() && odd.with_extension("unreadable").exists());
+        // Users get errors, and no endless wait.
+        machine.first.kill();
+        machine.kill_holder();
+        wait_until("an error", LIMIT, MOMENT, || Ok(!write(&device.path, &urandom))).unwrap();
+        machine.start_again();
+        assert_eq!(machine.find(volume), None, "nobody serves it");
+        let device = machine.attach(volume, &attachment).unwrap();
+        assert!(write(&device.path, &urandom));
+        machine.detach(volume).unwrap();
+    });
+}
+
+#[test]
+fn before_linux_6_9_a_worker_that_dies_leaves_errors_and_nobody_waiting() {
+    with_options(&["--no-resend"], None, |machine| {
+        let (volume, attachment, device) = machine.device("disk");
+        // With a request in hand that nobody will answer.
+        machine.cluster.node(2).signal(Signal::Stop).unwrap();
+        let mut waiting = writer(&device.path, &["if=/dev/urandom", "count=16"]);
+        std::thread::sleep(MOMENT * 4);
+        assert!(waiting.is_running());
+        machine.kill_worker();
+        assert!(!waiting.wait(LIMIT).unwrap().success());
+        machine.cluster.node(2).signal(Signal::Continue).unwrap();
+        assert_eq!(machine.find(volume), None);
+        let device = machine.attach(volume, &attachment).unwrap();
+        assert!(write(Path::new(&device.path), &["if=/dev/urandom", "count=16"]));
+        machine.detach(volume).unwrap();
+    });
+}
+
+#[test]
+fn people_make_devices_by_dog() {
+    on_a_machine(|machine| {
+        machine.create("disk");
+        let dog = machine.cluster.node(2).dog().unwrap();
+        let socket = machine.scratch.path().join("devices.sock").display().to_string();
+        let device = |words: &[&str]| dog.json(&[&["device", "--devices", &socket], words].concat());
+        let made = device(&["attach", "disk"]).unwrap();
+        assert!(write(Path::new(made["path"].as_str().unwrap()), &["if=/dev/urandom", "count=16"]));
+        let list = device(&["list"]).unwrap();
+        assert_eq!(
+            (&list[0]["name"], &list[0]["state"], &list[0]["kind"]),
+            (&"disk".into(), &"served".into(), &"fuse".into())
+        );
+        device(&["detach", "disk"]).unwrap();
+        assert_eq!(device(&["list"]).unwrap().as_array().map(Vec::len), Some(0));
+        // Nothing is left that would keep others from it.
+        let other = machine.cluster.node(1).nbd_socket();
+        drop(NbdClient::unix(&other, "disk", LIMIT).unwrap());
+    });
+}
+
+/// Everything in a control group is ended, as a container is; only the holder has left it.
+#[test]
+fn devices_outlive_their_container() {
+    const GROUPS: &str = "/sys/fs/cgroup";
+    let tree = ["pids", "freezer", "."].map(|tree| Path::new(GROUPS).join(tree));
+    let tree = tree.into_iter().find(|tree| tree.join("cgroup.procs").exists()).expect("control groups");
+    let group = tree.join(format!("sheep-e2e-{}", std::process::id()));
+    std::fs::create_dir(&group).unwrap();
+    let members = || std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+    with_options(&["--cgroups", GROUPS], Some(&group), |machine| {
+        let (volume, _, device) = machine.device("disk");
+        let holder = machine.holder().unwrap();
+        assert!(members().lines().count() >= 2 && !members().lines().any(|pid| pid == holder));
+        while !members().is_empty() {
+            for pid in members().lines() {
+                let _ = run("kill", ["-KILL", pid]);
+            }
+        }
+        machine.first.kill();
+        let mut waiting = writer(&device.path, &["if=/dev/urandom", "count=16"]);
+        std::thread::sleep(MOMENT * 4);
+        assert!(waiting.is_running(), "somebody has answered");
+        machine.start_again();
+        assert!(waiting.wait(LIMIT).unwrap().success(), "{}", machine.log());
+        assert_eq!(machine.holder(), Some(holder));
+        machine.detach(volume).unwrap();
+    });
+    std::fs::remove_dir(&group).unwrap();
 }

@@ -3,6 +3,7 @@
 
 mod contract;
 mod device;
+mod machine;
 mod memory;
 mod node;
 mod real;

@@ -59,7 +59,7 @@ impl Machine {
     }
 
     fn file(&self, place: &Place) -> PathBuf {
-        self.scratch.path().join(format!("{}.volume", place.id))
+        self.scratch.path().join(format!("{}.volume", place.handle))
     }
 
     async fn volume(&self, name: &str, size: u64, source: Option<Source>) -> Place {
@@ -212,27 +212,48 @@ fn what_may_have_contents_is_never_formatted() {
 }
 
 #[test]
-fn formatting_that_broke_off_is_done_again_by_the_next_attachment_only() {
+fn formatting_that_broke_off_is_done_again_if_nobody_else_can_have_written() {
     on_a_machine(async |machine| {
-        let disk = machine.volume("disk", 64 * MIB, None).await;
-        let mark = async |expected: Option<&str>, value: &str| {
-            machine.backend.mark(disk.id, FORMAT, expected, Some(value)).await
+        let mark = async |place: &Place, expected: Option<&str>, value: &str| {
+            machine.backend.mark(place.id, FORMAT, expected, Some(value)).await
         };
-        mark(None, "formatting by attachment 1").await.unwrap();
-        // Half of a file system of another kind is on it.
-        let file = machine.file(&disk);
-        std::fs::write(&file, vec![0; 64 * MIB as usize]).unwrap();
-        run("mkfs.ext4", ["-q", "-F", file.to_str().unwrap()]).unwrap();
-        machine.backend.write(disk.id);
-        machine.backend.detach(disk.id, NODE).await.unwrap();
-        let error = machine.stage(&disk, ext4()).await.unwrap_err();
+        // Half of a file system is on it.
+        let half_made = |place: &Place| {
+            let file = machine.file(place);
+            std::fs::write(&file, vec![0; 64 * MIB as usize]).unwrap();
+            run("mkfs.ext4", ["-q", "-F", file.to_str().unwrap()]).unwrap();
+            machine.backend.write(place.id);
+            std::fs::read(&file).unwrap()
+        };
+        // By this very attachment.
+        let own = machine.volume("own", 64 * MIB, None).await;
+        let index = machine.backend.volume(own.id).await.unwrap().attachments[0].index;
+        mark(&own, None, &format!("formatting by attachment {index}")).await.unwrap();
+        half_made(&own);
+        machine.stage(&own, ext4()).await.unwrap();
+        assert_eq!(machine.mark(&own).await.as_deref(), Some("formatted"));
+        machine.unstage(&own).await;
+        // By another one, which has written nothing.
+        let blank = machine.volume("blank", 64 * MIB, None).await;
+        mark(&blank, None, "formatting by attachment 1").await.unwrap();
+        machine.backend.detach(blank.id, NODE).await.unwrap();
+        let error = machine.stage(&blank, ext4()).await.unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
-        machine.backend.attach(disk.id, NODE, false).await.unwrap();
-        machine.stage(&disk, ext4()).await.unwrap();
-        assert_eq!(machine.mark(&disk).await.as_deref(), Some("formatted"));
+        machine.backend.attach(blank.id, NODE, false).await.unwrap();
+        machine.stage(&blank, ext4()).await.unwrap();
+        assert_eq!(machine.mark(&blank).await.as_deref(), Some("formatted"));
         // Who began is late.
-        assert!(mark(Some("formatting by attachment 1"), "formatted").await.is_err());
-        machine.unstage(&disk).await;
+        assert!(mark(&blank, Some("formatting by attachment 1"), "formatted").await.is_err());
+        machine.unstage(&blank).await;
+        // By another one, and something has been written since: it may be anybody's.
+        let used = machine.volume("used", 64 * MIB, None).await;
+        mark(&used, None, "formatting by attachment 1").await.unwrap();
+        let contents = half_made(&used);
+        let error = machine.stage(&used, ext4()).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        assert!(std::fs::read(machine.file(&used)).unwrap() == contents, "it was written");
+        assert_eq!(machine.mark(&used).await.as_deref(), Some("formatting by attachment 1"));
+        machine.unstage(&used).await;
     });
 }
 
@@ -290,7 +311,12 @@ fn readers_cannot_write_and_one_pod_is_one_pod() {
         machine.stage(&disk, single.clone()).await.unwrap();
         write(&disk.staging, "text");
         machine.publish(&disk, &disk.target, single.clone(), false).await.unwrap();
+        // Again, also when the pod has a part of it at another path.
+        let part = format!("{}-part", disk.target);
+        std::fs::create_dir(&part).unwrap();
+        run("mount", ["--bind", &disk.target, &part]).unwrap();
         machine.publish(&disk, &disk.target, single.clone(), false).await.unwrap();
+        run("umount", [&part]).unwrap();
         let error = machine.publish(&disk, &other, single, false).await.unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition);
         machine.publish(&disk, &other, ext4(), true).await.unwrap();

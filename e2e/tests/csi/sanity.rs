@@ -1,24 +1,18 @@
 //! csi-sanity, the conformance test of CSI, against the driver: on a cluster in memory, with block devices on files, and on a
 //! real one with real devices.
 
-use crate::device::on_a_machine;
+use crate::machine::on_a_machine;
 use serde_json::Value;
 use sheep_csi::{Backend, Controller, Devices, FileDevices, Memory, Node, Services, serve};
+use sheep_e2e::kubernetes::program;
 use sheep_e2e::process::run;
 use sheep_e2e::{LeakCheck, Scratch, serial, wait_until};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 const SKIPS: &str = include_str!("sanity-skips.txt");
 const NODE: &str = "00000000000000aa";
-
-/// Where csi-sanity is; built if it is not in the cache.
-fn program() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/tool.sh");
-    let printed = run("bash", [script.as_os_str(), "csi-sanity".as_ref()]).unwrap();
-    PathBuf::from(printed.trim().lines().last().unwrap())
-}
 
 /// Lines of the list: names of tests, and reasons.
 fn listed() -> Vec<(&'static str, &'static str)> {
@@ -111,7 +105,7 @@ fn judge(outcomes: &[(String, String)]) {
 #[test]
 fn csi_sanity_passes() {
     let _one = serial();
-    let program = program();
+    let program = program("csi-sanity").unwrap();
     let check = LeakCheck::start();
     for access in ["mount", "block"] {
         let scratch = Scratch::new("csi").unwrap();
@@ -125,7 +119,7 @@ fn csi_sanity_passes() {
 
 #[test]
 fn csi_sanity_passes_on_a_real_cluster_with_real_devices() {
-    let program = program();
+    let program = program("csi-sanity").unwrap();
     on_a_machine(|machine| {
         for access in ["mount", "block"] {
             let (backend, devices) = (machine.backend.clone(), machine.devices.clone());

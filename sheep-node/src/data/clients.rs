@@ -1,7 +1,7 @@
 //! NBD clients: sockets, and which volume each connection uses.
 
 use super::translate::{operation, reply};
-use super::volumes::{Opened, VolumeId, Waiter};
+use super::volumes::{Opened, VolumeId};
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use sheep_datapath::{VolumeError, VolumeOp, VolumeReply};
@@ -425,11 +425,5 @@ impl Client {
     /// Whether trying to send once more may help: only if the last try was before the newest bytes.
     fn transmit_again(&self) -> bool {
         self.dirty
-    }
-}
-
-impl From<Token> for Waiter {
-    fn from(token: Token) -> Self {
-        Self::Client(token)
     }
 }

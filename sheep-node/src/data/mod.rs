@@ -7,6 +7,7 @@ mod api;
 mod clients;
 mod disk;
 mod disks;
+mod exports;
 mod findings;
 mod flatten;
 mod framing;

@@ -1,6 +1,7 @@
 //! One turn of the data thread: what came in, the shard's work, what goes out.
 
 use super::disk::Started;
+use super::exports;
 use super::volumes::{Action, Opened, Waiter};
 use super::waits::Opening;
 use super::{DataMessage, DataThread, DiskDriver, IoOwner, TICK, Tested, is_peer};
@@ -360,14 +361,26 @@ impl DataThread {
 
     fn tell(&mut self, waiter: Waiter, volume: u64, opened: Opened) {
         let taken = match waiter {
-            Waiter::Client(token) => self.clients.opened(token, Ok((Some(volume), opened))),
+            Waiter::Client(token, attachment) if !self.may_use(volume, attachment) => {
+                self.clients.opened(token, Err(nbd::OpenError::NotFound));
+                false
+            }
+            Waiter::Client(token, _) => self.clients.opened(token, Ok((Some(volume), opened))),
             Waiter::Api(answer) => super::api::opened(answer, volume, opened),
         };
         if !taken {
-            // He went away while he waited; somebody else may use the volume.
+            // He went away while he waited, or it is his no more; somebody else may use the volume.
             let action = self.volumes.release(volume);
             self.act(clock::now(), action);
         }
+    }
+
+    /// Whether a volume may be used by who wants it under an attachment: that may have ended while he waited. If it ends later
+    /// the lock ends with it, and the volume is lost.
+    fn may_use(&self, volume: u64, attachment: Option<LogIndex>) -> bool {
+        let (Some(attachment), Some(view)) = (attachment, &self.view) else { return attachment.is_none() };
+        let vdi = self.volumes.vdi(volume);
+        vdi.is_some_and(|vdi| exports::is_attached(view, self.me.node, vdi, attachment))
     }
 
     fn opened(&mut self, volume: u64, opened: Opened) {
@@ -395,9 +408,10 @@ impl DataThread {
 
     fn refuse(&mut self, waiter: Waiter, problem: &OpenError) {
         match waiter {
-            Waiter::Client(token) => {
+            Waiter::Client(token, attachment) => {
                 let denied = match problem {
-                    OpenError::NoSuchVdi => nbd::OpenError::NotFound,
+                    // Whether an attachment has ended is told by who looks for it.
+                    OpenError::NoSuchVdi if attachment.is_none() => nbd::OpenError::NotFound,
                     other => nbd::OpenError::Denied(other.to_string()),
                 };
                 self.clients.opened(token, Err(denied));

@@ -4,6 +4,7 @@
 //! was made through another node is known here only when the entry has come. Neither is a reason to refuse.
 
 use super::DataThread;
+use super::exports::{self, Found, Sought};
 use super::volumes::{Opened, Waiter};
 use mio::Token;
 use sheep_frontend::nbd::OpenError;
@@ -51,20 +52,42 @@ impl DataThread {
             if now.since(asked.since) < patience && self.stopping.is_none() {
                 self.unknown.push(asked);
             } else {
-                self.clients.opened(asked.client, Err(OpenError::NotFound));
+                self.clients.opened(asked.client, Err(not_known(&asked.name)));
             }
         }
     }
 
+    /// Whether somebody has been answered, or is when the volume is open.
     fn found(&mut self, now: Time, asked: &Unknown) -> bool {
-        let record = self.view.as_ref().and_then(|view| view.state.vdi_by_name(&asked.name));
-        let known = record.map(|record| (record.id, record.size, record.is_snapshot()));
-        let Some((vdi, size, read_only)) = known else { return false };
+        let Some(view) = &self.view else { return false };
+        let found = match exports::seek(view, self.me.node, &asked.name) {
+            Sought::Found(found) => found,
+            Sought::Unknown => return false,
+            Sought::Foreign => {
+                let denied = OpenError::Denied("this node is of another cluster".into());
+                self.clients.opened(asked.client, Err(denied));
+                return true;
+            }
+            Sought::Ended => {
+                self.clients.opened(asked.client, Err(OpenError::NotFound));
+                return true;
+            }
+        };
+        let Found { vdi, size, read_only, attachment } = found;
         if asked.info_only {
             self.clients.opened(asked.client, Ok((None, Opened { size, read_only })));
         } else {
-            self.open(now, vdi, read_only, false, Waiter::Client(asked.client));
+            self.open(now, vdi, read_only, false, Waiter::Client(asked.client, attachment));
         }
         true
+    }
+}
+
+/// What a client is told of a name that this node does not know. Whoever names an attachment takes "no such export" for its end,
+/// which nobody may say who only does not know it yet.
+fn not_known(name: &str) -> OpenError {
+    match name.starts_with('@') {
+        true => OpenError::Denied("this node does not know the attachment yet".into()),
+        false => OpenError::NotFound,
     }
 }

@@ -4,7 +4,7 @@
 use crate::handle::{OpenVolume, VolumeAccessError};
 use mio::Token;
 use sheep_state::Refusal;
-use sheep_types::{Time, VdiId};
+use sheep_types::{LogIndex, Time, VdiId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -31,8 +31,8 @@ pub(super) struct Opened {
 
 /// Who waits for a volume to be opened.
 pub(super) enum Waiter {
-    /// An NBD client.
-    Client(Token),
+    /// An NBD client, perhaps under one attachment only.
+    Client(Token, Option<LogIndex>),
     /// A call of the control API.
     Api(oneshot::Sender<Result<OpenVolume, VolumeAccessError>>),
 }
@@ -295,7 +295,7 @@ mod tests {
     const OPENED: Opened = Opened { size: 1, read_only: false };
 
     fn client(n: usize) -> Waiter {
-        Waiter::Client(Token(n))
+        Waiter::Client(Token(n), None)
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::find::same;
 use super::vdis::Service;
+use super::volume::Volume;
 use super::{APPLIED_WAIT, convert};
 use sheep_api::v1::{
     AttachReply, AttachRequest, Attribute, ChangeAttributesReply, ChangeAttributesRequest, DetachReply,
@@ -24,7 +25,11 @@ impl Service {
     /// Gives a VDI to a node.
     pub(super) async fn attach_vdi(&self, request: AttachRequest) -> Result<AttachReply, Status> {
         let node = convert::node_id(&request.node)?;
-        let vdi = self.meant(request.name, request.id).await?.id;
+        let record = self.meant(request.name, request.id).await?;
+        let vdi = record.id;
+        if request.read_only {
+            self.settle_for_readers(&record).await?;
+        }
         let mode = if request.read_only { AccessMode::Read } else { AccessMode::Write };
         let attach = Command::Attach { vdi, node, mode, share: request.share };
         let Outcome::Attached { attachment } = self.node.command(attach).await? else {
@@ -36,6 +41,16 @@ impl Service {
         };
         self.node.wait_state(APPLIED_WAIT, shown).await;
         Ok(AttachReply { vdi: Some(self.shown(vdi)?), index: attachment.0 })
+    }
+
+    /// Readers write nothing, so what a writer that died has left unequal is settled before there are any: nobody can open the
+    /// volume for writing while it is attached to them.
+    async fn settle_for_readers(&self, record: &VdiRecord) -> Result<(), Status> {
+        let is_unused = record.lock.is_none() && record.readers.is_empty() && record.attachments.is_empty();
+        if is_unused && !record.is_clean() && !record.is_snapshot() {
+            Volume::open_alone(&self.node, record).await?.close().await;
+        }
+        Ok(())
     }
 
     /// Takes a VDI away from a node.

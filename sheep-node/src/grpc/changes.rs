@@ -8,7 +8,7 @@ use crate::health;
 use sheep_api::v1::{AlterCopiesReply, AlterCopiesRequest, FlattenVdiReply, FlattenVdiRequest};
 use sheep_datapath::FillState;
 use sheep_state::{ClusterState, Command, Guard, Refusal, VdiRecord};
-use sheep_types::{MIN_VOLUME_SIZE, SECTOR_SIZE};
+use sheep_types::{Generation, MIN_VOLUME_SIZE, SECTOR_SIZE, VdiId};
 use tonic::Status;
 
 impl Service {
@@ -83,21 +83,36 @@ impl Service {
         let vdi = record.id;
         // Whoever shared it would write under the same generation.
         let volume = Volume::open_alone(&self.node, record).await?;
-        let state = self.node.state();
-        let object_size = state.as_ref().map(|state| u64::from(state.geometry().object_size()));
-        let generation = state.and_then(|state| Some(state.vdi(vdi)?.last_generation));
-        let (Some(object_size), Some(generation)) = (object_size, generation) else {
-            volume.close().await;
-            return Err(Status::aborted("the VDI was changed meanwhile"));
-        };
-        let zeroed = match volume.zero_from(size, object_size).await {
-            Ok(()) => volume.flush().await,
-            Err(error) => Err(error),
+        let me = self.node.status().me;
+        let held = self.node.state().and_then(|state| {
+            let lock = state.vdi(vdi)?.lock.filter(|lock| lock.holder == me)?;
+            Some((u64::from(state.geometry().object_size()), lock.generation))
+        });
+        let result = match held {
+            Some((object_size, generation)) => {
+                self.cut_off(&volume, (vdi, generation), size, object_size).await.map_err(|error| {
+                    let (name, code, why) = (&record.name, error.code(), error.message());
+                    let zeros = format!("what VDI {name} has behind byte {size} may be zeros by now");
+                    Status::new(code, format!("{why}; {zeros}"))
+                })
+            }
+            None => Err(Status::aborted("the VDI has changed hands meanwhile")),
         };
         volume.close().await;
-        zeroed?;
-        // Whoever has opened it since may have written there again.
-        let guard = Guard::Closed(generation);
+        result
+    }
+
+    /// Under the lock, so that nobody comes between the end of the contents and the new size.
+    async fn cut_off(
+        &self,
+        volume: &Volume,
+        (vdi, generation): (VdiId, Generation),
+        size: u64,
+        object_size: u64,
+    ) -> Result<(), Status> {
+        volume.zero_from(size, object_size).await?;
+        volume.flush().await?;
+        let guard = Guard::Held(generation);
         self.node.command(Command::ResizeVdi { vdi, size, guard, shrink: true }).await.map(drop)
     }
 }

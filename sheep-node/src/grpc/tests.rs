@@ -224,6 +224,39 @@ async fn the_holder_itself_grows_an_open_volume() {
     api.delete("disk").await.unwrap();
 }
 
+/// The caller goes just when the volume is open, and the answer on its way.
+#[tokio::test]
+async fn a_volume_that_nobody_waits_for_any_more_is_closed() {
+    let mut api = api().await;
+    let vdi = api.create("disk", 4 * MIB).await.unwrap();
+    let id = sheep_types::VdiId(vdi.id);
+    let record = api.fake.state().vdi(id).cloned().unwrap();
+    {
+        let node = api.fake.handle.clone();
+        let opening = volume::Volume::open_alone(&node, &record);
+        tokio::pin!(opening);
+        tokio::select! {
+            biased;
+            _ = &mut opening => {}
+            () = tokio::task::yield_now() => {}
+        }
+        // The answer comes, and nobody has a turn to take it.
+        let is_open = || api.fake.state().vdi(id).unwrap().lock.is_some();
+        let _ = (0..200).find(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            is_open()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for _ in 0..500 {
+        if api.fake.state().vdi(id).unwrap().lock.is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nobody has closed it");
+}
+
 #[tokio::test]
 async fn nodes_are_listed_and_removed() {
     let mut api = api().await;

@@ -45,6 +45,22 @@ impl Service {
         })
     }
 
+    async fn change_size(&self, mut request: ResizeVdiRequest) -> Result<sheep_api::v1::Vdi, Status> {
+        request.name = self.named(request.name, request.id).await?;
+        for attempt in 0..ATTEMPTS {
+            let result = self.try_resize(&request).await;
+            if !again(attempt, &result) {
+                result?;
+                break;
+            }
+        }
+        let size = request.size_bytes;
+        let resized = |state: &ClusterState| state.vdi_by_name(&request.name).is_none_or(|r| r.size == size);
+        self.node.wait_state(APPLIED_WAIT, resized).await;
+        let (_, record) = self.find(&request.name).await?;
+        self.shown(record.id)
+    }
+
     /// One attempt to resize.
     async fn try_resize(&self, request: &ResizeVdiRequest) -> Result<(), Status> {
         let (state, record) = self.find(&request.name).await?;
@@ -156,20 +172,9 @@ impl Vdis for Service {
     }
 
     async fn resize(&self, request: Request<ResizeVdiRequest>) -> Result<Response<ResizeVdiReply>, Status> {
-        let mut request = request.into_inner();
-        request.name = self.named(request.name, request.id).await?;
-        for attempt in 0..ATTEMPTS {
-            let result = self.try_resize(&request).await;
-            if !again(attempt, &result) {
-                result?;
-                break;
-            }
-        }
-        let size = request.size_bytes;
-        let resized = |state: &ClusterState| state.vdi_by_name(&request.name).is_none_or(|r| r.size == size);
-        self.node.wait_state(APPLIED_WAIT, resized).await;
-        let (_, record) = self.find(&request.name).await?;
-        Ok(Response::new(ResizeVdiReply { vdi: Some(self.shown(record.id)?) }))
+        let (service, request) = (self.clone(), request.into_inner());
+        let vdi = to_its_end(async move { service.change_size(request).await }).await?;
+        Ok(Response::new(ResizeVdiReply { vdi: Some(vdi) }))
     }
 
     async fn snapshot(

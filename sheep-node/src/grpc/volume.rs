@@ -56,16 +56,21 @@ impl Volume {
         let (vdi, me) = (record.id, node.status().me);
         let shared = record.lock.is_some_and(|lock| lock.holder == me)
             || record.readers.iter().any(|reader| reader.holder == me);
-        let opening = node.volume(|answer| VolumeRequest::Open { vdi, read_only, alone, answer });
+        // Whatever becomes of the caller, the answer is taken, and the volume closed if nobody wants it any more.
+        let asked = node.clone();
+        let opening = tokio::spawn(async move {
+            let open = asked.volume(|answer| VolumeRequest::Open { vdi, read_only, alone, answer }).await;
+            open.map(|open| Self { node: asked, vdi, open, shared, closed: false })
+        });
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-            Ok(Ok(open)) => {
-                let volume = Self { node: node.clone(), vdi, open, shared, closed: false };
+            Ok(opened) => {
+                let opened = opened.map_err(|_| Status::unavailable("the node is stopping"))?;
+                let volume = opened.map_err(|error: VolumeAccessError| status::no_access(&error))?;
                 // The data thread learns of the grant before the status shows it. Without this, closing would look
                 // at a status from before the grant and find the VDI free.
                 node.wait_state(SHOWN_WAIT, |state| find::in_use_by(state, vdi, me)).await;
                 Ok(volume)
             }
-            Ok(Err(error)) => Err(status::no_access(&error)),
             Err(_) => Err(Status::deadline_exceeded(format!(
                 "VDI {} could not be opened within {} s: too few of its copies can be reached",
                 record.name,

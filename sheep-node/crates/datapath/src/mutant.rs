@@ -74,6 +74,12 @@ pub enum Mutant {
     SweepIgnoresPartial,
     /// A sweep takes what it cannot read for empty.
     SweepSkipsUnread,
+    /// What nobody has of an object is not looked for in what it began as.
+    LostIsNotInherited,
+    /// A sweep finds a vid empty whose objects may have what younger ones have lost.
+    SweepTakesTheLast,
+    /// A sweep finds a vid empty while nodes recover that may need its objects.
+    SweptUnrecovered,
     /// Copies of forgotten vids stay.
     KeepsForgotten,
     /// A write is carried out although its vid is not the working one any more.

@@ -100,6 +100,12 @@ impl View {
         members.map(|member| member.member()).collect()
     }
 
+    /// Whether all storage nodes that are up hold, in the present epoch, everything that they must.
+    pub fn has_recovered(&self) -> bool {
+        let recovered = |node| self.state.node(node).is_some_and(|record| record.recovered >= self.epoch());
+        self.up_members().iter().all(|member| recovered(member.node))
+    }
+
     /// The incarnation with which a storage node was up in an epoch; `None` if it was not up, or the epoch is
     /// forgotten.
     pub fn up_at(&self, epoch: Epoch, node: NodeId) -> Option<Member> {

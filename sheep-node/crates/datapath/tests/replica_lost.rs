@@ -6,7 +6,7 @@
 mod support;
 
 use core::time::Duration;
-use sheep_datapath::Finding;
+use sheep_datapath::{Finding, Mutants};
 use sheep_types::Version;
 use sheep_wire::{Refusal, Reply, Request};
 use support::Net;
@@ -214,6 +214,58 @@ fn a_copy_that_comes_back_makes_lost_blocks_good() {
 #[test]
 fn a_copy_that_comes_back_behind_keeps_what_was_not_written_since() {
     comes_back(true);
+}
+
+/// A node with good blocks is away while the others lose them, and while a snapshot is taken and written over. It has what
+/// nobody has written since in its copy of the snapshot, and only there.
+fn what_a_clone_has_lost_is_taken_from_what_it_was_cloned_from(mutants: Mutants) -> bool {
+    let mut net = Net::with_mutants(1, 3, 0, 3, 1, mutants);
+    let mut held = Held::new(&mut net, "a");
+    filled(&mut net, &mut held, &[1, 2, 3]);
+    net.crash(3, 0);
+    net.install_without(&[3]);
+    let parent = held.snapshot(&mut net, "one");
+    let mut child = held.write(0, None, true, 404);
+    (child.base, child.offset) = (Some(parent), 4 * support::BLOCK as u32);
+    held.send(&mut net, &child, &[1, 2]);
+    held.flush(&mut net, &[1, 2]);
+    net.crash(2, 0);
+    net.install_without(&[2, 3]);
+    // One block that both objects have, and one that only the clone has.
+    assert_eq!(net.rot_tags(1, &[103, 404]), 2);
+    net.replace_disk(2);
+    net.restart(2);
+    net.settle();
+    assert_eq!(shown(&mut net, &held, 2), expected(&[(3, DAMAGED), (4, DAMAGED)]));
+    net.restart(3);
+    net.settle();
+    // What was written since is not what the snapshot has.
+    let want = expected(&[(4, DAMAGED)]);
+    if shown(&mut net, &held, 3) != want {
+        return false;
+    }
+    for node in [1, 2] {
+        net.scrub(node);
+        assert_eq!(shown(&mut net, &held, node), want, "node {node}");
+    }
+    let mut old = held.clone();
+    (old.vid, old.birth) = (parent, net.log.state.vid(parent).unwrap().birth);
+    for node in 1..=3 {
+        assert_eq!(shown(&mut net, &old, node), expected(&[]), "node {node}");
+    }
+    true
+}
+
+#[test]
+fn what_a_clone_has_lost_is_taken_from_its_parent() {
+    assert!(what_a_clone_has_lost_is_taken_from_what_it_was_cloned_from(Mutants::default()));
+}
+
+#[test]
+#[cfg(feature = "mutants")]
+fn what_a_clone_has_lost_stays_lost_without_its_parent() {
+    let mutants = Mutants::only(sheep_datapath::Mutant::LostIsNotInherited);
+    assert!(!what_a_clone_has_lost_is_taken_from_what_it_was_cloned_from(mutants));
 }
 
 #[test]

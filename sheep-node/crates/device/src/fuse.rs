@@ -1,4 +1,4 @@
-//! The kernel's side of a FUSE file, as bytes: what requests mean, and how they are answered. One file, `disk`, in the root.
+//! The kernel's side of a FUSE file, as bytes: what requests mean, and how they are answered. One file in the root.
 //!
 //! Layouts are those of linux/fuse.h, version 7. All numbers are little-endian.
 
@@ -8,8 +8,6 @@ pub(crate) const MAX_IO: usize = 1 << 20;
 pub(crate) const REQUEST_ROOM: usize = MAX_IO + 8192;
 /// Requests of the background that the kernel hands out at once.
 const BACKGROUND: u16 = 64;
-/// The file's name.
-const NAME: &[u8] = b"disk";
 const ROOT: u64 = 1;
 const DISK: u64 = 2;
 
@@ -45,7 +43,9 @@ pub(crate) enum Kind {
     Read,
     Write,
     Flush,
-    Trim,
+    /// Zeros, which need no space.
+    Punch,
+    /// Zeros that keep their space.
     Zero,
 }
 
@@ -72,7 +72,8 @@ pub(crate) enum Asked<'a> {
 
 /// What the file is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct File {
+pub(crate) struct File<'a> {
+    pub(crate) name: &'a str,
     pub(crate) size: u64,
     pub(crate) read_only: bool,
 }
@@ -145,7 +146,7 @@ pub(crate) fn resend() -> Vec<u8> {
     header(0, -NOTIFY_RESEND, 0)
 }
 
-fn attributes(node: u64, file: File) -> Vec<u8> {
+fn attributes(node: u64, file: File<'_>) -> Vec<u8> {
     let disk = node == DISK;
     let size = if disk { file.size } else { 0 };
     let mode = match (disk, file.read_only) {
@@ -193,7 +194,7 @@ pub(crate) fn offers_resend(request: &[u8]) -> Option<bool> {
 }
 
 /// What a request asks for; nothing if it is cut short, which the kernel never does.
-pub(crate) fn parse(request: &[u8], file: File) -> Option<Asked<'_>> {
+pub(crate) fn parse<'a>(request: &'a [u8], file: File<'_>) -> Option<Asked<'a>> {
     let mut body = Reader(request);
     let (_, opcode, unique, node) = (body.u32()?, body.u32()?, body.u64()?, body.u64()?);
     body.take(IN_HEADER - 24)?;
@@ -202,7 +203,7 @@ pub(crate) fn parse(request: &[u8], file: File) -> Option<Asked<'_>> {
     let io = |kind, offset, len| Io { unique, kind, offset, len };
     match opcode {
         // LOOKUP
-        1 if node == ROOT && body.0.strip_suffix(&[0]) == Some(NAME) => {
+        1 if node == ROOT && body.0.strip_suffix(&[0]) == Some(file.name.as_bytes()) => {
             let entry = Writer::default().u64(DISK).u64(0).u64(3600).u64(0).u32(0).u32(0);
             done(&[entry.0, attributes(DISK, file)].concat())
         }
@@ -249,7 +250,8 @@ pub(crate) fn parse(request: &[u8], file: File) -> Option<Asked<'_>> {
             body.u64()?;
             let (offset, len, mode) = (body.u64()?, body.u64()?, body.u32()?);
             let kind = match mode & !KEEP_SIZE {
-                PUNCH_HOLE => Kind::Trim,
+                // The loop device asks so for discards and for zeros, and expects zeros of either.
+                PUNCH_HOLE => Kind::Punch,
                 ZERO_RANGE => Kind::Zero,
                 _ => return refused(EOPNOTSUPP),
             };
@@ -270,7 +272,7 @@ pub(crate) fn parse(request: &[u8], file: File) -> Option<Asked<'_>> {
 mod tests {
     use super::*;
 
-    const FILE: File = File { size: 1 << 20, read_only: false };
+    const FILE: File<'_> = File { name: "disk", size: 1 << 20, read_only: false };
 
     fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
         let head = Writer::default().u32((IN_HEADER + body.len()) as u32).u32(opcode).u64(77).u64(node);
@@ -301,7 +303,7 @@ mod tests {
         assert_eq!(parse(&read(1 << 20, 4096), FILE), Some(Asked::Answer(answer(77, &[]))));
         let range =
             |mode| request(43, DISK, &Writer::default().u64(9).u64(0).u64(1 << 30).u32(mode).u32(0).0);
-        for (mode, kind) in [(3, Kind::Trim), (17, Kind::Zero)] {
+        for (mode, kind) in [(3, Kind::Punch), (17, Kind::Zero)] {
             let io = Io { unique: 77, kind, offset: 0, len: 1 << 20 };
             assert_eq!(parse(&range(mode), FILE), Some(Asked::Io(io, &[])));
         }

@@ -1,33 +1,48 @@
-//! The process that keeps descriptors, and does nothing else: when the worker dies it starts another one and gives it all of
-//! them.
+//! The process that keeps descriptors, and does nothing else. Workers come to its socket, one after the other: each is given all
+//! of them, and says what is to be kept from then on. When a worker is gone and nothing is kept the holder ends.
 //!
-//! Both ends of a socket pair speak packets of one line, some with a descriptor. The worker's end is its standard input.
+//! Both sides speak packets of one line, some with a descriptor.
 
+use crate::launch;
+use crate::state::lock;
 use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    listen, recvmsg, sendmsg, socket_with,
 };
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::io::{IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Longest line.
 const LINE_MAX: usize = 256;
-/// Time before another worker is started,
-const RESPAWN: Duration = Duration::from_millis(50);
-/// and after one that did not live for long.
-const RESPAWN_LATER: Duration = Duration::from_secs(1);
-const LONG: Duration = Duration::from_secs(5);
+/// A holder that keeps nothing waits so long for a worker.
+const UNUSED: Duration = Duration::from_secs(60);
+/// A worker waits so long for a holder that is being started.
+const STARTING: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// What is kept, by name.
-type Kept = BTreeMap<String, OwnedFd>;
+pub(crate) type Kept = BTreeMap<String, OwnedFd>;
+
+fn lock_file(directory: &Path) -> PathBuf {
+    directory.join("holder.lock")
+}
+
+fn socket_file(directory: &Path) -> PathBuf {
+    directory.join("holder.sock")
+}
 
 /// A line, and a descriptor with it.
 fn send_line(to: BorrowedFd<'_>, line: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
@@ -68,27 +83,59 @@ fn receive_line(from: BorrowedFd<'_>) -> Result<Option<(String, Option<OwnedFd>)
     Ok(Some((String::from_utf8_lossy(&bytes[..received.bytes]).into_owned(), fd)))
 }
 
-/// Starts workers, one after the other.
-pub(crate) fn hold() -> Result<Infallible> {
-    let program = std::env::current_exe().context("own path")?;
+/// The lock of a directory, which its holder has for as long as it lives; nothing if there is one.
+fn try_lock(directory: &Path) -> Result<Option<File>> {
+    let path = lock_file(directory);
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| path.display().to_string())?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(problem) => Err(problem).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Whether a directory has a holder.
+pub(crate) fn is_held(directory: &Path) -> Result<bool> {
+    Ok(try_lock(directory)?.is_none())
+}
+
+/// Keeps descriptors until there are none and nobody wants that any more. `leave`: called when everything is open.
+pub(crate) fn hold(directory: &Path, leave: impl FnOnce() -> Result<()>) -> Result<()> {
+    let Some(mut lock) = try_lock(directory)? else {
+        info!("{} has a holder", directory.display());
+        return Ok(());
+    };
+    lock.set_len(0)?;
+    writeln!(lock, "{}", std::process::id())?;
+    let path = socket_file(directory);
+    let _ = std::fs::remove_file(&path);
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    bind(&listener, &SocketAddrUnix::new(&path)?).with_context(|| path.display().to_string())?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    listen(&listener, 8)?;
+    set_socket_timeout(&listener, Timeout::Recv, Some(UNUSED))?;
+    leave()?;
     let mut kept = Kept::new();
     loop {
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("a pair of sockets")?;
-        let mut command = Command::new(&program);
-        command.arg("--worker").args(std::env::args_os().skip(1)).stdin(Stdio::from(theirs));
-        let started = Instant::now();
-        let mut worker = command.spawn().context("cannot start the worker")?;
-        // The command has a copy of the other end, which would keep the pair open.
-        drop(command);
-        if let Err(problem) = serve(ours.as_fd(), &mut kept) {
-            error!("the worker is not understood, and ended: {problem:#}");
-            let _ = worker.kill();
+        match accept_with(&listener, SocketFlags::CLOEXEC) {
+            Ok(worker) => {
+                if let Err(problem) = serve(worker.as_fd(), &mut kept) {
+                    error!("the worker is not understood: {problem:#}");
+                }
+                info!("the worker is gone; {} descriptors are kept", kept.len());
+            }
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => {}
+            Err(problem) => {
+                warn!("no worker can be let in: {problem}");
+                std::thread::sleep(AGAIN);
+                continue;
+            }
         }
-        let status = worker.wait().context("the worker's end")?;
-        info!("the worker has ended ({status}); {} descriptors are kept", kept.len());
-        std::thread::sleep(if started.elapsed() < LONG { RESPAWN_LATER } else { RESPAWN });
+        if kept.is_empty() {
+            return Ok(());
+        }
     }
 }
 
@@ -117,30 +164,110 @@ fn serve(worker: BorrowedFd<'_>, kept: &mut Kept) -> Result<()> {
 }
 
 /// The worker's end.
-pub(crate) struct Holder;
+pub(crate) struct Holder {
+    directory: PathBuf,
+    held: Mutex<Held>,
+}
+
+/// What the holder has, to be given to another one if it should die.
+struct Held {
+    socket: Arc<OwnedFd>,
+    kept: BTreeMap<String, Arc<OwnedFd>>,
+}
 
 impl Holder {
-    /// What is kept.
-    pub(crate) fn kept(&self) -> Result<Kept> {
-        let mut kept = Kept::new();
-        loop {
-            match receive_line(std::io::stdin().as_fd())? {
-                Some((name, Some(fd))) => {
-                    kept.insert(name, fd);
-                }
-                Some((line, None)) if line == "all" => return Ok(kept),
-                other => bail!("the holder says {:?}", other.map(|(line, _)| line)),
-            }
-        }
+    /// The holder of a directory, and what it has.
+    pub(crate) fn of(directory: &Path) -> Result<(Arc<Self>, Kept)> {
+        let socket = Arc::new(reach(directory)?);
+        let kept = welcome(socket.as_fd())?;
+        let copies = kept.iter().map(|(name, fd)| Ok((name.clone(), Arc::new(fd.try_clone()?))));
+        let held = Mutex::new(Held { socket, kept: copies.collect::<Result<_>>()? });
+        let holder = Arc::new(Self { directory: directory.to_owned(), held });
+        let watching = Arc::clone(&holder);
+        crate::volume::thread(move || watching.watch());
+        Ok((holder, kept))
     }
 
     /// Keeps a descriptor, in place of the one that has the name.
     pub(crate) fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
-        send_line(std::io::stdin().as_fd(), &format!("keep {name}"), Some(fd)).context("the holder is gone")
+        let fd = Arc::new(fd.try_clone_to_owned()?);
+        let mut held = lock(&self.held);
+        held.kept.insert(name.to_owned(), Arc::clone(&fd));
+        let sent = send_line(held.socket.as_fd(), &format!("keep {name}"), Some(fd.as_fd()));
+        sent.or_else(|_| held.renew(&self.directory))
     }
 
     /// Keeps it no longer.
     pub(crate) fn release(&self, name: &str) -> Result<()> {
-        send_line(std::io::stdin().as_fd(), &format!("drop {name}"), None).context("the holder is gone")
+        let mut held = lock(&self.held);
+        if held.kept.remove(name).is_none() {
+            return Ok(());
+        }
+        let sent = send_line(held.socket.as_fd(), &format!("drop {name}"), None);
+        sent.or_else(|_| held.renew(&self.directory))
+    }
+
+    /// Starts another holder when this one dies.
+    fn watch(&self) {
+        loop {
+            let socket = Arc::clone(&lock(&self.held).socket);
+            // It says nothing more.
+            while matches!(receive_line(socket.as_fd()), Ok(Some(_))) {}
+            let mut held = lock(&self.held);
+            if !Arc::ptr_eq(&held.socket, &socket) {
+                continue;
+            }
+            warn!("the holder is gone; another one gets its descriptors");
+            while let Err(problem) = held.renew(&self.directory) {
+                error!("there is no holder, devices would not outlive this process: {problem:#}");
+                drop(held);
+                std::thread::sleep(Duration::from_secs(1));
+                held = lock(&self.held);
+            }
+        }
+    }
+}
+
+impl Held {
+    fn renew(&mut self, directory: &Path) -> Result<()> {
+        launch::start_holder()?;
+        let socket = Arc::new(reach(directory)?);
+        // It may be the same one, and only the connection have broken.
+        for name in welcome(socket.as_fd())?.keys().filter(|name| !self.kept.contains_key(*name)) {
+            send_line(socket.as_fd(), &format!("drop {name}"), None)?;
+        }
+        for (name, fd) in &self.kept {
+            send_line(socket.as_fd(), &format!("keep {name}"), Some(fd.as_fd()))?;
+        }
+        self.socket = socket;
+        Ok(())
+    }
+}
+
+/// A connection to the holder of a directory, which may just be starting.
+fn reach(directory: &Path) -> Result<OwnedFd> {
+    let address = SocketAddrUnix::new(socket_file(directory))?;
+    let begin = Instant::now();
+    loop {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            Err(problem) if begin.elapsed() > STARTING => return Err(problem).context("the holder"),
+            Err(_) => std::thread::sleep(AGAIN),
+        }
+    }
+}
+
+/// What a holder has, which it says at first.
+fn welcome(socket: BorrowedFd<'_>) -> Result<Kept> {
+    let mut kept = Kept::new();
+    loop {
+        match receive_line(socket)? {
+            Some((name, Some(fd))) => {
+                kept.insert(name, fd);
+            }
+            Some((line, None)) if line == "all" => return Ok(kept),
+            other => bail!("the holder says {:?}", other.map(|(line, _)| line)),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The NBD protocol from the client's side: fixed newstyle, simple replies.
 
 use crate::fuse::{Io, Kind};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
 
 const MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -13,6 +13,7 @@ const OPTION_GO: u32 = 7;
 const ACK: u32 = 1;
 const INFO: u32 = 3;
 const ERROR: u32 = 1 << 31;
+const ERROR_UNKNOWN: u32 = ERROR + 6;
 const FIXED_NEWSTYLE: u32 = 1;
 const NO_ZEROES: u32 = 2;
 /// Longest text or information that a server may send.
@@ -25,6 +26,21 @@ pub(crate) const ESHUTDOWN: i32 = 108;
 pub(crate) struct Export {
     pub(crate) size: u64,
     pub(crate) read_only: bool,
+}
+
+/// Why an export cannot be had.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The gateway knows that it never can be again.
+    Ended,
+    /// Not now.
+    Now(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Refusal {
+    fn from(problem: E) -> Self {
+        Self::Now(problem.into())
+    }
 }
 
 fn read<const N: usize>(from: &mut impl Read) -> Result<[u8; N]> {
@@ -42,7 +58,29 @@ fn read_u64(from: &mut impl Read) -> Result<u64> {
 }
 
 /// Chooses an export. After this requests can be sent.
-pub(crate) fn choose(stream: &mut (impl Read + Write), name: &str) -> Result<Export> {
+pub(crate) fn choose(stream: &mut (impl Read + Write), name: &str) -> Result<Export, Refusal> {
+    greet(stream, name)?;
+    let mut export = None;
+    loop {
+        let (kind, data) = option_reply(stream)?;
+        match kind {
+            ACK => return Ok(export.context("the server does not say how large the volume is")?),
+            INFO if data.len() == 12 && data[..2] == [0, 0] => {
+                let mut rest = &data[2..];
+                let (size, flags) = (read_u64(&mut rest)?, u16::from_be_bytes(read(&mut rest)?));
+                export = Some(Export { size, read_only: flags & 2 != 0 });
+            }
+            INFO => {}
+            ERROR_UNKNOWN => return Err(Refusal::Ended),
+            kind if kind & ERROR != 0 => {
+                return Err(anyhow::anyhow!("{}", String::from_utf8_lossy(&data)).into());
+            }
+            kind => return Err(anyhow::anyhow!("an answer of kind {kind}").into()),
+        }
+    }
+}
+
+fn greet(stream: &mut (impl Read + Write), name: &str) -> Result<()> {
     ensure!(read_u64(stream)? == MAGIC && read_u64(stream)? == OPTION_MAGIC, "this is no NBD server");
     let flags = u32::from(u16::from_be_bytes(read(stream)?));
     ensure!(flags & FIXED_NEWSTYLE != 0, "the server is too old");
@@ -54,36 +92,26 @@ pub(crate) fn choose(stream: &mut (impl Read + Write), name: &str) -> Result<Exp
     }
     option.extend(name.as_bytes());
     option.extend(0u16.to_be_bytes());
-    stream.write_all(&option)?;
-    let mut export = None;
-    loop {
-        ensure!(read_u64(stream)? == REPLY_MAGIC, "this is no answer of an NBD server");
-        let (_, kind, len) = (read_u32(stream)?, read_u32(stream)?, read_u32(stream)?);
-        ensure!(len <= OPTION_MAX, "an answer of {len} bytes");
-        let mut data = vec![0; len as usize];
-        stream.read_exact(&mut data)?;
-        match kind {
-            ACK => return export.context("the server does not say how large the volume is"),
-            INFO if data.len() == 12 && data[..2] == [0, 0] => {
-                let mut rest = &data[2..];
-                let (size, flags) = (read_u64(&mut rest)?, u16::from_be_bytes(read(&mut rest)?));
-                export = Some(Export { size, read_only: flags & 2 != 0 });
-            }
-            INFO => {}
-            kind if kind & ERROR != 0 => bail!("{}", String::from_utf8_lossy(&data)),
-            kind => bail!("an answer of kind {kind}"),
-        }
-    }
+    Ok(stream.write_all(&option)?)
+}
+
+/// Kind and data of an answer to an option.
+fn option_reply(stream: &mut impl Read) -> Result<(u32, Vec<u8>)> {
+    ensure!(read_u64(stream)? == REPLY_MAGIC, "this is no answer of an NBD server");
+    let (_, kind, len) = (read_u32(stream)?, read_u32(stream)?, read_u32(stream)?);
+    ensure!(len <= OPTION_MAX, "an answer of {len} bytes");
+    let mut data = vec![0; len as usize];
+    stream.read_exact(&mut data)?;
+    Ok((kind, data))
 }
 
 /// The bytes of a request, without what is to be written.
 pub(crate) fn request(cookie: u64, io: &Io) -> [u8; 28] {
-    // A range that is zeroed keeps its space, as whoever asks for that wants.
     let (flags, kind): (u16, u16) = match io.kind {
         Kind::Read => (0, 0),
         Kind::Write => (0, 1),
         Kind::Flush => (0, 3),
-        Kind::Trim => (0, 4),
+        Kind::Punch => (0, 6),
         Kind::Zero => (2, 6),
     };
     let mut out = [0; 28];

@@ -5,8 +5,9 @@
 //! it, and reads no more of it.
 
 use crate::fuse::{self, EIO, Io, Kind};
-use crate::nbd;
-use anyhow::{Context, Result};
+use crate::nbd::{self, Refusal};
+use crate::state::lock;
+use anyhow::Context;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::net::Shutdown;
@@ -14,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use tracing::{error, info, warn};
 
@@ -22,11 +23,21 @@ use tracing::{error, info, warn};
 const RANGE_MAX: u64 = 1 << 30;
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LAST_DELAY: Duration = Duration::from_secs(1);
+/// How long the first connection may take: the lease of who had the volume before may have to run out.
+const OPEN_LIMIT: Duration = Duration::from_secs(50);
 
 /// Takes answers for the kernel.
 pub(crate) trait Kernel: Send + Sync {
     /// An answer, in two parts.
     fn answer(&self, head: &[u8], body: &[u8]);
+}
+
+/// Whose volume it is.
+pub(crate) trait Owner: Send + Sync {
+    /// Told of each new connection before anything is sent over it.
+    fn connected(&self, connection: &UnixStream);
+    /// The volume turned out to have another size.
+    fn resized(&self, size: u64);
 }
 
 /// A request that has no answer yet.
@@ -58,17 +69,21 @@ struct Wire {
 /// The volume. Its threads end with [`Volume::close`].
 pub(crate) struct Volume {
     socket: PathBuf,
+    /// What it is called at the gateway.
+    export: String,
+    /// And by people.
     name: String,
     size: AtomicU64,
     closed: AtomicBool,
+    /// It is closed because the gateway will never open it again.
+    ended: AtomicBool,
     table: Mutex<Table>,
     wire: Mutex<Wire>,
-    /// The same connection, to end it while somebody is stuck in sending.
+    /// The same connection, or one that is being made, to end it while somebody is stuck in it.
     ending: Mutex<Option<UnixStream>>,
     broken: Condvar,
     kernel: Box<dyn Kernel>,
-    /// Told of each new connection before anything is sent over it.
-    keep: Box<dyn Fn(&UnixStream) + Send + Sync>,
+    owner: Box<dyn Owner>,
 }
 
 /// Starts a thread. Its stack is small, because all memory is locked.
@@ -77,10 +92,6 @@ pub(crate) fn thread(work: impl FnOnce() + Send + 'static) {
     if let Err(problem) = std::thread::Builder::new().stack_size(STACK).spawn(work) {
         error!("cannot start a thread: {problem}");
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads what is left of a connection that another process had, until its server has done everything and closes it.
@@ -95,22 +106,24 @@ impl Volume {
     /// A volume that is not connected yet.
     pub(crate) fn new(
         socket: &Path,
-        name: &str,
+        (export, name): (String, String),
         size: u64,
         kernel: Box<dyn Kernel>,
-        keep: Box<dyn Fn(&UnixStream) + Send + Sync>,
+        owner: Box<dyn Owner>,
     ) -> Arc<Self> {
         Arc::new(Self {
             socket: socket.to_owned(),
-            name: name.to_owned(),
+            export,
+            name,
             size: AtomicU64::new(size),
             closed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             table: Mutex::default(),
             wire: Mutex::new(Wire { stream: None, number: 0 }),
             ending: Mutex::default(),
             broken: Condvar::new(),
             kernel,
-            keep,
+            owner,
         })
     }
 
@@ -119,21 +132,45 @@ impl Volume {
         self.size.load(Ordering::Acquire)
     }
 
-    /// The volume has grown.
+    /// The volume has another size.
     pub(crate) fn set_size(&self, size: u64) {
-        self.size.fetch_max(size, Ordering::AcqRel);
+        self.size.store(size, Ordering::Release);
     }
 
-    fn connect(&self) -> Result<(UnixStream, nbd::Export)> {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether its attachment is over, so that everything is an error.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    fn connect(&self, limit: Option<Duration>) -> Result<(UnixStream, nbd::Export), Refusal> {
         let at = || format!("no NBD server at {}", self.socket.display());
         let mut stream = UnixStream::connect(&self.socket).with_context(at)?;
-        let export = nbd::choose(&mut stream, &self.name)?;
-        Ok((stream, export))
+        *lock(&self.ending) = Some(stream.try_clone()?);
+        if self.is_closed() {
+            return Err(anyhow::anyhow!("the device is being taken away").into());
+        }
+        stream.set_read_timeout(limit)?;
+        match nbd::choose(&mut stream, &self.export) {
+            Ok(export) => {
+                stream.set_read_timeout(None)?;
+                Ok((stream, export))
+            }
+            Err(refusal) => {
+                // Or the gateway would wait for a client that has gone.
+                lock(&self.ending).take();
+                Err(refusal)
+            }
+        }
     }
 
-    /// Connects for the first time, so that what can never work is told at once; keeps the connection up from then on.
-    pub(crate) fn open(self: &Arc<Self>) -> Result<nbd::Export> {
-        let (stream, export) = self.connect()?;
+    /// Connects for the first time, so that what cannot work is told; keeps the connection up from then on.
+    pub(crate) fn open(self: &Arc<Self>) -> Result<nbd::Export, Refusal> {
+        let (stream, export) = self.connect(Some(OPEN_LIMIT))?;
+        self.set_size(export.size);
         self.use_connection(stream);
         self.keep_up();
         Ok(export)
@@ -150,21 +187,29 @@ impl Volume {
         loop {
             {
                 let mut wire = lock(&self.wire);
-                while wire.stream.is_some() && !self.closed.load(Ordering::Acquire) {
+                while wire.stream.is_some() && !self.is_closed() {
                     wire = self.broken.wait(wire).unwrap_or_else(PoisonError::into_inner);
                 }
             }
-            if self.closed.load(Ordering::Acquire) {
+            if self.is_closed() {
                 return;
             }
-            match self.connect() {
+            match self.connect(None) {
                 Ok((stream, export)) => {
                     info!("volume {} is served again", self.name);
-                    self.set_size(export.size);
+                    if self.size() != export.size {
+                        self.set_size(export.size);
+                        self.owner.resized(export.size);
+                    }
                     self.use_connection(stream);
                     (delay, said) = (FIRST_DELAY, false);
                 }
-                Err(problem) => {
+                Err(Refusal::Ended) => {
+                    error!("volume {} was taken away from this node; its users get errors", self.name);
+                    self.ended.store(true, Ordering::Release);
+                    return self.close();
+                }
+                Err(Refusal::Now(problem)) => {
                     if !said {
                         warn!("volume {} is not served, its users wait: {problem:#}", self.name);
                     }
@@ -178,12 +223,14 @@ impl Volume {
 
     /// From now on this is the connection; what has no answer is sent over it first.
     fn use_connection(self: &Arc<Self>, stream: UnixStream) {
-        (self.keep)(&stream);
+        self.owner.connected(&stream);
         let mut wire = lock(&self.wire);
+        let Ok(reading) = stream.try_clone() else { return };
+        if self.is_closed() {
+            return;
+        }
         wire.number += 1;
         let number = wire.number;
-        let (Ok(reading), Ok(ending)) = (stream.try_clone(), stream.try_clone()) else { return };
-        *lock(&self.ending) = Some(ending);
         let volume = Arc::clone(self);
         // Answers are read while requests are sent, or both sides could wait for each other.
         thread(move || volume.read_answers(reading, number));
@@ -252,11 +299,11 @@ impl Volume {
     pub(crate) fn begin(&self, io: Io, data: &[u8]) {
         let mut wire = lock(&self.wire);
         let mut table = lock(&self.table);
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             drop(table);
             return self.kernel.answer(&fuse::header(io.unique, EIO, 0), &[]);
         }
-        let in_pieces = matches!(io.kind, Kind::Trim | Kind::Zero);
+        let in_pieces = matches!(io.kind, Kind::Punch | Kind::Zero);
         let pieces = if in_pieces { io.len.div_ceil(RANGE_MAX).max(1) } else { 1 };
         let written = (io.kind == Kind::Write).then_some(io.len);
         table.waiting.insert(io.unique, Waiting { left: pieces as usize, errno: 0, written });

@@ -1,7 +1,9 @@
 //! The command line.
 
+mod device;
 use crate::changes::{AlterCopy, Flatten};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use device::{DeviceArgs, DeviceCommand};
 use sheep_api::Size;
 use std::path::PathBuf;
 
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     /// The cluster as a whole
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Volumes as block devices of this machine: list, attach, detach
+    Device(DeviceArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,6 +9,7 @@ mod cli;
 mod cluster;
 mod connect;
 mod copies;
+mod device;
 mod image;
 mod md;
 mod node;
@@ -64,5 +65,6 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Vdi(command) => vdi::run(&server, format, command).await.map(|()| ExitCode::SUCCESS),
         Command::Cluster(command) => cluster::run(&server, format, command).await,
+        Command::Device(args) => device::run(&server, format, args).await.map(|()| ExitCode::SUCCESS),
     }
 }

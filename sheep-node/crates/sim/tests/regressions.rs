@@ -175,3 +175,14 @@ fn who_waits_for_a_creation_does_not_spin() {
     options.snapshots = true;
     check(options);
 }
+
+/// A node came back that had the good contents of some blocks in its copy of a snapshot's object only; the volume's object, which
+/// began as a clone of that, had them lost on all others.
+#[test]
+fn what_is_lost_of_a_clone_is_found_in_what_it_began_as() {
+    for seed in [8157, 8214] {
+        let mut options = Options::from_seed(seed);
+        (options.snapshots, options.rot.data) = (true, true);
+        check(options);
+    }
+}

@@ -103,7 +103,7 @@ pub enum Guard {
     /// Nobody holds it, and it is settled.
     ClosedClean,
     /// Nobody holds it, and the last grant was this one (zero: none); it need not be settled. Only for
-    /// deletion and rollback, and for shrinking what is clean.
+    /// deletion and rollback.
     Closed(Generation),
     /// Somebody, not necessarily the origin, holds the lock with this generation and has paused for the snapshot with
     /// this token. Only for snapshots.

@@ -149,9 +149,9 @@ pub enum Refusal {
         /// Most.
         max: u64,
     },
-    /// Making a VDI smaller needs the flag, and the VDI closed and clean.
+    /// Making a VDI smaller needs the flag, and the lock.
     #[error(
-        "the VDI would shrink from {size} bytes; that must be asked for explicitly, on a closed and clean VDI"
+        "the VDI would shrink from {size} bytes; that must be asked for explicitly, by who holds its lock"
     )]
     WouldShrink {
         /// Present size.

@@ -190,6 +190,13 @@ impl VdiRecord {
     pub fn is_held_by(&self, holder: Member, generation: Generation) -> bool {
         self.lock.is_some_and(|lock| lock.holder == holder && lock.generation == generation)
     }
+
+    /// What a gateway holds of it, for writing or reading.
+    pub(crate) fn granted_to(&self, holder: Member) -> Option<Generation> {
+        let lock = self.lock.filter(|lock| lock.holder == holder).map(|lock| lock.generation);
+        let reader = || self.readers.iter().find(|reader| reader.holder == holder);
+        lock.or_else(|| Some(Generation(reader()?.granted.0)))
+    }
 }
 
 /// What a vid is.

@@ -225,6 +225,7 @@ fn get_reply(kind: u8, input: &mut Reader<'_>, payload: &mut Payload) -> Result<
         kind::SWEPT => Reply::Swept {
             dropped: input.u32()?,
             left: input.u32()?,
+            needed: input.list(4, |input| input.u32().map(Vid))?,
             next: get_option(input, |i| i.u64().map(ObjectId))?,
         },
         kind::WHICH => Reply::Which(input.list(1, Reader::bool)?),

@@ -286,9 +286,10 @@ fn put_reply(out: &mut Writer<'_>, payload: &mut Payload, reply: &Reply) -> u8 {
             });
             kind::COMPARED
         }
-        Reply::Swept { dropped, left, next } => {
+        Reply::Swept { dropped, left, needed, next } => {
             out.u32(*dropped);
             out.u32(*left);
+            out.list(needed, |out, vid| out.u32(vid.0));
             put_option(out, next.as_ref(), |out, object| out.u64(object.0));
             kind::SWEPT
         }

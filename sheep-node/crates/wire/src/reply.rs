@@ -1,7 +1,7 @@
 //! What nodes answer.
 
 use bytes::Bytes;
-use sheep_types::{Birth, Epoch, ObjectId, Version};
+use sheep_types::{Birth, Epoch, ObjectId, Version, Vid};
 use thiserror::Error;
 
 /// What a range of blocks of an object holds.
@@ -215,6 +215,8 @@ pub enum Reply {
         dropped: u32,
         /// Objects that nobody reaches and that had to stay: somebody who is away may bring them back.
         left: u32,
+        /// Vids of which something had to stay because a younger vid's copy has lost blocks that it may have.
+        needed: Vec<Vid>,
         /// There is more in the range, from here on.
         next: Option<ObjectId>,
     },

@@ -167,8 +167,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         },
     );
     prop_oneof![
-        (any::<(u32, u32)>(), proptest::option::of(object()))
-            .prop_map(|((dropped, left), next)| Reply::Swept { dropped, left, next }),
+        (any::<(u32, u32)>(), vec(any::<u32>().prop_map(Vid), 0..9), proptest::option::of(object()))
+            .prop_map(|((dropped, left), needed, next)| Reply::Swept { dropped, left, needed, next }),
         Just(Reply::Done),
         proptest::option::of(version()).prop_map(Reply::Behind),
         read_data().prop_map(Reply::Read),

@@ -312,6 +312,9 @@ pub enum OpenError {
     /// Contents that must exist are lost: the map of the volume cannot be read.
     #[error("the volume's map is lost")]
     MapLost,
+    /// A node has no room for the map entries of what the last holder made.
+    #[error("no space left on a node for the volume's map")]
+    NoSpace,
     /// This version cannot serve the VDI.
     #[error("not supported")]
     NotSupported,

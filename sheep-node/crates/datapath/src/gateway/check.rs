@@ -226,6 +226,6 @@ impl Volume {
         if !(proven || force || careless) || core.view().up_set(object).is_empty() {
             return self.part_done(core, io, Err(VolumeError::MayComeBack), false);
         }
-        self.create_zeros(core, io, index);
+        self.create_zeros(core, Some(io), index);
     }
 }

@@ -20,7 +20,8 @@ use std::collections::BTreeSet;
 /// A whole object to be discarded, for a part of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Discard {
-    pub(super) io: u64,
+    /// The operation, unless it was answered: its object goes all the same.
+    pub(super) io: Option<u64>,
     pub(super) index: u32,
 }
 
@@ -40,10 +41,10 @@ impl Volume {
         }
         if self.pending.contains_key(&piece.index) {
             self.flusher.wanted = true;
-            return Step::Wait;
+            return self.wait_for_flush(core, piece);
         }
         self.fill.void(piece.index);
-        self.flusher.discard(Discard { io: piece.io, index: piece.index });
+        self.flusher.discard(Discard { io: Some(piece.io), index: piece.index });
         Step::Done
     }
 
@@ -57,6 +58,7 @@ impl Volume {
         let (stay, zero): (Vec<_>, Vec<_>) = self.flusher.discards.drain(..).partition(gathered);
         self.flusher.discards = stay;
         for Discard { io, index } in zero.into_iter().rev() {
+            let Some(io) = io else { continue };
             let id = self.next_piece;
             self.next_piece += 1;
             let end = self.geometry.object_size();
@@ -103,19 +105,19 @@ impl Volume {
         for Discard { io, index } in std::mem::take(&mut self.flusher.clearing) {
             let object = ObjectId::data(self.vid, index);
             if view.is_gathered(object) || core.config.mutants.is(Mutant::DiscardForgetsLeavers) {
-                self.part_done(core, io, Ok(()), false);
+                io.into_iter().for_each(|io| self.part_done(core, io, Ok(()), false));
                 continue;
             }
             self.create_zeros(core, io, index);
         }
     }
 
-    /// Makes an object that has no contents but zeros, for a part of an operation. Whatever copy there is has a lower
+    /// Makes an object that has no contents but zeros, for a part of an operation if one waits. Whatever copy there is has a lower
     /// version and is replaced.
-    pub(super) fn create_zeros(&mut self, core: &mut Core, io: u64, index: u32) {
+    pub(super) fn create_zeros(&mut self, core: &mut Core, io: Option<u64>, index: u32) {
         let object = ObjectId::data(self.vid, index);
         let body = Body::Zero { len: self.geometry.object_size() };
-        let owner = Owner::Client { io };
+        let owner = io.map_or(Owner::Nobody, |io| Owner::Client { io });
         let write = NewWrite {
             object,
             create: true,

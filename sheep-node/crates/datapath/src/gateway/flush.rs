@@ -77,18 +77,11 @@ pub(super) struct Flusher {
     unordered: Vec<u32>,
     /// The data stage was done (it comes first but for a broken variant).
     data_done: bool,
-    /// A member cannot store what the cycle has to enter in the map, so it may never end.
-    refused: bool,
 }
 
 impl Flusher {
     pub(super) fn is_idle(&self) -> bool {
         self.stage == Stage::Idle && self.discards.is_empty() && self.waiting.is_empty()
-    }
-
-    /// Whether the cycle under way cannot end before somebody makes room.
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused
     }
 
     /// An operation waits for the next cycle.
@@ -101,6 +94,18 @@ impl Flusher {
     pub(super) fn forget(&mut self, io: u64) {
         self.waiting.retain(|waiting| *waiting != io);
         self.served.retain(|waiting| *waiting != io);
+    }
+
+    /// Who waits for a cycle that covers this write, or makes it, waits no more; discards that wait for one are not made.
+    pub(super) fn give_up(&mut self, sequence: u64) -> Vec<u64> {
+        let mut given_up = std::mem::take(&mut self.waiting);
+        given_up.extend(self.discards.drain(..).filter_map(|discard| discard.io));
+        let is_map = |(_, write): &(ObjectId, u64)| *write == sequence;
+        if sequence <= self.upto || self.map_writes.iter().any(is_map) {
+            given_up.append(&mut self.served);
+            given_up.extend(self.clearing.iter_mut().filter_map(|discard| discard.io.take()));
+        }
+        given_up
     }
 
     pub(super) fn discard(&mut self, discard: Discard) {
@@ -165,7 +170,6 @@ impl Volume {
         flusher.served = std::mem::take(&mut flusher.waiting);
         flusher.upto = self.sequence;
         flusher.data_done = false;
-        flusher.refused = false;
         flusher.stage = Stage::Drain;
         if core.config.mutants.is(Mutant::MapBeforeData) {
             self.prepare_map(core);
@@ -173,8 +177,8 @@ impl Volume {
         true
     }
 
-    /// Whether all members of the present sets have every write that the cycle covers. Those that some member
-    /// cannot store were answered with an error, and nobody waits for them.
+    /// Whether all members of the present sets have every write that the cycle covers. Nobody waits for those that
+    /// failed.
     fn is_drained(&self) -> bool {
         self.unconfirmed.range(..=self.flusher.upto).all(|sequence| self.stuck.contains(sequence))
     }
@@ -405,7 +409,6 @@ impl Volume {
     fn end_cycle(&mut self, core: &mut Core) -> bool {
         let flusher = &mut self.flusher;
         flusher.stage = Stage::Idle;
-        flusher.refused = false;
         flusher.wanted = !flusher.waiting.is_empty() || !flusher.discards.is_empty();
         if flusher.dirty_since.is_none() && !self.objects.is_empty() {
             flusher.dirty_since = Some(core.now);
@@ -424,7 +427,6 @@ impl Volume {
     fn abort_cycle(&mut self, core: &mut Core) -> bool {
         let flusher = &mut self.flusher;
         flusher.stage = Stage::Idle;
-        flusher.refused = false;
         flusher.changes.clear();
         flusher.filled.clear();
         self.fill.forget_entries();
@@ -438,7 +440,7 @@ impl Volume {
         flusher.dirty_since = Some(core.now);
         let served = std::mem::take(&mut flusher.served);
         let cleared = std::mem::take(&mut flusher.clearing);
-        for io in served.into_iter().chain(cleared.into_iter().map(|discard| discard.io)) {
+        for io in served.into_iter().chain(cleared.into_iter().filter_map(|discard| discard.io)) {
             self.part_done(core, io, Err(VolumeError::Io), false);
         }
         self.fail_still(core, VolumeError::Io);
@@ -448,19 +450,6 @@ impl Volume {
             self.unlock(core, false);
         }
         false
-    }
-
-    /// A member cannot store map entries: who waits for them is told, and who waits for the next cycle or for everything
-    /// to be at rest. The cycle goes on trying.
-    pub(super) fn fail_flush(&mut self, core: &mut Core, error: VolumeError) {
-        let flusher = &mut self.flusher;
-        flusher.refused = true;
-        let served = std::mem::take(&mut flusher.served);
-        for io in served.into_iter().chain(std::mem::take(&mut flusher.waiting)) {
-            self.part_done(core, io, Err(error), false);
-        }
-        self.fail_still(core, error);
-        self.again = true;
     }
 
     /// A new epoch: sets and runs are others, so members are asked anew. What a stage has achieved stays: it was

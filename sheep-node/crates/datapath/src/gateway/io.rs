@@ -423,9 +423,9 @@ impl Volume {
             self.queue.retain(|piece| piece.io != io);
             self.drop_reads(core, io);
             self.flusher.forget(io);
-            for writes in self.objects.values_mut() {
-                self.stuck.extend(writes.disown(io, VolumeError::Io));
-            }
+            let failed =
+                self.objects.values_mut().flat_map(|writes| writes.disown(io, VolumeError::Io)).collect();
+            self.set_aside(core, failed);
             self.answer(core, io, Err(VolumeError::Io));
         }
     }

@@ -11,6 +11,7 @@
 //! | `io`, `habit` | operations cut into parts, and put together again; whether a flush will follow a write |
 //! | `write`, `object` | versions, members that hold a write, sending again |
 //! | `read` | choosing a member, checking what it sends |
+//! | `refused` | writes that a member has no room for |
 //! | `flush`, `map` | durability, map entries, discards |
 //! | `diff`, `stack`, `verdict` | which blocks differ from a snapshot |
 //! | `sweep`, `replaced` | what nobody reaches of deleted volumes and snapshots goes |
@@ -38,6 +39,7 @@ mod object;
 mod open;
 mod pressure;
 mod read;
+mod refused;
 mod replaced;
 mod settle;
 mod shared;

@@ -48,8 +48,8 @@ pub(super) struct RetainedWrite {
     /// Its owner was answered once; stays when the write becomes incomplete again. Answered writes come before all
     /// others.
     pub(super) answered: bool,
-    /// A member cannot store it; the owner was told. It is still sent, for copies must be equal in the end.
-    pub(super) failed: Option<VolumeError>,
+    /// A member cannot store it, or nobody waits for it any more. It is still sent, for copies must be equal in the end.
+    pub(super) refused: Option<VolumeError>,
     /// A member lacked a predecessor that is flushed; asked once more before the volume is given up.
     pub(super) doubted: Vec<Member>,
     /// Who had it when its owner was answered; kept only for a broken variant.
@@ -75,6 +75,17 @@ impl RetainedWrite {
 
     pub(super) fn weight(&self) -> u64 {
         weight(&self.body)
+    }
+
+    /// Why it failed, if it did: its owner was told so. What was answered before it was refused, by a member that is new
+    /// to the set, stays answered; and a flush looks for its map entries itself.
+    pub(super) fn failed(&self) -> Option<VolumeError> {
+        self.refused.filter(|_| !self.answered && self.owner != Owner::Map)
+    }
+
+    /// Whether flushes that are to cover it cannot end before a member finds room.
+    pub(super) fn holds_up_flushes(&self) -> bool {
+        self.refused.is_some() && self.failed().is_none()
     }
 
     pub(super) fn call_to(&self, member: Member) -> Option<u64> {
@@ -129,6 +140,15 @@ impl Placed {
     }
 }
 
+/// A write that has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    pub(super) sequence: u64,
+    /// Who is told so.
+    pub(super) owner: Owner,
+    pub(super) bytes: u64,
+}
+
 /// An object with unflushed writes.
 #[derive(Debug, Default)]
 pub(super) struct ObjectWrites {
@@ -136,8 +156,8 @@ pub(super) struct ObjectWrites {
     pub(super) writes: VecDeque<RetainedWrite>,
     /// Members that said what they have, in the run in which they said so, and the last write of it.
     held: Vec<(Member, u64)>,
-    /// A write failed since the object had none.
-    any_failed: bool,
+    /// A write was refused since the object had none.
+    any_refused: bool,
     /// Where they belong, in the epoch that they are sent in.
     pub(super) placed: Arc<Placed>,
     /// Members that were in the set, up and in the same run, since the epoch before.
@@ -175,34 +195,44 @@ impl ObjectWrites {
         self.held.retain(|(holder, _)| stayed.contains(holder));
     }
 
-    /// A write can't be stored somewhere, or nobody waits for it any more.
-    pub(super) fn fail(&mut self, sequence: u64, error: VolumeError) {
-        if let Some(write) = self.find(sequence) {
-            write.owner = Owner::Nobody;
-            write.failed = Some(error);
-            self.any_failed = true;
+    /// A member cannot store a write, nor what comes behind it. What was answered stays so, unless all copies are lost.
+    /// Returns what has failed by that: sequences, owners and bytes.
+    pub(super) fn refuse_from(&mut self, sequence: u64, error: VolumeError) -> Vec<Failed> {
+        let is_lost = error == VolumeError::Io && self.holders(sequence).is_empty();
+        self.any_refused = true;
+        let first = self.writes.partition_point(|write| write.sequence < sequence);
+        // Nobody was told of what changes nothing.
+        let is_untold = self.writes.range(first..).all(|write| write.fills || !write.answered);
+        let mut failed = Vec::new();
+        for write in self.writes.range_mut(first..).filter(|write| write.failed().is_none()) {
+            write.answered &= !is_lost && !is_untold;
+            if write.sequence == sequence || !write.answered {
+                write.refused = Some(error);
+            }
+            if write.failed().is_some() {
+                failed.push(Failed { sequence: write.sequence, owner: write.owner, bytes: write.weight() });
+                write.owner = Owner::Nobody;
+            }
         }
+        failed
     }
 
-    /// A write can't be stored somewhere, nor what comes behind it; their sequences and owners.
-    pub(super) fn refuse_from(&mut self, sequence: u64, error: VolumeError) -> Vec<(u64, Owner)> {
-        let is_meant = |write: &&RetainedWrite| {
-            let behind = write.sequence > sequence && !write.answered;
-            (behind || write.sequence == sequence) && write.failed.is_none()
-        };
-        let refused = self.writes.iter().filter(is_meant).map(|write| (write.sequence, write.owner));
-        let refused: Vec<(u64, Owner)> = refused.collect();
-        refused.iter().for_each(|(sequence, _)| self.fail(*sequence, error));
-        refused
+    /// An operation was given up: its unanswered writes count as failed until all members have them.
+    pub(super) fn disown(&mut self, io: u64, error: VolumeError) -> Vec<Failed> {
+        let owner = Owner::Client { io };
+        let mut failed = Vec::new();
+        for write in self.writes.iter_mut().filter(|write| write.owner == owner) {
+            (write.refused, write.owner, self.any_refused) = (Some(error), Owner::Nobody, true);
+            failed.push(Failed { sequence: write.sequence, owner, bytes: write.weight() });
+        }
+        failed
     }
 
-    /// An operation was given up: its unanswered writes count as failed until all members have them. Returns
-    /// their sequences.
-    pub(super) fn disown(&mut self, io: u64, error: VolumeError) -> Vec<u64> {
-        let owned = self.writes.iter().filter(|write| write.owner == Owner::Client { io });
-        let disowned: Vec<u64> = owned.map(|write| write.sequence).collect();
-        disowned.iter().for_each(|sequence| self.fail(*sequence, error));
-        disowned
+    /// Other members are asked than those who refused. What failed has failed.
+    pub(super) fn forget_refusals(&mut self) {
+        for write in self.writes.iter_mut().filter(|write| write.failed().is_none()) {
+            write.refused = None;
+        }
     }
 
     pub(super) fn find(&mut self, sequence: u64) -> Option<&mut RetainedWrite> {
@@ -216,26 +246,31 @@ impl ObjectWrites {
         let first = self.writes.partition_point(|write| write.answered);
         let mut rest = self.writes.range(first..);
         // What fills the object and cannot be stored on some member is there all the same, below.
-        let stuck = |write: &RetainedWrite| write.fills && !write.create && write.failed.is_some();
+        let stuck = |write: &RetainedWrite| write.fills && !write.create && write.failed().is_some();
         rest.any(|write| {
             !stuck(write) && (write.create || write.sequence <= upto && write.overlaps(start, end))
         })
     }
 
-    /// Whether the range has a write that failed on some member: its contents are anybody's guess.
+    /// Whether the range has a write that failed: its contents are anybody's guess.
     pub(super) fn failed(&self, start: u32, end: u32) -> Option<VolumeError> {
-        let mut failed = self.writes.iter().filter(|_| self.any_failed);
-        failed.find_map(|write| write.failed.filter(|_| write.changes(start, end)))
+        let mut refused = self.writes.iter().filter(|_| self.any_refused);
+        refused.find_map(|write| write.failed().filter(|_| write.changes(start, end)))
     }
 
-    /// Why a write failed on some member, if one did: nothing behind it can be stored there.
+    /// Why a member refused a write, if one did: nothing behind it can be stored there.
     pub(super) fn refused(&self) -> Option<VolumeError> {
-        self.writes.iter().filter(|_| self.any_failed).find_map(|write| write.failed)
+        self.writes.iter().filter(|_| self.any_refused).find_map(|write| write.refused)
+    }
+
+    /// Whether the object could not be made on some member.
+    pub(super) fn fails_to_be_made(&self) -> bool {
+        self.any_refused && self.writes.iter().any(|write| write.create && write.failed().is_some())
     }
 
     /// Whether the object was to take another one's place and failed to be made on some member.
     pub(super) fn fails_to_replace(&self) -> bool {
-        self.any_failed && self.writes.iter().any(|write| write.inherits && write.failed.is_some())
+        self.any_refused && self.writes.iter().any(|write| write.inherits && write.failed().is_some())
     }
 
     /// Whether a member holds every answered write to the range.
@@ -306,7 +341,7 @@ mod tests {
             calls: SmallVec::new(),
             complete: false,
             answered: false,
-            failed: None,
+            refused: None,
             doubted: Vec::new(),
             acknowledged: Vec::new(),
         }
@@ -338,5 +373,30 @@ mod tests {
         assert!(object.unanswered(4 * block, 5 * block, 3), "although the read came before it");
         object.writes[0].answered = true;
         assert!(!object.unanswered(4 * block, 5 * block, 3));
+    }
+    #[test]
+    fn what_was_answered_stays_so_when_it_is_refused() {
+        let answered = |sequence| RetainedWrite { answered: true, ..write(sequence, false) };
+        let fill = |sequence| RetainedWrite { fills: true, ..answered(sequence) };
+        let refuse = |writes: Vec<RetainedWrite>, error, holds: bool| {
+            let mut object = ObjectWrites { writes: writes.into(), ..ObjectWrites::default() };
+            if holds {
+                object.hold(Member { node: NodeId(1), incarnation: Incarnation(1) }, 9, |_| ());
+            }
+            let failed = object.refuse_from(2, error).into_iter().map(|failed| failed.sequence);
+            (failed.collect::<Vec<_>>(), object.writes.iter().any(RetainedWrite::holds_up_flushes))
+        };
+        let (full, io) = (VolumeError::NoSpace, VolumeError::Io);
+        let plain = || vec![answered(1), answered(2), answered(3), write(4, false)];
+        assert_eq!(refuse(plain(), full, false), (vec![4], true));
+        assert_eq!(refuse(plain(), io, true), (vec![4], true), "a member has it");
+        assert_eq!(refuse(plain(), io, false), (vec![2, 3, 4], false), "it is lost");
+        assert_eq!(
+            refuse(vec![answered(1), write(2, false), write(3, false)], full, true),
+            (vec![2, 3], false)
+        );
+        // What was filled in is missed by nobody, but for who wrote behind it.
+        assert_eq!(refuse(vec![answered(1), fill(2), fill(3)], full, true), (vec![2, 3], false));
+        assert_eq!(refuse(vec![answered(1), fill(2), answered(3)], full, true), (vec![], true));
     }
 }

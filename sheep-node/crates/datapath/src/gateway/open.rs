@@ -167,7 +167,7 @@ impl Volume {
         {
             return;
         }
-        let stuck = self.has_only_failed_writes() || self.flusher.is_refused();
+        let stuck = self.has_only_failed_writes() || self.cannot_flush();
         let clean = self.objects.is_empty() && self.pending.is_empty() && self.flusher.is_idle();
         if clean || stuck {
             if !self.say_replaced(core) {
@@ -185,8 +185,7 @@ impl Volume {
 
     pub(super) fn finish_close(&mut self, core: &mut Core) {
         core.cancel_all(self.handle);
-        core.free(self.retained);
-        self.retained = 0;
+        self.free_all(core);
         self.phase = Phase::Gone;
         let handle = self.handle;
         core.outputs.push_back(match self.open_error.take() {

@@ -80,11 +80,15 @@ pub(super) struct Volume {
     pub(super) unconfirmed: BTreeSet<u64>,
     /// Those of them that failed on some member; their owners were told.
     pub(super) stuck: BTreeSet<u64>,
+    /// Those that some member refused, and that a flush waits for all the same.
+    pub(super) awaited: BTreeSet<u64>,
     /// Last write of this generation to each object.
     pub(super) last: BTreeMap<ObjectId, u64>,
     pub(super) objects: BTreeMap<ObjectId, ObjectWrites>,
     /// Bytes of retained writes.
     pub(super) retained: u64,
+    /// Those of failed ones among them, which count for this volume only.
+    pub(super) set_aside: u64,
     /// Writes were not sent again after an epoch change, for want of a lease.
     pub(super) resend: bool,
 
@@ -143,9 +147,11 @@ impl Volume {
             sequence: 0,
             unconfirmed: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            awaited: BTreeSet::new(),
             last: BTreeMap::new(),
             objects: BTreeMap::new(),
             retained: 0,
+            set_aside: 0,
             resend: false,
             places: BTreeMap::new(),
             ios: BTreeMap::new(),
@@ -410,8 +416,7 @@ impl Volume {
 
     fn drop_everything(&mut self, core: &mut Core) {
         core.cancel_all(self.handle);
-        core.free(self.retained);
-        self.retained = 0;
+        self.free_all(core);
         self.objects.clear();
         self.queue.clear();
         self.reads.clear();

@@ -5,6 +5,7 @@ use super::api::{LostReason, VolumeError};
 use super::io::{Action, Piece};
 use super::object::{ObjectWrites, Owner, Placed, RetainedWrite, data_body, weight};
 use super::read::Location;
+use super::refused::NO_SPACE_PAUSE;
 use super::shared::{Core, Tag};
 use super::volume::Volume;
 use crate::Mutant;
@@ -18,8 +19,6 @@ use std::time::Duration;
 const EPOCHS_LOOKED_AT: u64 = 32;
 /// A missing predecessor is not sent again sooner.
 const RESEND_PAUSE: Duration = Duration::from_millis(20);
-/// Wait before a write is sent again to a member that cannot store it.
-const NO_SPACE_PAUSE: Duration = Duration::from_secs(1);
 /// Objects whose members are remembered between views.
 const PLACES_KEPT: usize = 1 << 16;
 
@@ -59,9 +58,12 @@ impl Volume {
             let (start, end) = piece.blocks();
             let behind =
                 blocked.iter().any(|(index, from, to)| *index == piece.index && *from < end && start < *to);
-            let step = match full || behind || self.flusher.is_discarding(piece.index) {
-                true => Step::Wait,
-                false => self.step_piece(core, &mut piece),
+            let step = if full || behind {
+                Step::Wait
+            } else if self.flusher.is_discarding(piece.index) {
+                self.wait_for_flush(core, &piece)
+            } else {
+                self.step_piece(core, &mut piece)
             };
             full |= step == Step::Full;
             if step != Step::Done {
@@ -93,7 +95,7 @@ impl Volume {
         let (start, end) = piece.blocks();
         let body = match &piece.action {
             Action::Discard => return self.step_discard(core, piece, object),
-            Action::Zero => match self.must_wait(core, object, is_own, 0) {
+            Action::Zero => match self.must_wait(core, piece, is_own, 0) {
                 Some(step) => return step,
                 None => Body::Zero { len: end - start },
             },
@@ -102,7 +104,7 @@ impl Volume {
                 if !self.edges_ready(piece, exists) {
                     return Step::Wait;
                 }
-                if let Some(step) = self.must_wait(core, object, is_own, u64::from(end - start)) {
+                if let Some(step) = self.must_wait(core, piece, is_own, u64::from(end - start)) {
                     return step;
                 }
                 data_body(piece.compose(&data))
@@ -129,14 +131,19 @@ impl Volume {
         Step::Done
     }
 
+    /// A part waits for a cycle to end, if it can.
+    pub(super) fn wait_for_flush(&mut self, core: &mut Core, piece: &Piece) -> Step {
+        if self.cannot_flush() { self.fail_piece(core, piece, VolumeError::NoSpace) } else { Step::Wait }
+    }
+
     fn fail_piece(&mut self, core: &mut Core, piece: &Piece, error: VolumeError) -> Step {
         self.part_done(core, piece.io, Err(error), false);
         Step::Done
     }
 
-    /// Whether a write of so many bytes cannot be sent now.
-    fn must_wait(&mut self, core: &mut Core, object: ObjectId, is_own: bool, bytes: u64) -> Option<Step> {
-        if !self.may_write(core, object) {
+    /// What becomes of a part that writes so many bytes, if it cannot be sent now.
+    fn must_wait(&mut self, core: &mut Core, piece: &Piece, is_own: bool, bytes: u64) -> Option<Step> {
+        if !self.may_write(core, ObjectId::data(self.vid, piece.index)) {
             return Some(Step::Wait);
         }
         let view = core.view();
@@ -146,12 +153,17 @@ impl Volume {
         // One write always fits, however small the limit.
         let own = self.retained > 0 && self.retained + bytes > limit;
         let all = core.retained > 0 && core.retained + bytes > core.config.buffer_bytes;
-        if too_many || own || all {
-            // The flush follows in the same round.
-            self.flusher.wanted |= self.flusher.dirty_since.is_some();
-            return Some(Step::Full);
+        if !(too_many || own || all) {
+            return None;
         }
-        None
+        let only_failed = self.has_only_failed_writes();
+        let no_room = own && only_failed || too_many && self.has_only_failed_creations();
+        if no_room || self.cannot_flush() {
+            return Some(self.fail_piece(core, piece, VolumeError::NoSpace));
+        }
+        // The flush follows in the same round.
+        self.flusher.wanted |= self.flusher.dirty_since.is_some() && !only_failed;
+        Some(Step::Full)
     }
 
     /// Whether the lease and the number of members allow a write to the object.
@@ -204,7 +216,7 @@ impl Volume {
             calls: SmallVec::new(),
             complete: false,
             answered: false,
-            failed: None,
+            refused: None,
             doubted: Vec::new(),
             acknowledged: Vec::new(),
         });
@@ -280,7 +292,6 @@ impl Volume {
             let Some(writes) = self.objects.get_mut(&object) else { return };
             let Some(sequence) = writes.writes.get(place).map(|write| write.sequence) else { return };
             self.unconfirmed.remove(&sequence);
-            self.stuck.remove(&sequence);
             self.again = true;
             let old_set = core.config.mutants.is(Mutant::FlushOldSet);
             let holders = if old_set { writes.holders(sequence) } else { Vec::new() };
@@ -289,40 +300,13 @@ impl Volume {
                 write.acknowledged = holders;
             }
             write.answered = true;
-            write.failed = None;
-            let durable = write.durable;
-            match write.owner {
-                Owner::Client { io } => {
-                    write.owner = Owner::Nobody;
-                    self.part_done(core, io, Ok(()), !durable);
-                }
-                Owner::Fill | Owner::Map | Owner::Nobody => {}
+            write.refused = None;
+            let (durable, owner, bytes) = (write.durable, write.owner, write.weight());
+            if let Owner::Client { io } = owner {
+                write.owner = Owner::Nobody;
+                self.part_done(core, io, Ok(()), !durable);
             }
-        }
-    }
-
-    /// A member cannot store a write: the client is told, and the write is sent on and on, for copies must be
-    /// equal in the end, and the member may find room or leave the set.
-    fn fail_write(&mut self, core: &mut Core, number: u64, write: (ObjectId, u64), error: VolumeError) {
-        core.back_off(number, NO_SPACE_PAUSE);
-        let Some(writes) = self.objects.get_mut(&write.0) else { return };
-        let Some(found) = writes.get(write.1) else { return };
-        let owner = found.owner;
-        if owner == Owner::Map {
-            return self.fail_flush(core, error);
-        }
-        if found.failed.is_some() {
-            return;
-        }
-        // Nor can it store what comes behind; it would say only that this one is missing.
-        let refused = writes.refuse_from(write.1, error);
-        self.stuck.extend(refused.iter().map(|(sequence, _)| sequence));
-        for (_, owner) in refused {
-            match owner {
-                Owner::Client { io } => self.part_done(core, io, Err(error), false),
-                Owner::Fill => self.fill.refused(core.now),
-                Owner::Map | Owner::Nobody => {}
-            }
+            self.take_back(core, sequence, bytes);
         }
     }
 
@@ -361,7 +345,7 @@ impl Volume {
             return self.doubt(core, number, write, member);
         }
         // What it cannot store is sent again in its own time, and this after it.
-        let stuck = |write: &RetainedWrite| write.failed.is_some() && write.call_to(member).is_some();
+        let stuck = |write: &RetainedWrite| write.refused.is_some() && write.call_to(member).is_some();
         if first < upto && writes.writes.get(first).is_some_and(stuck) {
             return core.back_off(number, NO_SPACE_PAUSE);
         }
@@ -412,6 +396,7 @@ impl Volume {
     /// run and in the set, all the time, and lost no disk; another one's copy may have been replaced meanwhile.
     pub(super) fn regroup_writes(&mut self, core: &mut Core, before: Epoch) {
         let view = core.view();
+        self.awaited.clear();
         let objects: Vec<ObjectId> = self.objects.keys().copied().collect();
         let span = view.epoch().0.saturating_sub(before.0);
         for object in objects {
@@ -426,6 +411,7 @@ impl Volume {
             let Some(writes) = self.objects.get_mut(&object) else { continue };
             let stayed: Vec<Member> = writes.placed.members.iter().copied().filter(stayed).collect();
             writes.keep_holders(&stayed);
+            writes.forget_refusals();
             for write in &mut writes.writes {
                 write.calls.clear();
                 write.doubted.clear();
@@ -473,12 +459,6 @@ impl Volume {
         for (object, sequence, member) in missing {
             self.send_write(core, object, sequence, member);
         }
-    }
-
-    /// Whether nothing but writes that some member cannot store is left.
-    pub(super) fn has_only_failed_writes(&self) -> bool {
-        let mut left = self.objects.values().flat_map(|writes| writes.writes.iter()).peekable();
-        left.peek().is_some() && left.all(|write| write.failed.is_some())
     }
 }
 

@@ -1,18 +1,19 @@
 //! Blocks that the source of a fetch does not have: lost there, or damaged.
 //!
 //! Everybody who is up is asked for them, in exactly the version that is fetched: whoever has that has the right
-//! contents, whether or not the copy counts. Only when all have said that they do not have them, the source again last,
-//! and have said so in several attempts, these blocks are stored as lost, so that the rest of the object has as many
-//! copies as it should. What is not certain is not stored: the object waits.
+//! contents, whether or not the copy counts. An object may have begun as a clone of an older vid's: what nobody has
+//! written since is in this node's copy of that one, too. Only when all have said that they do not have them, the source
+//! again last, and have said so in several attempts, these blocks are stored as lost, so that the rest of the object has
+//! as many copies as it should. What is not certain is not stored: the object waits.
 
 use super::AskKind;
 use super::compare::{Blocks, Cell, ranges_of};
 use super::fetch::Fetch;
-use crate::View;
-use crate::replica::{Replica, read_data};
+use crate::replica::{Job, Replica, read_data};
+use crate::{Mutant, View};
 use core::time::Duration;
-use sheep_store::{Outcome, StoreError};
-use sheep_types::{BLOCK_SIZE, Member, ObjectId, Time, Version};
+use sheep_store::{Op, Outcome, StoreError};
+use sheep_types::{BLOCK_SIZE, Member, ObjectId, Time, Version, Vid};
 use sheep_wire::{ReadData, Refusal, Reply, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -36,6 +37,8 @@ pub(super) struct Help {
     lost: BTreeSet<u32>,
     /// Who is still to be asked for which of them; none: nobody was asked yet.
     questions: Option<VecDeque<(Member, Vec<u32>)>>,
+    /// The oldest vid whose copy on this node has been looked into for them.
+    looked_into: Option<Vid>,
     /// Somebody could not say.
     unsure: bool,
     /// Somebody has another version.
@@ -189,10 +192,32 @@ impl Replica {
             self.ask_for(now, view, member, request, AskKind::Help { fetch: number, ranges });
             return true;
         }
+        if !self.config.mutants.is(Mutant::LostIsNotInherited) && self.look_into_older(view, number) {
+            return true;
+        }
+        let Some(fetch) = self.recovery.fetches.all.get(&number) else { return true };
         if fetch.help.lost.is_empty() || self.may_lose(now, number) {
             return false;
         }
         self.fetch_failed(now, number, Refusal::Busy);
+        true
+    }
+
+    /// Reads what is lost in the next older vid's copy on this node; false if there is nothing to be read.
+    fn look_into_older(&mut self, view: &View, number: u64) -> bool {
+        let Some(fetch) = self.recovery.fetches.all.get(&number) else { return false };
+        let lost = &fetch.help.lost;
+        let (Some(first), Some(last)) = (lost.first(), lost.last()) else { return false };
+        let (offset, len) = (*first * BLOCK_SIZE, (*last + 1 - *first) * BLOCK_SIZE);
+        // Whatever comes and goes meanwhile: a parent's number is lower than its child's.
+        let before = fetch.help.looked_into.unwrap_or(fetch.object.vid());
+        let older = self.older_copies(view, fetch.object, usize::MAX).find(|(older, _)| older.vid() < before);
+        let Some((object, _)) = older else { return false };
+        if let Some(fetch) = self.recovery.fetches.all.get_mut(&number) {
+            fetch.help.looked_into = Some(object.vid());
+            fetch.asked += 1;
+        }
+        self.submit(Op::Salvage { object, offset, len }, Job::Older { fetch: number });
         true
     }
 
@@ -238,14 +263,14 @@ impl Replica {
         }
     }
 
-    /// A copy on another disk that does not count has been read. What has the right checksum is right; if that is not
-    /// known, what is of the right version.
-    pub(crate) fn take_spare(&mut self, fetch: u64, result: Result<Outcome, StoreError>) {
+    /// A copy on another disk that does not count has been read, or an older vid's. What has the right checksum is right;
+    /// if that is not known, what is of the right version of the same object.
+    pub(crate) fn take_aside(&mut self, fetch: u64, older: bool, result: Result<Outcome, StoreError>) {
         let Some(state) = self.recovery.fetches.all.get_mut(&fetch) else { return };
         state.asked -= 1;
         let Ok(Outcome::Read(read)) = result else { return };
         let Some((digest, cells)) = &state.digest else { return };
-        let same = read.version == digest.version;
+        let same = !older && read.version == digest.version;
         let wanted = |block: u32, crc: u32| match cells.get(block as usize) {
             Some(Cell::Lost(0)) => same,
             Some(Cell::Lost(right)) => *right == crc,
@@ -270,7 +295,7 @@ impl Replica {
     }
 
     /// The own copy is current and lacks blocks: they are asked for again in a while.
-    pub(super) fn heal_later(&mut self, now: Time, object: ObjectId) {
+    pub(crate) fn heal_later(&mut self, now: Time, object: ObjectId) {
         let times = self.recovery.heals.entry(object).or_default();
         *times += 1;
         if *times <= HEALS {
@@ -287,6 +312,19 @@ impl Replica {
             return self.set_timer(now, HEAL_PAUSE, super::RecoveryTimer::Heal(object));
         }
         self.want(view, object, false);
+    }
+
+    /// Whether the own copy lacks blocks that are still asked for in this epoch. If nobody has asked yet, that begins.
+    pub(crate) fn is_healing(&mut self, now: Time, object: ObjectId) -> bool {
+        if !self.is_wounded(object) {
+            return false;
+        }
+        if !self.recovery.heals.contains_key(&object) {
+            self.heal_later(now, object);
+        }
+        let times = self.recovery.heals.get(&object).copied().unwrap_or_default();
+        let walks = self.recovery.todo.contains_key(&object) || self.recovery.walks.contains_key(&object);
+        walks || times <= HEALS
     }
 
     /// A copy was to be made good, and there is nothing to be put into it.

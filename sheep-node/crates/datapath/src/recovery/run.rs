@@ -263,6 +263,7 @@ impl Replica {
                 // The next read that meets the damage tries again.
                 self.recovery.forget(object);
                 self.not_repaired(object);
+                self.heal_later(now, object);
             }
             _ if absent_elsewhere && self.config.mutants.is(Mutant::DeleteOnAbsence) => {
                 self.recovery.forget(object);

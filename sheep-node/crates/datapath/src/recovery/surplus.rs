@@ -141,7 +141,5 @@ impl Replica {
 
 /// Whether all members have had the time to ask for what they lack: recovery is not paused, and all have recovered.
 fn may_lack(view: &View) -> bool {
-    let recovered =
-        |member: &Member| view.state.node(member.node).is_some_and(|record| record.recovered >= view.epoch());
-    !view.state.settings().recovery_paused && view.up_members().iter().all(recovered)
+    !view.state.settings().recovery_paused && view.has_recovered()
 }

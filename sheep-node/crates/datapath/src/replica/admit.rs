@@ -102,7 +102,7 @@ impl Replica {
             Request::Secure { objects } => self.serve_secure(view, header, &objects),
             Request::AdoptAll { objects } => self.serve_adopt_all(now, view, header, &objects),
             Request::Sweep { vids, first, last, keep, from } => {
-                self.serve_sweep(view, header, &vids, (first, last), &keep, from)
+                self.serve_sweep(now, view, header, &vids, (first, last), &keep, from)
             }
             Request::Ping | Request::GiveWay => Ok(None),
         };

@@ -62,6 +62,11 @@ pub(crate) enum Job {
         /// The fetch that lacks it.
         fetch: u64,
     },
+    /// An older vid's copy, which may have what is lost.
+    Older {
+        /// The fetch that lacks it.
+        fetch: u64,
+    },
     /// What a scrub looks at.
     Scrub {
         /// Which question this answers.
@@ -115,7 +120,8 @@ impl Replica {
             Job::Compare { number, other } => self.take_compared(number, other, result),
             Job::Scrub { serial } => self.take_scrub(now, serial, result),
             Job::Own { fetch } => self.take_own(now, fetch, result),
-            Job::Spare { fetch } => self.take_spare(fetch, result),
+            Job::Spare { fetch } => self.take_aside(fetch, false, result),
+            Job::Older { fetch } => self.take_aside(fetch, true, result),
             // A flush fails with any disk. What the others have is made durable all the same: headers must not say in
             // memory what they do not say on the disk.
             Job::Confirmed { .. } | Job::ReplaceDurable(..) if result.is_err() && self.failed.is_none() => {

@@ -48,17 +48,26 @@ impl Replica {
 
     /// The nearest older vid's copy on this node.
     fn older_copy(&self, view: &View, object: ObjectId) -> Option<(ObjectId, Version)> {
-        let own = view.vid(object.vid())?;
-        let above = std::iter::successors(own.parent, |vid| view.vid(*vid)?.parent);
-        let related = above
-            .take(LOOKED_AT)
-            .take_while(|vid| view.vid(*vid).is_some_and(|record| record.lineage == own.lineage));
-        let mut copies = related.filter_map(|vid| {
+        self.older_copies(view, object, LOOKED_AT).next()
+    }
+
+    /// The copies on this node of the so many older vids of the lineage that are nearest, in this order.
+    pub(crate) fn older_copies(
+        &self,
+        view: &View,
+        object: ObjectId,
+        vids: usize,
+    ) -> impl Iterator<Item = (ObjectId, Version)> {
+        let own = view.vid(object.vid());
+        let above = std::iter::successors(own.and_then(|own| own.parent), |vid| view.vid(*vid)?.parent);
+        let related = above.take(vids).take_while(move |vid| {
+            view.vid(*vid).is_some_and(|record| own.is_some_and(|own| record.lineage == own.lineage))
+        });
+        related.filter_map(move |vid| {
             let other = object.of(vid);
             let still = !view.writable(vid) && !self.replacing.contains(&other);
             Some((other, self.store.header(other).filter(|_| still)?.version))
-        });
-        copies.next()
+        })
     }
 
     /// The older copy was read.

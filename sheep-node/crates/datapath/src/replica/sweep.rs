@@ -60,6 +60,7 @@ impl Replica {
     /// may have one and bring it back.
     pub(super) fn serve_sweep(
         &mut self,
+        now: Time,
         view: &View,
         header: Header,
         vids: &[Vid],
@@ -84,8 +85,14 @@ impl Replica {
         self.recovery.forget_lost(is_free);
         let careless = self.config.mutants.is(Mutant::SweepForgetsLeavers);
         let (mut dropped, mut left) = (0, 0);
+        let mut needed: Vec<Vid> = Vec::new();
         for object in free {
-            if self.replacing.contains(&object) || !(careless || view.is_gathered(object)) {
+            let gathered = view.is_gathered(object);
+            let last = self.may_be_last(now, view, object, gathered);
+            if last && needed.last() != Some(&object.vid()) {
+                needed.push(object.vid());
+            }
+            if last || self.replacing.contains(&object) || !(careless || gathered) {
                 left += 1;
                 continue;
             }
@@ -93,8 +100,27 @@ impl Replica {
             self.delete_copy(object, Job::Forget);
             dropped += 1;
         }
-        self.submit(Op::Flush, Job::Answer(header, Reply::Swept { dropped, left, next }));
+        self.submit(Op::Flush, Job::Answer(header, Reply::Swept { dropped, left, needed, next }));
         Ok(None)
+    }
+
+    /// Whether a copy may have blocks that a younger vid's copy on this node has lost. Once everybody is there who may have
+    /// them (`gathered`), and this node has asked for them in vain, it does not: so what is lost for good holds up nothing.
+    fn may_be_last(&mut self, now: Time, view: &View, object: ObjectId, gathered: bool) -> bool {
+        let wounded = !self.damaged.is_empty() || self.store.lost().next().is_some();
+        let is_member = || view.up_set(object).contains(&self.me);
+        if !wounded || !is_member() || self.config.mutants.is(Mutant::SweepTakesTheLast) {
+            return false;
+        }
+        let mut below = vec![object.vid()];
+        while let Some(vid) = below.pop() {
+            let copy = object.of(vid);
+            if copy != object && self.is_wounded(copy) && (!gathered || self.is_healing(now, copy)) {
+                return true;
+            }
+            below.extend(view.state.children(vid).filter(|child| view.are_related(vid, *child)));
+        }
+        false
     }
 
     /// Some of the copies that are not needed, and where to go on.

@@ -116,7 +116,7 @@ impl Replica {
             return Ok(None);
         }
         match place {
-            None | Some(Place::Next) => self.apply(view, header, write, copy),
+            None | Some(Place::Next) => self.apply(now, view, header, write, copy),
             Some(Place::Already) if self.config.mutants.is(Mutant::ResendIsBehind) => {
                 return Ok(Some(Reply::Behind(copy.map(|copy| copy.version))));
             }
@@ -139,7 +139,14 @@ impl Replica {
     }
 
     /// Hands a write to the store; later operations see it at once.
-    fn apply(&mut self, view: &View, header: Header, write: WriteRequest, copy: Option<CopyHeader>) {
+    fn apply(
+        &mut self,
+        now: Time,
+        view: &View,
+        header: Header,
+        write: WriteRequest,
+        copy: Option<CopyHeader>,
+    ) {
         let object = write.object;
         let create = write.create && !(copy.is_some() && self.config.mutants.is(Mutant::CreateKeepsOrphan));
         if write.create {
@@ -160,7 +167,7 @@ impl Replica {
         let job = Job::Write { asker: header, object, durable: write.durable };
         match write.base.map(|base| object.of(base)) {
             None => self.submit(Op::Write { header: new, create, offset: write.offset, body }, job),
-            Some(from) => self.clone_and_write(from, new, write.offset, body, job),
+            Some(from) => self.clone_and_write(now, from, new, write.offset, body, job),
         }
         self.wake(object);
     }
@@ -169,6 +176,7 @@ impl Replica {
     /// clone has the version before all writes of the generation, so that it is a prefix of them.
     fn clone_and_write(
         &mut self,
+        now: Time,
         from: ObjectId,
         header: CopyHeader,
         offset: u32,
@@ -180,6 +188,13 @@ impl Replica {
         let clone = CopyHeader { version: unwritten, ..header };
         self.submit_to(Op::CloneBlocks { from, header: clone }, Job::Forget, home);
         self.submit_to(Op::Write { header, create: false, offset, body }, job, home);
+        if self.is_wounded(from) {
+            // It lacks what the other one does, as far as it is not written.
+            if self.damaged.contains(&from) {
+                self.damaged.insert(header.id);
+            }
+            self.heal_later(now, header.id);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod diff;
 mod fill;
+mod full;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod opening;

@@ -4,7 +4,7 @@ use crate::serving::{read, write};
 use crate::snapshots::{ask_pause, close, is_paused, made, read_only, snapshot_op};
 use crate::world::{BLOCK, World, ms};
 use sheep_datapath::{GatewayOutput, OpenMode, VolumeError, VolumeOp, VolumeReply};
-use sheep_state::{Command, Settings};
+use sheep_state::{AccessMode, Command, Settings};
 use sheep_types::{Incarnation, Member, NodeId};
 use std::time::Duration;
 
@@ -122,4 +122,26 @@ fn a_pause_that_cannot_be_is_called_off_once() {
     world.silent = (0, 0);
     world.run(Duration::from_secs(1));
     assert_eq!(world.state.vdi(vdi).unwrap().lock.unwrap().pause_asked, None);
+}
+
+/// The lock was granted and nobody knows; by the time it is asked for again it takes an attachment.
+#[test]
+fn a_lock_that_would_not_be_granted_again_is_given_back() {
+    let modes = [(OpenMode::Write, AccessMode::Write, 100), (OpenMode::Read, AccessMode::Read, 101)];
+    for (open, mode, node) in modes {
+        let mut world = World::new(3, Settings::default(), 9);
+        let vdi = world.create(4 << 20);
+        let handle = world.begin_open(100, vdi, open);
+        silence(&mut world, true);
+        let attach = Command::Attach { vdi, node: NodeId(node), mode, share: false };
+        world.order_now(OTHER, attach).unwrap();
+        world.publish();
+        world.run(Duration::from_secs(2));
+        assert!(!world.opened(100, handle));
+        let record = world.state.vdi(vdi).unwrap();
+        assert!(record.lock.is_none() && record.readers.is_empty(), "{record:?}");
+        let handle = world.begin_open(node, vdi, open);
+        world.run(Duration::from_secs(1));
+        assert!(world.opened(node, handle));
+    }
 }

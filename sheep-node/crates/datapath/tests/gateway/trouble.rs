@@ -1,7 +1,6 @@
-//! Members that restart, lag, fill up or rot.
+//! Members that restart, lag or rot.
 
 use crate::serving::{read, write};
-use crate::snapshots::snapshot_op;
 use crate::world::{BLOCK, OBJECT, World, ms};
 use sheep_datapath::{GatewayOutput, LostReason, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::{Command, Settings, WhenUnavailable};
@@ -194,59 +193,6 @@ fn lost_messages_are_sent_again_and_do_no_harm_twice() {
 }
 
 #[test]
-fn a_full_member_fails_writes_but_not_the_volume() {
-    let (mut world, handle, _) = open(3, Settings::default());
-    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
-    world.act(100, handle, VolumeOp::Flush).unwrap();
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
-    assert_eq!(world.act(100, handle, write(5 * OBJECT, BLOCK, 2)), Err(VolumeError::NoSpace));
-    assert_eq!(
-        world.act(100, handle, VolumeOp::Read { offset: 5 * OBJECT, len: 512 }),
-        Err(VolumeError::NoSpace),
-        "copies differ there"
-    );
-    assert_eq!(read(&mut world, 100, handle, 0, 512), vec![1; 512]);
-    world.act(100, handle, VolumeOp::Flush).unwrap();
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
-    world.run(Duration::from_secs(3));
-    assert_eq!(read(&mut world, 100, handle, 5 * OBJECT, 512), vec![2; 512], "equal in the end");
-}
-
-#[test]
-fn a_flush_that_cannot_enter_objects_fails() {
-    let (mut world, handle, vdi) = open(3, slow_flush());
-    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
-    assert_eq!(world.act(100, handle, VolumeOp::Flush), Err(VolumeError::NoSpace));
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
-    world.run(Duration::from_secs(3));
-    world.act(100, handle, VolumeOp::Flush).unwrap();
-    let map = ObjectId::map(world.vid(vdi), 0);
-    assert!(world.replicas.values().all(|replica| replica.disk.contains_key(&map)));
-}
-
-#[test]
-fn nobody_waits_for_a_map_that_cannot_be_stored() {
-    let (mut world, handle, vdi) = open(3, slow_flush());
-    world.act(100, handle, write(0, BLOCK, 1)).unwrap();
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
-    let ops = [VolumeOp::Flush, VolumeOp::Flush, snapshot_op("s")];
-    for op in ops {
-        let io = world.submit(100, handle, op);
-        world.run(Duration::from_secs(5));
-        assert_eq!(world.answer(io), Some(Err(VolumeError::NoSpace)));
-    }
-    let now = world.now;
-    world.gateway(100).close(now, handle);
-    world.run(Duration::from_secs(5));
-    let record = world.state.vdi(vdi).unwrap();
-    assert!(record.lock.is_none() && !record.is_clean(), "the next holder settles");
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
-    let handle = world.open(101, vdi);
-    assert_eq!(read(&mut world, 101, handle, 0, 512), vec![1; 512]);
-}
-
-#[test]
 fn damage_is_read_around_and_told_when_it_is_everywhere() {
     let (mut world, handle, _) = open(3, Settings::default());
     world.act(100, handle, write(0, BLOCK, 1)).unwrap();
@@ -306,30 +252,4 @@ fn a_flush_covers_members_that_joined_since() {
             assert_eq!(disk[&object].blocks[&0][0], 2, "object {part} on node {node}");
         }
     }
-}
-
-/// Behind a write that a member cannot store nothing can be stored there: who waits for that is told so, nobody waits for
-/// ever, and nothing is sent all the time.
-#[test]
-fn what_comes_behind_a_refused_write_is_refused_too() {
-    let (mut world, handle, _) = open(3, slow_flush());
-    world.act(100, handle, write(0, 8 * BLOCK, 1)).unwrap();
-    world.act(100, handle, VolumeOp::Flush).unwrap();
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = true;
-    let ios: Vec<u64> =
-        (0..4).map(|block| world.submit(100, handle, write(block * BLOCK as u64, BLOCK, 2))).collect();
-    let flush = world.submit(100, handle, VolumeOp::Flush);
-    world.run(ms(500));
-    for io in ios {
-        assert_eq!(world.answer(io), Some(Err(VolumeError::NoSpace)));
-    }
-    assert_eq!(world.answer(flush), Some(Ok(VolumeReply::Done)));
-    let sent = |world: &World| world.replicas[&NodeId(2)].requests["write"];
-    let before = sent(&world);
-    world.run(Duration::from_secs(10));
-    assert!(sent(&world) < before + 150, "{} writes in ten seconds", sent(&world) - before);
-    world.replicas.get_mut(&NodeId(2)).unwrap().full = false;
-    world.run(Duration::from_secs(5));
-    assert_eq!(read(&mut world, 100, handle, 0, 4 * BLOCK as u32), vec![2; 4 * BLOCK]);
-    world.act(100, handle, write(0, BLOCK, 3)).unwrap();
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod lost;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod rules;
@@ -10,7 +11,7 @@ mod support;
 
 use bytes::Bytes;
 use core::time::Duration;
-use sheep_datapath::{GatewayOutput, Mutants, OpenMode, ReadExtent, VolumeOp, VolumeReply};
+use sheep_datapath::{GatewayOutput, Mutants, OpenMode, ReadExtent, VolumeError, VolumeOp, VolumeReply};
 use sheep_state::{CloneVdi, Command, Guard, Outcome, SnapshotMade};
 use sheep_types::{NodeId, ObjectId, ObjectKind, VdiId, Vid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,6 +118,10 @@ impl Tree {
     }
 
     fn run(&mut self, vdi: VdiId, op: VolumeOp) -> VolumeReply {
+        self.try_run(vdi, op).unwrap()
+    }
+
+    fn try_run(&mut self, vdi: VdiId, op: VolumeOp) -> Result<VolumeReply, VolumeError> {
         let handle = self.open(vdi);
         self.next += 1;
         let io = self.next;
@@ -125,7 +130,6 @@ impl Tree {
             GatewayOutput::Done { io: done, result, .. } if *done == io => Some(result.clone()),
             _ => None,
         })
-        .unwrap()
     }
 
     fn offset(index: u32) -> u64 {

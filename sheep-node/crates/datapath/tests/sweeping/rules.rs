@@ -248,7 +248,7 @@ fn is_readable(tree: &mut Tree, volume: VdiId, index: u32) -> bool {
 
 #[test]
 fn the_rules_hold() {
-    let rules: [fn(Mutants); 8] = [
+    let rules: [fn(Mutants); 10] = [
         what_only_a_deleted_snapshot_had_goes,
         clones_keep_what_they_read_through,
         nothing_goes_while_a_node_that_may_have_it_is_away,
@@ -257,6 +257,8 @@ fn the_rules_hold() {
         what_any_copy_of_a_map_names_stays,
         what_goes_is_named_by_nothing_durable,
         what_an_unreadable_map_may_name_stays,
+        super::lost::what_a_node_that_is_away_may_have_is_not_forgotten,
+        super::lost::nothing_is_forgotten_while_nodes_recover,
     ];
     rules.into_iter().for_each(|rule| rule(Mutants::default()));
 }

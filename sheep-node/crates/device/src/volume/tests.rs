@@ -20,6 +20,19 @@ impl Kernel for Answers {
     }
 }
 
+/// Nobody who wants to know.
+struct Nobody;
+
+impl Owner for Nobody {
+    fn connected(&self, _: &UnixStream) {}
+
+    fn resized(&self, _: u64) {}
+}
+
+fn names() -> (String, String) {
+    ("@c:1:2".into(), "v".into())
+}
+
 /// What a connection does with its requests.
 #[derive(Clone, Copy)]
 struct Behaviour {
@@ -110,9 +123,8 @@ fn against(name: &str, behaviours: &[Behaviour]) {
     });
     let (sender, answers) = channel();
     let kernel = Box::new(Answers(Mutex::new(sender)));
-    let volume = Volume::new(&path, "v", 0, kernel, Box::new(|_| {}));
+    let volume = Volume::new(&path, names(), 0, kernel, Box::new(Nobody));
     assert_eq!(volume.open().unwrap(), nbd::Export { size: SIZE as u64, read_only: false });
-    volume.set_size(SIZE as u64);
     // Writes of different blocks together, then each is read again.
     let io = |unique, kind, block: u64| Io { unique, kind, offset: block * 512, len: 512 };
     for block in 0..64u8 {
@@ -149,8 +161,9 @@ fn what_has_no_answer_is_sent_again_and_answered_once() {
 fn a_large_range_is_one_answer() {
     let path = socket("range");
     let (sender, answers) = channel();
-    let volume = Volume::new(&path, "v", 1 << 40, Box::new(Answers(Mutex::new(sender))), Box::new(|_| {}));
-    volume.begin(Io { unique: 1, kind: Kind::Trim, offset: 0, len: 5 * RANGE_MAX + 1 }, &[]);
+    let volume =
+        Volume::new(&path, names(), 1 << 40, Box::new(Answers(Mutex::new(sender))), Box::new(Nobody));
+    volume.begin(Io { unique: 1, kind: Kind::Punch, offset: 0, len: 5 * RANGE_MAX + 1 }, &[]);
     let cookies: Vec<u64> = lock(&volume.table).pending.keys().copied().collect();
     assert_eq!(cookies.len(), 6);
     let lens: u64 = lock(&volume.table).pending.values().map(|pending| pending.io.len).sum();

@@ -21,6 +21,7 @@ use sheep_api::v1::{
 };
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::time::Duration;
 
 /// Attribute of snapshots: what they are a restore of.
 const RESTORED: &str = "backup";
@@ -30,6 +31,9 @@ const RESTORING: &str = "restoring";
 const LOT_BYTES: u64 = 32 << 20;
 /// Records, likewise.
 const LOT_RECORDS: usize = 4096;
+/// How often a volume is looked at that seems to have what a restore did not write, before that is believed, and the pauses.
+const LOOKS: usize = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// What a snapshot is called in attributes.
 fn mark(cluster: &str, snapshot: u64) -> String {
@@ -101,6 +105,10 @@ async fn apply<R: Read>(
     let name = &restore.name;
     let target = Target::look(connection, name).await?;
     if let Some(there) = target.snapshot(&header.cluster, header.snapshot) {
+        // It may have broken off at the very end.
+        if target.volume.as_ref().is_some_and(|volume| volume.attributes.contains_key(RESTORING)) {
+            end_restoring(connection, name).await?;
+        }
         bail!("{name} has this already: {} is {}", there.name, header.name);
     }
     let tag = header.name.split('@').nth(1).unwrap_or("restored").to_owned();
@@ -114,17 +122,13 @@ async fn apply<R: Read>(
         Some(base) => prepare_old(connection, restore, &header, base, &target, known.as_ref()).await?,
     }
     let bytes = write_all(connection, name, &mut reader).await?;
-    if header.base.is_none() {
-        // From here on it is a volume like any other, which no restore goes on with.
-        let removed = Attribute { key: RESTORING.to_owned(), value: None };
-        let request =
-            ChangeAttributesRequest { name: name.clone(), changes: vec![removed], ..Default::default() };
-        connection.vdis().change_attributes(request).await?;
-    }
     let attributes = [(RESTORED.to_owned(), mark(&header.cluster, header.snapshot))].into();
     let request = SnapshotVdiRequest { name: name.clone(), tag, attributes, id: 0 };
     let snapshot = connection.vdis().snapshot(request).await?.into_inner().snapshot;
     let snapshot = snapshot.context("the answer has no snapshot")?;
+    if header.base.is_none() {
+        end_restoring(connection, name).await?;
+    }
     match format {
         Format::Json => output::json(
             &json!({"name": name, "snapshot": snapshot.name, "of": header.name, "bytes": bytes}),
@@ -137,6 +141,27 @@ async fn apply<R: Read>(
         ))?,
     }
     Ok(())
+}
+
+/// From here on it is a volume like any other, which no restore goes on with.
+async fn end_restoring(connection: &Connection, name: &str) -> Result<()> {
+    let removed = Attribute { key: RESTORING.to_owned(), value: None };
+    let name = name.to_owned();
+    let request = ChangeAttributesRequest { name, changes: vec![removed], ..Default::default() };
+    connection.vdis().change_attributes(request).await?;
+    Ok(())
+}
+
+/// Whether what a volume has, or what differs from a snapshot of it, is nothing but what is known. What is being written, for
+/// a command that broke off just now perhaps, is told as if all around it were there: it is looked at again.
+async fn has_only(connection: &Connection, name: &str, since: Option<&str>, known: &Known) -> Result<bool> {
+    for _ in 0..LOOKS {
+        if Ranges::ask(connection, name, since, 0, false).await?.are_all(known).await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    Ranges::ask(connection, name, since, 0, false).await?.are_all(known).await
 }
 
 /// A volume for a full backup.
@@ -168,8 +193,8 @@ async fn prepare_new(
     let Some(known) = known else { bail!("--resume needs the whole backup before it begins: say --file") };
     let foreign = "somebody else has changed it; delete it first";
     ensure!(volume.size_bytes == header.size, "{name} has another size than {}: {foreign}", header.name);
-    let there = Ranges::ask(connection, name, None, 0, false).await?;
-    ensure!(there.are_all(known).await?, "{name} has what {} has not: {foreign}", header.name);
+    let is_ours = has_only(connection, name, None, known).await?;
+    ensure!(is_ours, "{name} has what {} has not: {foreign}", header.name);
     Ok(())
 }
 
@@ -193,16 +218,16 @@ async fn prepare_old(
             header.cluster
         );
     };
-    let there = Ranges::ask(connection, name, Some(&base.name), 0, false).await?;
+    let since = Some(base.name.as_str());
     let back = format!("`dog vdi rollback {name} {}` makes it so again", base.tag);
     match known {
         Some(known) => ensure!(
-            there.are_all(known).await?,
+            has_only(connection, name, since, known).await?,
             "{name} was changed by something else since {}; {back}",
             base.name
         ),
         None => ensure!(
-            there.are_all(&Known::default()).await?,
+            has_only(connection, name, since, &Known::default()).await?,
             "{name} is not as it was in {} any more; {back}",
             base.name
         ),

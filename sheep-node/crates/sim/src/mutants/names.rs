@@ -136,6 +136,9 @@ variants! {
         SweptWhileAway = "datapath:swept-while-away": "a sweep is done only when it has met every storage node";
         SweepIgnoresPartial = "datapath:sweep-ignores-partial": "a partial object reaches what it lacks blocks of";
         SweepSkipsUnread = "datapath:sweep-skips-unread": "what cannot be read may reach anything";
+        LostIsNotInherited = "datapath:lost-is-not-inherited": "what is lost of a clone is taken from what it began as";
+        SweepTakesTheLast = "datapath:sweep-takes-the-last": "a sweep leaves what may have blocks that younger objects have lost";
+        SweptUnrecovered = "datapath:swept-unrecovered": "a vid is found empty only when all that are up have recovered";
         KeepsForgotten = "datapath:keeps-forgotten": "a node drops what belongs to no vid";
         WritesFrozen = "datapath:writes-frozen": "only the working vid is written";
         FlattensForeign = "datapath:flattens-foreign": "a flat clone names no object of another lineage";

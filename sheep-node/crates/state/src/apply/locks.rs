@@ -22,7 +22,11 @@ impl ClusterState {
         if record.is_snapshot() && mode == AccessMode::Write {
             return Err(Refusal::IsSnapshot);
         }
-        self.check_attachment(&record, origin.node, mode, attachment)?;
+        if let Err(refusal) = self.check_attachment(&record, origin.node, mode, attachment) {
+            // It may have been granted already, under other attachments, and the answer lost: who has it gives it back.
+            let granted = record.granted_to(origin);
+            return Err(granted.map_or(refusal, |generation| Refusal::Locked { holder: origin, generation }));
+        }
         match mode {
             AccessMode::Write => self.lock_for_writing(step, &record, attachment, take_from, false),
             AccessMode::Read => self.lock_for_reading(step, &record, attachment),

@@ -92,22 +92,13 @@ impl ClusterState {
         self.check_size(size)?;
         let record = Arc::clone(self.volume(vdi)?);
         let shrinks = size < record.size;
-        // Who makes it smaller has discarded what lies beyond the new end, and nobody has opened it since.
-        let fits = match guard {
-            Guard::Held(_) | Guard::ClosedClean => true,
-            Guard::Closed(_) => shrinks && record.is_clean(),
-            Guard::Paused { .. } => false,
-        };
+        let fits = matches!(guard, Guard::Held(_) | Guard::ClosedClean);
         if !fits || !self.guard_holds(&record, guard, step.origin) {
             return Err(Refusal::StaleGuard);
         }
-        if shrinks {
-            if !shrink || !matches!(guard, Guard::Closed(_)) {
-                return Err(Refusal::WouldShrink { size: record.size });
-            }
-            if !record.readers.is_empty() {
-                return Err(Refusal::InUseByReaders(record.readers.len() as u32));
-            }
+        // Who makes it smaller has discarded what lies beyond the new end, and nobody can have written there since.
+        if shrinks && !(shrink && matches!(guard, Guard::Held(_))) {
+            return Err(Refusal::WouldShrink { size: record.size });
         }
         self.edit_vdi(vdi, &mut step.changes, |record| record.size = size);
         if let Some(vid) = self.vids.get_mut(&record.vid) {

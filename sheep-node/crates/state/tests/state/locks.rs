@@ -209,3 +209,22 @@ fn a_removed_node_loses_what_it_had() {
     assert!(record.lock.is_none() && record.attachments.is_empty() && record.ended.len() == 1);
     assert_eq!(cluster.state.vdis_used_by(n(100)).count(), 0);
 }
+
+#[test]
+fn who_asks_again_for_what_it_holds_is_told_so_whatever_is_attached() {
+    let mut cluster = Cluster::with(2);
+    let (vdi, _) = cluster.vdi("disk");
+    let held = granted(cluster.run(100, ask(vdi, None))).generation;
+    attach(&mut cluster, vdi, 100, false).unwrap();
+    let locked = Refusal::Locked { holder: cluster.member(100), generation: held };
+    assert_eq!(cluster.run(100, ask(vdi, None)), Err(locked));
+    assert_eq!(cluster.run(101, ask(vdi, None)), Err(Refusal::NotAttached));
+    cluster.run(100, Command::Unlock { vdi, generation: held, clean: true }).unwrap();
+    assert_eq!(cluster.run(100, ask(vdi, None)), Err(Refusal::NotAttached));
+    let (shared, _) = cluster.vdi("shared");
+    let reader = granted(cluster.run(100, read(shared, None))).generation;
+    let attach = Command::Attach { vdi: shared, node: n(101), mode: AccessMode::Read, share: false };
+    cluster.run(1, attach).unwrap();
+    let locked = Refusal::Locked { holder: cluster.member(100), generation: reader };
+    assert_eq!(cluster.run(100, read(shared, None)), Err(locked));
+}

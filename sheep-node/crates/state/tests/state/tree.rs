@@ -302,16 +302,16 @@ fn a_rollback_makes_void_what_was_prepared_for_a_smaller_volume() {
         let (vdi, _) = cluster.vdi(if rolled_back { "a" } else { "b" });
         let s = cluster.snapshot(vdi, "s");
         // Somebody discards what lies beyond the new end.
-        let guard = Guard::Closed(cluster.open(vdi));
-        cluster.close(vdi);
+        let guard = Guard::Held(cluster.open(vdi));
         let shrink = Command::ResizeVdi { vdi, size: 1 << 20, guard, shrink: true };
         if rolled_back {
             // And it is all there again.
+            cluster.close(vdi);
             let back = Command::Rollback { vdi, snapshot: s.vdi, guard: Guard::ClosedClean };
             cluster.run(1, back).unwrap();
-            assert_eq!(cluster.run(1, shrink), Err(Refusal::StaleGuard));
+            assert_eq!(cluster.run(100, shrink), Err(Refusal::StaleGuard));
         } else {
-            cluster.run(1, shrink).unwrap();
+            cluster.run(100, shrink).unwrap();
         }
     }
 }

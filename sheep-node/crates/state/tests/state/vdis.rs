@@ -120,25 +120,20 @@ fn growing_is_easy_and_shrinking_is_deliberate() {
         (2 << 30, 2 << 30)
     );
     let would = Err(Refusal::WouldShrink { size: 2 << 30 });
-    assert_eq!(cluster.run(100, resize(1 << 30, Guard::Held(generation), true)), would);
+    assert_eq!(cluster.run(100, resize(1 << 30, Guard::Held(generation), false)), would);
     cluster.run(100, Command::Unlock { vdi, generation, clean: true }).unwrap();
     assert_eq!(cluster.run(1, resize(1 << 30, Guard::ClosedClean, false)), would);
     // Only while nobody can have written since the rest was discarded.
     assert_eq!(cluster.run(1, resize(1 << 30, Guard::ClosedClean, true)), would);
     let stale = Err(Refusal::StaleGuard);
-    assert_eq!(cluster.run(1, resize(3 << 30, Guard::Closed(generation), true)), stale);
-    let later = lock(&mut cluster, 100, vdi);
-    cluster.run(100, Command::Unlock { vdi, generation: later, clean: true }).unwrap();
     assert_eq!(cluster.run(1, resize(1 << 30, Guard::Closed(generation), true)), stale);
-    let last = lock(&mut cluster, 100, vdi);
-    cluster.run(100, Command::Unlock { vdi, generation: last, clean: false }).unwrap();
-    assert_eq!(cluster.run(1, resize(1 << 30, Guard::Closed(last), true)), stale, "it is not settled");
-    let last = lock(&mut cluster, 100, vdi);
-    cluster.run(100, Command::MarkSettled { vdi, generation: last }).unwrap();
-    cluster.run(100, Command::Unlock { vdi, generation: last, clean: true }).unwrap();
-    assert_eq!(cluster.run(1, resize(1 << 30, Guard::Closed(last), false)), would);
-    cluster.run(1, resize(1 << 30, Guard::Closed(last), true)).unwrap();
+    assert_eq!(cluster.run(100, resize(1 << 30, Guard::Held(generation), true)), stale);
+    let later = lock(&mut cluster, 100, vdi);
+    assert_eq!(cluster.run(100, resize(1 << 30, Guard::Held(generation), true)), stale);
+    assert_eq!(cluster.run(1, resize(1 << 30, Guard::Held(later), true)), stale, "another one's lock");
+    cluster.run(100, resize(1 << 30, Guard::Held(later), true)).unwrap();
     assert_eq!(cluster.state.vid(vid).unwrap().size, 1 << 30);
+    cluster.run(100, Command::Unlock { vdi, generation: later, clean: true }).unwrap();
     assert!(matches!(cluster.run(1, resize(1, Guard::ClosedClean, true)), Err(Refusal::BadSize { .. })));
 }
 

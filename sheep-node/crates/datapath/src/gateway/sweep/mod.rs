@@ -186,9 +186,14 @@ impl Sweeper {
         self.status.rounds += 1;
         self.status.dropped += round.dropped;
         let state = &round.view.state;
-        let met = meets_everybody(&core.view()) || core.config.mutants.is(Mutant::SweptWhileAway);
+        let view = core.view();
+        let met = meets_everybody(&view) || core.config.mutants.is(Mutant::SweptWhileAway);
+        // Who recovers may find that blocks are lost, and look for them in older objects.
+        let settled = view.has_recovered() || core.config.mutants.is(Mutant::SweptUnrecovered);
         let quiet = round.dropped == 0 && round.left == 0 && met;
-        let ends = |vid: Vid, reached: bool| !reached && state.ends_when_empty(vid);
+        let ends = |vid: Vid, reached: bool| {
+            !reached && settled && !round.needed.contains(&vid) && state.ends_when_empty(vid)
+        };
         let done = round.vids.iter().filter(|(vid, reached)| quiet || ends(**vid, **reached));
         let vids: Vec<SweptVid> =
             done.map(|(vid, reached)| SweptVid { vid: *vid, empty: !reached }).collect();

@@ -82,6 +82,8 @@ pub(super) struct Round {
     /// Objects that were deleted, and that had to stay.
     pub(super) dropped: u64,
     pub(super) left: u64,
+    /// Vids of which something may be the last that has what younger ones have lost.
+    pub(super) needed: BTreeSet<Vid>,
     frontier: Vec<Vid>,
     parts: VecDeque<Part>,
     step: Step,
@@ -113,6 +115,7 @@ impl Round {
             vids: vids.into_iter().map(|vid| (vid, false)).collect(),
             dropped: 0,
             left: 0,
+            needed: BTreeSet::new(),
             frontier,
             parts: parts(&maps, view.state.geometry().entries_per_map()),
             step: Step::Reading { place: 0, walk: None },
@@ -279,9 +282,10 @@ impl Round {
                 found.is_some_and(|found| self.take(core, asked.layer, *object, &found))
             }
             (Request::Secure { .. }, Reply::Which(_)) => true,
-            (Request::Sweep { .. }, Reply::Swept { dropped, left, next }) => {
+            (Request::Sweep { .. }, Reply::Swept { dropped, left, needed, next }) => {
                 self.dropped += u64::from(dropped);
                 self.left += u64::from(left);
+                self.needed.extend(needed);
                 self.delete_on(core, from, &asked.request, next);
                 true
             }

@@ -1,0 +1,121 @@
+//! Makes Kubernetes so. Client required.
+
+use super::build::{Object, secret_name};
+use super::founding::Founding;
+use super::observe::{CLUSTER_ID, FOUNDER_ID, FOUNDER_NODE, KEY};
+use super::observed::Observed;
+use super::validate::Valid;
+use anyhow::{Result, bail};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::{Api, Client};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::{Value, json};
+
+/// The operator, as the owner of the fields that it applies.
+pub(super) const MANAGER: &str = "sheep-operator";
+/// Bytes of a cluster's key.
+const KEY_BYTES: usize = 32;
+
+/// Applies all of them, whatever becomes of single ones; gives those that failed, and why.
+pub(super) async fn objects<'a>(client: &Client, objects: &'a [Object]) -> Vec<(&'a Object, String)> {
+    let mut problems = Vec::new();
+    for object in objects {
+        if let Err(error) = one(client, object).await {
+            problems.push((object, said(&error)));
+        }
+    }
+    problems
+}
+
+/// What a person can use of an error.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+async fn one(client: &Client, object: &Object) -> kube::Result<()> {
+    let (group, version) = object.api_version().split_once('/').unwrap_or(("", object.api_version()));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object.kind()));
+    let api: Api<DynamicObject> = match object.namespace() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let params = PatchParams::apply(MANAGER).force();
+    api.patch(object.name(), &params, &Patch::Apply(&object.0)).await?;
+    Ok(())
+}
+
+/// Deletes a pod, so that Kubernetes makes a new one.
+pub(super) async fn replace_pod(client: &Client, namespace: &str, pod: &str) -> Result<()> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match api.delete(pod, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => bail!("pod {pod} is not deleted: {}", said(&error)),
+    }
+}
+
+/// Makes the next step of founding, if it is one in Kubernetes.
+pub(super) async fn found(
+    client: &Client,
+    cluster: &Valid,
+    observed: &Observed,
+    step: &Founding,
+) -> Result<()> {
+    match step {
+        Founding::MakeKey => make_secret(client, cluster).await,
+        Founding::Remember(id) => annotate(client, cluster, observed, json!({CLUSTER_ID: id})).await,
+        Founding::Choose(founder) => {
+            let annotations = json!({FOUNDER_NODE: founder.node, FOUNDER_ID: founder.id});
+            annotate(client, cluster, observed, annotations).await
+        }
+        Founding::Found(ip) => super::cluster::found(ip, cluster.copies, cluster.min_copies).await,
+        Founding::Done | Founding::Wait { .. } => Ok(()),
+    }
+}
+
+/// Only if there is none. It has no owner: the data on the nodes are worth nothing without it.
+async fn make_secret(client: &Client, cluster: &Valid) -> Result<()> {
+    let mut key = [0; KEY_BYTES];
+    SystemRandom::new().fill(&mut key).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {
+            "name": secret_name(&cluster.name),
+            "labels": {
+                "app.kubernetes.io/name": "sheepdog",
+                "app.kubernetes.io/instance": cluster.name,
+                "app.kubernetes.io/managed-by": MANAGER,
+            },
+        },
+        "type": "Opaque",
+        "stringData": {KEY: text},
+    }))?;
+    let api: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+    match api.create(&PostParams::default(), &secret).await {
+        Ok(_) => Ok(()),
+        // Somebody was faster.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => bail!("the Secret with the cluster's key is not made: {}", said(&error)),
+    }
+}
+
+/// Only if the Secret is what the decision was made from: two operators cannot both decide.
+async fn annotate(client: &Client, cluster: &Valid, observed: &Observed, annotations: Value) -> Result<()> {
+    let Some(seen) = &observed.secret else { return Ok(()) };
+    let patch = json!({
+        "metadata": {"resourceVersion": seen.resource_version, "annotations": annotations},
+    });
+    let api: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    match api.patch(&secret_name(&cluster.name), &params, &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        // It is looked at again.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => bail!("the Secret with the cluster's key is not changed: {}", said(&error)),
+    }
+}

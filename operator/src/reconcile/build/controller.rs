@@ -1,0 +1,79 @@
+//! The CSI driver's controller, and the upstream programs that translate objects of Kubernetes into calls.
+
+use super::object::{Object, namespaced, selector};
+use super::pod::{Pods, container, field, no_pod_rights, no_rights, template};
+use super::storage::control_address;
+use super::{Plan, component};
+use crate::settings::Sidecar;
+use serde_json::{Value, json};
+
+/// Arguments of all of them.
+const COMMON: [&str; 3] =
+    ["--csi-address=/csi/csi.sock", "--leader-election", "--leader-election-namespace=$(NAMESPACE)"];
+
+pub(super) fn deployment(plan: Plan<'_>) -> Object {
+    let csi = &plan.settings.csi;
+    let asked = &csi.controller;
+    let driver = json!({
+        "args": ["controller", "--endpoint", "unix:///csi/csi.sock", "--server", control_address(plan)],
+        "securityContext": no_rights(),
+        "volumeMounts": [{"name": "csi", "mountPath": "/csi"}],
+    });
+    let mut containers = vec![container(plan, "csi", "sheep-csi", asked, driver)];
+    let sidecars = &csi.sidecars;
+    containers.push(sidecar(
+        plan,
+        "provisioner",
+        &sidecars.provisioner,
+        &["--extra-create-metadata", "--feature-gates=Topology=false", "--timeout=120s"],
+    ));
+    containers.push(sidecar(plan, "attacher", &sidecars.attacher, &["--timeout=120s"]));
+    let resizer = ["--timeout=120s", "--handle-volume-inuse-error=false"];
+    containers.push(sidecar(plan, "resizer", &sidecars.resizer, &resizer));
+    // It ends if its API is not served, so it comes when that is.
+    if plan.observed.snapshots {
+        let arguments = ["--extra-create-metadata", "--timeout=120s"];
+        containers.push(sidecar(plan, "snapshotter", &sidecars.snapshotter, &arguments));
+    }
+    let spec = json!({
+        "securityContext": no_pod_rights(),
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        // Without it no volume goes elsewhere when its node dies; so it must not stay long on a node that did.
+        "tolerations": [
+            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
+        ],
+        "containers": containers,
+        "volumes": [{"name": "csi", "emptyDir": {}}],
+    });
+    let pods = Pods {
+        component: component::CSI_CONTROLLER,
+        asked,
+        priority: "system-cluster-critical",
+        account: &plan.settings.csi_service_account,
+        spec,
+    };
+    let name = plan.name(component::CSI_CONTROLLER);
+    let spec = json!({
+        "replicas": csi.controller_replicas,
+        "selector": {"matchLabels": selector(plan, component::CSI_CONTROLLER)},
+        "template": template(plan, pods),
+    });
+    namespaced(plan, "apps/v1", "Deployment", &name, component::CSI_CONTROLLER, json!({"spec": spec}))
+}
+
+fn sidecar(plan: Plan<'_>, name: &str, sidecar: &Sidecar, arguments: &[&str]) -> Value {
+    let arguments: Vec<&str> =
+        COMMON.iter().chain(arguments).copied().chain(sidecar.args.iter().map(String::as_str)).collect();
+    json!({
+        "name": name,
+        "image": sidecar.image,
+        "imagePullPolicy": plan.settings.image_pull_policy,
+        "args": arguments,
+        "env": [field("NAMESPACE", "metadata.namespace")],
+        "resources": sidecar.resources,
+        "securityContext": no_rights(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "csi", "mountPath": "/csi"}],
+    })
+}

@@ -1,0 +1,385 @@
+//! Decisions, from what was observed.
+
+use super::founding::{self, Founding};
+use super::observed::{ClusterSecret, Founder, Observed, Workload};
+use super::orders::{self, Order};
+use super::redundancy;
+use super::rolling::{self, Rolling};
+use super::status::{self, Outcome};
+use super::testing::{CLUSTER, empty, member, pod, serving, sheepdog, valid};
+use super::validate::{quantity, validate};
+
+fn step(observed: &Observed, age_s: i64) -> Founding {
+    founding::next(&valid(observed), observed, age_s)
+}
+
+fn reason(step: Founding) -> (&'static str, String) {
+    match step {
+        Founding::Wait { reason, message } => (reason, message),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn secret() -> ClusterSecret {
+    ClusterSecret { has_key: true, resource_version: "1".into(), ..ClusterSecret::default() }
+}
+
+#[test]
+fn a_cluster_is_made_once_step_by_step() {
+    let mut observed = empty(&["a", "b"]);
+    assert_eq!(step(&observed, 0), Founding::MakeKey);
+    observed.secret = Some(secret());
+    assert_eq!(reason(step(&observed, 0)).0, "Starting");
+    observed.pods = vec![pod("b", ""), pod("a", "")];
+    let founder = Founder { node: "a".into(), id: "a-id".into() };
+    assert_eq!(step(&observed, 0), Founding::Choose(founder.clone()));
+    observed.secret.as_mut().unwrap().founder = Some(founder);
+    assert_eq!(step(&observed, 0), Founding::Found("10.0.0.1".into()));
+    // The operator died after its order: the node has a cluster, which is found.
+    observed.pods[1] = pod("a", CLUSTER);
+    assert_eq!(step(&observed, 0), Founding::Remember(CLUSTER.into()));
+    observed.secret.as_mut().unwrap().cluster_id = Some(CLUSTER.into());
+    assert_eq!(step(&observed, 0), Founding::Done);
+}
+
+#[test]
+fn nobody_else_makes_a_cluster_when_the_chosen_node_is_away() {
+    let mut observed = empty(&["a", "b"]);
+    observed.secret = Some(secret());
+    observed.secret.as_mut().unwrap().founder = Some(Founder { node: "a".into(), id: "a-id".into() });
+    observed.pods = vec![pod("b", "")];
+    assert_eq!(reason(step(&observed, 10_000)).0, "FounderAway");
+    // The same machine with another directory is another node.
+    let mut other = pod("a", "");
+    other.answer.as_mut().unwrap().id = "another".into();
+    observed.pods.push(other);
+    assert_eq!(reason(step(&observed, 10_000)).0, "FounderAway");
+}
+
+#[test]
+fn what_was_made_is_never_made_again() {
+    let mut observed = serving(&["a", "b"]);
+    observed.pods = vec![pod("c", "")];
+    let (word, message) = reason(step(&observed, 10_000));
+    assert_eq!(word, "NoAnswer");
+    assert!(message.contains(CLUSTER), "{message}");
+}
+
+#[test]
+fn data_of_an_earlier_installation_are_adopted() {
+    let mut observed = empty(&["a", "b"]);
+    observed.secret = Some(secret());
+    observed.pods = vec![pod("a", ""), pod("b", CLUSTER)];
+    assert_eq!(step(&observed, 0), Founding::Remember(CLUSTER.into()));
+    observed.pods[0] = pod("a", "another");
+    assert_eq!(reason(step(&observed, 0)).0, "SeveralClusters");
+}
+
+#[test]
+fn a_node_with_another_key_keeps_a_cluster_from_being_made() {
+    let mut observed = empty(&["a", "b"]);
+    observed.secret = Some(secret());
+    let mut refused = pod("a", "");
+    refused.answer = None;
+    refused.last_words = "/etc/sheepdog/key/key is not the key of the cluster that /d belongs to".into();
+    observed.pods = vec![refused, pod("b", "")];
+    let (word, message) = reason(step(&observed, 10_000));
+    assert_eq!(word, "OtherKey");
+    assert!(message.contains("node a") && message.contains("Secret sheepdog-key"), "{message}");
+    // Its directory was emptied.
+    observed.pods[0].answer = pod("a", "").answer;
+    assert!(matches!(step(&observed, 10_000), Founding::Choose(_)));
+}
+
+#[test]
+fn nodes_that_do_not_answer_are_waited_for_but_not_for_ever() {
+    let mut observed = empty(&["a", "b"]);
+    observed.secret = Some(secret());
+    observed.pods = vec![pod("b", "")];
+    assert!(reason(step(&observed, 10)).1.contains('a'));
+    assert_eq!(step(&observed, 61), Founding::Choose(Founder { node: "b".into(), id: "b-id".into() }));
+    observed.nodes.clear();
+    assert_eq!(reason(step(&observed, 61)).0, "NoNodes");
+}
+
+#[test]
+fn a_node_is_replaced_only_while_all_copies_are_there() {
+    let mut observed = serving(&["a", "b", "c"]);
+    assert_eq!(rolling::next(&observed, "new"), Rolling::Done);
+    observed.pods[1].template = "old".into();
+    observed.pods[2].template = "old".into();
+    let unknown = observed.clone();
+    let known = Workload { current: true, template: "new".into(), ..Workload::default() };
+    observed.workloads = vec![known];
+    assert_eq!(rolling::next(&observed, "new"), Rolling::Replace("pod-b".into()));
+    let waits = |observed: &Observed| match rolling::next(observed, "new") {
+        Rolling::Wait(why) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(waits(&unknown).contains("does not know by what"), "it would come back as it was");
+    let mut unseen = observed.clone();
+    unseen.workloads[0].current = false;
+    assert!(waits(&unseen).contains("does not know by what"));
+    let mut recovering = observed.clone();
+    recovering.cluster.as_mut().unwrap().info.nodes_recovering = 1;
+    assert!(waits(&recovering).contains("1 storage nodes bring"));
+    let mut down = observed.clone();
+    down.cluster.as_mut().unwrap().nodes[0].state = "down".into();
+    assert!(waits(&down).contains("not up: a"));
+    let mut leaving = observed.clone();
+    leaving.pods[0].leaving = true;
+    assert!(waits(&leaving).contains("pod-a is ending"));
+    let mut starting = observed.clone();
+    starting.pods[0].ready = false;
+    assert!(waits(&starting).contains("pod-a is not ready"));
+    let mut disk = observed.clone();
+    disk.cluster.as_mut().unwrap().info.health = "degraded".into();
+    disk.cluster.as_mut().unwrap().info.message = "A disk has failed on c".into();
+    assert!(waits(&disk).contains("A disk has failed on c"));
+    // One that does not even start has nothing to lose.
+    let mut broken = observed.clone();
+    broken.pods[2].ready = false;
+    broken.pods[2].answer = None;
+    assert_eq!(rolling::next(&broken, "new"), Rolling::Replace("pod-c".into()));
+    // One that is slow to answer, but ready, has.
+    let mut slow = observed;
+    slow.pods[2].answer = None;
+    slow.cluster = None;
+    assert!(waits(&slow).contains("no storage node says"));
+}
+
+#[test]
+fn fewer_nodes_than_copies_are_whole() {
+    let mut observed = serving(&["a"]);
+    let info = &mut observed.cluster.as_mut().unwrap().info;
+    info.health = "degraded".into();
+    info.message = "1 of 3 copies".into();
+    assert_eq!(redundancy::missing(&observed), None);
+    let nodes = &mut observed.cluster.as_mut().unwrap().nodes;
+    nodes.extend(["b", "c"].map(|name| member(name, "storage", "up")));
+    assert_eq!(redundancy::missing(&observed).as_deref(), Some("1 of 3 copies"));
+}
+
+#[test]
+fn settings_that_differ_are_changed_and_no_others() {
+    let mut observed = serving(&["a", "b", "c"]);
+    assert_eq!(orders::next(&valid(&observed), &observed), []);
+    let there = observed.cluster.as_mut().unwrap().info.settings.as_mut().unwrap();
+    there.out_delay_ms = Some(1);
+    there.lease_ms = Some(77);
+    match &orders::next(&valid(&observed), &observed)[..] {
+        [Order::ChangeSettings(change)] => {
+            assert_eq!(change.out_delay_ms, Some(600_000));
+            assert_eq!((change.copies, change.lease_ms), (None, None));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_node_is_removed_when_kubernetes_has_it_no_more_and_its_place_is_given_away() {
+    let removed = |observed: &Observed| -> Vec<String> {
+        let of = |order| match order {
+            Order::Remove { id, .. } => Some(id),
+            _ => None,
+        };
+        orders::next(&valid(observed), observed).into_iter().filter_map(of).collect()
+    };
+    let mut observed = serving(&["a", "b", "c"]);
+    observed.nodes.retain(|node| node.name != "c");
+    assert_eq!(removed(&observed), [""; 0], "it still runs");
+    let view = observed.cluster.as_mut().unwrap();
+    view.ring_members.retain(|id| id != "c-id");
+    view.nodes[2] = member("c", "storage", "out");
+    view.info.nodes_recovering = 1;
+    assert_eq!(removed(&observed), [""; 0], "what it had is being copied");
+    observed.cluster.as_mut().unwrap().info.nodes_recovering = 0;
+    assert_eq!(removed(&observed), ["c-id"]);
+    // Kubernetes knows it: it may come back.
+    observed.nodes = serving(&["a", "b", "c"]).nodes;
+    observed.pods.retain(|pod| pod.node != "c");
+    assert_eq!(removed(&observed), [""; 0]);
+    // Another one runs in its place, with an empty directory.
+    let mut other = pod("c", CLUSTER);
+    other.answer.as_mut().unwrap().id = "c2-id".into();
+    observed.pods.push(other);
+    assert_eq!(removed(&observed), ["c-id"]);
+    // Gateways have nothing to lose.
+    let mut gateways = serving(&["a"]);
+    gateways.cluster.as_mut().unwrap().nodes.push(member("gone", "gateway", "down"));
+    gateways.cluster.as_mut().unwrap().nodes.push(member("a", "gateway", "down"));
+    assert_eq!(removed(&gateways), ["gone-id"]);
+    gateways.nodes.clear();
+    assert_eq!(removed(&gateways), [""; 0], "a Kubernetes without nodes is one that was not seen");
+}
+
+#[test]
+fn a_node_that_is_to_store_nothing_more_is_drained_before_its_pod_ends() {
+    let mut observed = serving(&["a", "b", "c", "d"]);
+    observed.cluster.as_mut().unwrap().info.epoch = 4;
+    observed.nodes[3].labels.clear();
+    let orders = |observed: &Observed| orders::next(&valid(observed), observed);
+    let id = || "d-id".to_owned();
+    assert_eq!(valid(&observed).leaving, ["d"]);
+    assert_eq!(orders(&observed), [Order::Drain { id: id(), name: "d".into() }]);
+    observed.cluster.as_mut().unwrap().nodes[3].state = "leaving".into();
+    assert_eq!(
+        (valid(&observed).leaving, orders(&observed)),
+        (vec!["d".to_owned()], vec![]),
+        "others fetch what it has"
+    );
+    for node in &mut observed.cluster.as_mut().unwrap().nodes {
+        node.recovered_epoch = 4;
+    }
+    assert_eq!(valid(&observed).leaving, [""; 0], "its pod may end");
+    assert_eq!(orders(&observed), [], "it runs");
+    observed.pods.pop();
+    let view = observed.cluster.as_mut().unwrap();
+    view.ring_members.pop();
+    (view.nodes[3].in_ring, view.nodes[3].state) = (false, "down".into());
+    assert_eq!(orders(&observed), [Order::Remove { id: id(), name: "d".into() }]);
+    // While nobody says how the cluster is, no pod ends.
+    let mut silent = serving(&["a", "b"]);
+    silent.nodes[1].labels.clear();
+    silent.cluster = None;
+    assert_eq!(valid(&silent).leaving, ["b"]);
+}
+
+fn outcome(observed: &Observed) -> Outcome<'_> {
+    Outcome {
+        observed,
+        refusal: None,
+        founding: Founding::Done,
+        rolling: Rolling::Done,
+        many_rings: false,
+        problems: Vec::new(),
+    }
+}
+
+fn told(status: &crate::crd::SheepdogClusterStatus) -> Vec<String> {
+    let of = |it: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+        format!("{}={} {}", it.type_, it.status, it.reason)
+    };
+    status.conditions.iter().map(of).collect()
+}
+
+#[test]
+fn a_status_says_how_it_is() {
+    let observed = serving(&["a", "b", "c"]);
+    let status = status::status(&sheepdog(), &outcome(&observed));
+    assert_eq!(
+        told(&status),
+        [
+            "Available=True Serving",
+            "Degraded=False AllCopies",
+            "Recovering=False Done",
+            "Progressing=False Done",
+            "RingsApplied=True OneRing",
+        ]
+    );
+    assert_eq!((status.health.as_str(), status.nodes.summary.as_str()), ("ok", "3/3"));
+    assert_eq!((status.capacity.used.as_str(), status.capacity.total.as_str()), ("1.0Gi", "180Gi"));
+    assert_eq!((status.ring_count, status.rings[0].members, status.epoch), (1, 3, 3));
+    assert_eq!(status.recovery.summary, "-");
+}
+
+#[test]
+fn the_time_of_a_condition_is_that_of_its_last_change_and_changes_are_told() {
+    let mut observed = serving(&["a", "b", "c"]);
+    let mut cluster = sheepdog();
+    let first = status::status(&cluster, &outcome(&observed));
+    cluster.status = Some(first.clone());
+    observed.now = k8s_openapi::jiff::Timestamp::from_second(2_000_000).unwrap();
+    let same = status::status(&cluster, &outcome(&observed));
+    assert_eq!(same, first, "nothing is written where nothing has changed");
+    assert_eq!(status::transitions(&first, &same), []);
+    observed.cluster.as_mut().unwrap().info.health = "degraded".into();
+    observed.cluster.as_mut().unwrap().info.message = "start c again".into();
+    let worse = status::status(&cluster, &outcome(&observed));
+    let news = status::transitions(&first, &worse);
+    assert_eq!(news.len(), 1);
+    assert_eq!((news[0].reason.as_str(), news[0].warning), ("DegradedFewerCopies", true));
+    assert_eq!(news[0].note, "start c again");
+    let time = |status: &crate::crd::SheepdogClusterStatus, at: usize| {
+        status.conditions[at].last_transition_time.clone()
+    };
+    assert_eq!(time(&worse, 0), time(&first, 0));
+    assert_ne!(time(&worse, 1), time(&first, 1));
+}
+
+#[test]
+fn what_was_known_stays_known_while_nobody_answers() {
+    let mut observed = serving(&["a", "b", "c"]);
+    let mut cluster = sheepdog();
+    cluster.status = Some(status::status(&cluster, &outcome(&observed)));
+    observed.cluster = None;
+    observed.pods.truncate(1);
+    observed.pods[0].answer.as_mut().unwrap().info.message = "Start b and c again.".into();
+    let status = status::status(&cluster, &outcome(&observed));
+    assert_eq!(status.cluster_id, CLUSTER);
+    assert_eq!(status.health, "no quorum");
+    assert_eq!(told(&status)[..2], ["Available=False NoQuorum", "Degraded=Unknown Unknown"]);
+    assert_eq!(status.conditions[0].message, "Start b and c again.");
+}
+
+#[test]
+fn several_rings_are_kept_for_later_and_that_is_said() {
+    let observed = serving(&["a"]);
+    let mut cluster = sheepdog();
+    assert!(!validate(&cluster, &observed).unwrap().many_rings);
+    cluster.spec.rings.topology_key = Some("topology.kubernetes.io/zone".into());
+    assert!(validate(&cluster, &observed).unwrap().many_rings);
+    let status = status::status(&cluster, &Outcome { many_rings: true, ..outcome(&observed) });
+    assert_eq!(told(&status)[4], "RingsApplied=False OneRingOnly");
+}
+
+#[test]
+fn what_cannot_work_is_refused_in_a_sentence() {
+    let mut observed = serving(&["a"]);
+    let mut cluster = sheepdog();
+    cluster.spec.storage.directory.max_size = "1Mi".into();
+    assert!(validate(&cluster, &observed).unwrap_err().contains("64Mi"));
+    cluster.spec.storage.directory.max_size = "much".into();
+    assert!(validate(&cluster, &observed).unwrap_err().contains("no size"));
+    cluster.metadata.name = Some("a".repeat(41));
+    assert!(validate(&cluster, &observed).unwrap_err().contains("longer than 40"));
+    observed.older = Some("first".into());
+    assert!(validate(&cluster, &observed).unwrap_err().contains("older SheepdogCluster first"));
+    observed.cluster = None;
+    let refused = Outcome { refusal: Some("because".into()), ..outcome(&observed) };
+    let status = status::status(&cluster, &refused);
+    assert_eq!(told(&status)[3], "Progressing=False Refused");
+    assert!(status.conditions[3].message.contains("because"));
+}
+
+#[test]
+fn nodes_with_taints_and_without_labels_store_nothing() {
+    let mut observed = empty(&["a", "b", "c"]);
+    observed.nodes[1].taints = vec![("node-role".into(), String::new(), "NoSchedule".into())];
+    observed.nodes[2].labels.clear();
+    let mut cluster = sheepdog();
+    assert_eq!(validate(&cluster, &observed).unwrap().storage_nodes, ["a"]);
+    cluster.spec.storage.tolerations =
+        serde_json::from_str(r#"[{"key": "node-role", "operator": "Exists", "effect": "NoSchedule"}]"#)
+            .unwrap();
+    assert_eq!(validate(&cluster, &observed).unwrap().storage_nodes, ["a", "b"]);
+    cluster.spec.storage.tolerations =
+        serde_json::from_str(r#"[{"key": "node-role", "value": "x"}]"#).unwrap();
+    assert_eq!(validate(&cluster, &observed).unwrap().storage_nodes, ["a"]);
+}
+
+#[test]
+fn sizes_are_read_and_written() {
+    assert_eq!(quantity("100"), Some(100));
+    assert_eq!(quantity("61255492Ki"), Some(61_255_492 << 10));
+    assert_eq!(quantity("1.5Gi"), Some(3 << 29));
+    assert_eq!(quantity("2G"), Some(2_000_000_000));
+    for wrong in ["", "Gi", "1.Gi", "-1", "1e3", "20E99", "99999999999Pi", "1.5.5Gi"] {
+        assert_eq!(quantity(wrong), None, "{wrong}");
+    }
+    assert_eq!(status::human(0), "0");
+    assert_eq!(status::human(1023), "1023");
+    assert_eq!(status::human(1 << 20), "1.0Mi");
+    assert_eq!(status::human(1_234_567_890), "1.1Gi");
+    assert_eq!(status::human(u64::MAX), "15Ei", "rounded down");
+}

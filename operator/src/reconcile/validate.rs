@@ -1,0 +1,215 @@
+//! From what somebody wrote to what can be built: texts become numbers, and what cannot work becomes a sentence.
+
+use super::observed::{KubeNode, Observed};
+use super::redundancy;
+use crate::crd::{NetworkProvider, SheepdogCluster, SheepdogClusterSpec};
+use k8s_openapi::api::core::v1::Toleration;
+use std::collections::BTreeMap;
+
+/// Label that every node has.
+const OS: &str = "kubernetes.io/os";
+/// Least that a storage node can work in, bytes.
+const MIN_CAPACITY: u64 = 64 << 20;
+/// Names of the cluster's objects are longer than its own, and are labels too.
+const MAX_NAME: usize = 40;
+
+/// A cluster that can be built.
+#[derive(Clone, Debug)]
+pub(crate) struct Valid {
+    /// Its name, which those of its objects begin with.
+    pub(crate) name: String,
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its uid.
+    pub(crate) uid: String,
+    /// Labels of the nodes that store data.
+    pub(crate) node_selector: BTreeMap<String, String>,
+    /// Taints that do not keep data away.
+    pub(crate) tolerations: Vec<Toleration>,
+    /// Directory on the nodes.
+    pub(crate) directory: String,
+    /// Whether pods are in the nodes' network.
+    pub(crate) host_network: bool,
+    /// What each node of Kubernetes is told, by name.
+    pub(crate) nodes: BTreeMap<String, NodeConfig>,
+    /// Names of nodes that should store data.
+    pub(crate) storage_nodes: Vec<String>,
+    /// Names of nodes that should not, and still have data that is not elsewhere.
+    pub(crate) leaving: Vec<String>,
+    /// First settings of the cluster.
+    pub(crate) copies: u32,
+    /// See [`Self::copies`].
+    pub(crate) min_copies: u32,
+    /// Settings of the cluster.
+    pub(crate) settings: sheep_api::v1::Settings,
+    /// Rings that are wished for, beyond the one that there is.
+    pub(crate) many_rings: bool,
+}
+
+/// What is different from node to node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeConfig {
+    /// Failure domain; empty: the node by itself.
+    pub(crate) zone: String,
+    /// Most bytes that it stores.
+    pub(crate) capacity: Option<u64>,
+}
+
+/// Looks at the whole.
+///
+/// # Errors
+/// A sentence that says what cannot work.
+pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result<Valid, String> {
+    if let Some(older) = &observed.older {
+        return Err(format!(
+            "there is an older SheepdogCluster {older} in this namespace, and one operator keeps one cluster: delete this one"
+        ));
+    }
+    let name = cluster.metadata.name.clone().unwrap_or_default();
+    if name.len() > MAX_NAME {
+        return Err(format!(
+            "the name {name} is longer than {MAX_NAME} letters: names of its objects begin with it"
+        ));
+    }
+    let spec = &cluster.spec;
+    let mut node_selector = spec.storage.node_selector.clone();
+    node_selector.insert(OS.into(), "linux".into());
+    let mut nodes = BTreeMap::new();
+    for node in &observed.nodes {
+        nodes.insert(node.name.clone(), node_config(spec, node)?);
+    }
+    let selected =
+        |node: &&KubeNode| node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+    let stores = |node: &&KubeNode| {
+        selected(node) && node.taints.iter().all(|taint| tolerated(taint, &spec.storage.tolerations))
+    };
+    let storage_nodes = observed.nodes.iter().filter(stores).map(|node| node.name.clone()).collect();
+    let unselected = observed.nodes.iter().filter(|node| !selected(node)).map(|node| node.name.clone());
+    let leaving = unselected.filter(|name| redundancy::needed(observed, name)).collect();
+    Ok(Valid {
+        name,
+        namespace: cluster.metadata.namespace.clone().unwrap_or_default(),
+        uid: cluster.metadata.uid.clone().unwrap_or_default(),
+        node_selector,
+        tolerations: spec.storage.tolerations.clone(),
+        directory: spec.storage.directory.path.trim_end_matches('/').to_owned(),
+        host_network: spec.network.provider == NetworkProvider::Host,
+        nodes,
+        storage_nodes,
+        leaving,
+        copies: spec.redundancy.copies,
+        min_copies: spec.redundancy.min_copies(),
+        settings: settings(spec)?,
+        many_rings: many_rings(spec),
+    })
+}
+
+fn node_config(spec: &SheepdogClusterSpec, node: &KubeNode) -> Result<NodeConfig, String> {
+    let own = spec.storage.nodes.iter().find(|own| own.name == node.name);
+    let zone = match own.and_then(|own| own.failure_domain.clone()) {
+        Some(zone) => zone,
+        None => node.labels.get(&spec.topology.failure_domain_key).cloned().unwrap_or_default(),
+    };
+    let size = own.and_then(|own| own.max_size.as_ref()).unwrap_or(&spec.storage.directory.max_size);
+    Ok(NodeConfig { zone, capacity: capacity(size, node.disk)? })
+}
+
+/// Most bytes that a node stores; of a share nothing is known where the size of the disk is not.
+fn capacity(size: &str, disk: Option<u64>) -> Result<Option<u64>, String> {
+    let bytes = match size.strip_suffix('%') {
+        Some(share) => {
+            let share: u64 =
+                share.parse().map_err(|_| format!("storage.directory.maxSize {size:?} is no share"))?;
+            match disk {
+                Some(disk) => disk / 100 * share.min(100),
+                None => return Ok(None),
+            }
+        }
+        None => quantity(size)
+            .ok_or_else(|| format!("maxSize {size:?} is no size: write something like 200Gi, or 60%"))?,
+    };
+    if bytes < MIN_CAPACITY {
+        return Err(format!("maxSize {size:?} is less than 64Mi, in which no node can work"));
+    }
+    Ok(Some(bytes))
+}
+
+/// Bytes of a quantity of Kubernetes, as far as it stands for a size.
+pub(crate) fn quantity(text: &str) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
+        _ => return None,
+    };
+    match number.split_once('.') {
+        None => number.parse::<u64>().ok()?.checked_mul(factor),
+        Some((whole, part)) => {
+            let digits = u32::try_from(part.len()).ok().filter(|digits| (1..=6).contains(digits))?;
+            let part = part.parse::<u64>().ok()?.checked_mul(factor)? / 10u64.pow(digits);
+            whole.parse::<u64>().ok()?.checked_mul(factor)?.checked_add(part)
+        }
+    }
+}
+
+fn milliseconds(field: &str, text: &str) -> Result<u64, String> {
+    let wrong = || format!("{field} {text:?} is no time: write something like 30s, 10m, 2h or 7d");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let factor = match unit {
+        's' => 1_000,
+        'm' => 60_000,
+        'h' => 3_600_000,
+        'd' => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+fn settings(spec: &SheepdogClusterSpec) -> Result<sheep_api::v1::Settings, String> {
+    let recovery = &spec.recovery;
+    let bandwidth = match &recovery.bandwidth_per_node {
+        None => 0,
+        Some(text) => {
+            quantity(text).ok_or_else(|| format!("recovery.bandwidthPerNode {text:?} is no size"))?
+        }
+    };
+    Ok(sheep_api::v1::Settings {
+        copies: Some(spec.redundancy.copies),
+        min_copies: Some(spec.redundancy.min_copies()),
+        out_delay_ms: Some(milliseconds("recovery.delay", &recovery.delay)?),
+        recovery_paused: Some(recovery.paused),
+        recovery_bytes_per_second: Some(bandwidth),
+        scrub_interval_ms: Some(milliseconds("recovery.scrubInterval", &recovery.scrub_interval)?),
+        ..Default::default()
+    })
+}
+
+/// As the scheduler sees it.
+fn tolerated((key, value, effect): &(String, String, String), tolerations: &[Toleration]) -> bool {
+    tolerations.iter().any(|toleration| {
+        let key_fits = toleration.key.as_ref().is_none_or(|wanted| wanted.is_empty() || wanted == key);
+        let value_fits = match toleration.operator.as_deref() {
+            Some("Exists") => true,
+            _ => toleration.key.is_some() && toleration.value.as_deref().unwrap_or_default() == value,
+        };
+        let effect_fits =
+            toleration.effect.as_ref().is_none_or(|wanted| wanted.is_empty() || wanted == effect);
+        key_fits && value_fits && effect_fits
+    })
+}
+
+fn many_rings(spec: &SheepdogClusterSpec) -> bool {
+    let rings = &spec.rings;
+    rings.named.len() > 1 || rings.topology_key.is_some() || rings.max_nodes_per_ring.is_some()
+}

@@ -17,7 +17,10 @@ fn definitions_are_those_of_the_operator() {
     let printed = run(workspace_binary("sheep-operator").unwrap(), ["crds"]).unwrap();
     assert!(printed.contains("kind: CustomResourceDefinition"));
     for path in ["crds/sheepdogclusters.yaml", "charts/sheepdog/files/sheepdogclusters.yaml"] {
-        assert!(stored(path).trim_end() == printed.trim_end(), "{path} is of another operator: make manifests");
+        assert!(
+            stored(path).trim_end() == printed.trim_end(),
+            "{path} is of another operator: make manifests"
+        );
     }
 }
 

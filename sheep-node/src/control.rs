@@ -6,14 +6,14 @@
 use crate::data::{DataMessage, Tested};
 use crate::handle::{ControlRequest, NodeStatus, OrderError};
 use crate::inbox::{Inbox, SendError, Sender};
-use crate::log_file::{LogWrite, LogWritten};
+use crate::log_file::{LogDisk, LogWrite, LogWritten};
 use crate::ring_socket::{ADDRESSES, RingSocket};
 use crate::strangers::{Heard, Strangers};
 use crate::{clock, log_file};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use mio::{Events, Interest, Poll, Token, Waker};
-use sheep_engine::{Control, ControlConfig, ControlOutput, Published};
+use sheep_engine::{Control, ControlConfig, ControlOutput, FileId, Published};
 use sheep_log::{Log, ProposeError, Recovered};
 use sheep_state::{Command, Genesis, Limited, Outcome, Refusal};
 use sheep_totem::RingState;
@@ -74,14 +74,25 @@ enum Asker {
 
 type Reply = Box<dyn FnOnce() + Send>;
 
+/// What comes of making a cluster: its number, or why not.
+type Formatted = Result<ClusterId, String>;
+
+/// A cluster that this node is to make.
+struct Founding {
+    genesis: Genesis,
+    answer: oneshot::Sender<Formatted>,
+    /// The log that is being written.
+    contents: Option<Bytes>,
+}
+
 struct ControlThread {
     poll: Poll,
     setup_config: ControlConfig,
     me: Member,
     control: Control,
     socket: RingSocket,
-    log_path: PathBuf,
-    log: mpsc::Sender<LogWrite>,
+    log: LogDisk,
+    founding: Option<Founding>,
     inbox: Inbox<ControlMessage>,
     data: Sender<DataMessage>,
     status: watch::Sender<Arc<NodeStatus>>,
@@ -121,7 +132,7 @@ impl ControlPort {
         let ControlSetup { me, config, log_path, recovered, log_len, seed, mut socket, data, status, stop } =
             setup;
         self.poll.registry().register(socket.socket(), RING, Interest::READABLE)?;
-        let (log, _) = log_file::start(log_path.clone(), log_len, self.sender)?;
+        let log = log_file::start(log_path, log_len, self.sender)?;
         let control = Control::new(config.clone(), me, recovered, seed, clock::now())?;
         let mut thread = ControlThread {
             poll: self.poll,
@@ -129,8 +140,8 @@ impl ControlPort {
             me,
             control,
             socket,
-            log_path,
             log,
+            founding: None,
             inbox: self.inbox,
             data,
             status,
@@ -211,8 +222,7 @@ impl ControlThread {
                 self.order(Asker::Api(answer), &command);
             }
             ControlMessage::Request(ControlRequest::Format { genesis, answer }) => {
-                let result = self.format(&genesis);
-                self.reply(answer, result);
+                self.format(genesis, answer);
             }
             ControlMessage::Request(ControlRequest::Stop) => {
                 let _ = self.stop.send(None);
@@ -221,7 +231,7 @@ impl ControlThread {
             ControlMessage::Tested(tested) => {
                 self.control.handle_tested(now, tested.report, tested.reachable)
             }
-            ControlMessage::Written(Ok(id)) => self.control.handle_durable(now, id),
+            ControlMessage::Written(Ok(id)) => self.written(id),
             ControlMessage::Written(Err(problem)) => {
                 // What is on the disk is unknown now; only a new start may believe it.
                 let _ = self.stop.send(Some(format!("cannot write the log: {problem}")));
@@ -283,18 +293,56 @@ impl ControlThread {
         }
     }
 
-    /// Makes this node, which has no cluster, the first of a new one.
-    fn format(&mut self, genesis: &Genesis) -> Result<ClusterId, String> {
+    /// Makes this node, which has no cluster, the first of a new one: its log is replaced by that of a new cluster once
+    /// nothing else is being written, so that no confirmation of an earlier write is taken for one of the new log's.
+    fn format(&mut self, genesis: Genesis, answer: oneshot::Sender<Formatted>) {
         if self.control.cluster() != ClusterId(0) {
-            return Err(format!("this node belongs to cluster {}", self.control.cluster()));
+            let refusal = format!("this node belongs to cluster {}", self.control.cluster());
+            return self.reply(answer, Err(refusal));
         }
-        let contents = genesis_file(genesis, self.me);
-        let recovered = Recovered::decode(contents.clone()).map_err(|error| error.to_string())?;
-        log_file::write_first(&self.log_path, &contents).map_err(|error| error.to_string())?;
+        if self.founding.is_some() {
+            return self.reply(answer, Err("this node is being made the first of a cluster already".into()));
+        }
+        self.founding = Some(Founding { genesis, answer, contents: None });
+        self.write_genesis();
+    }
+
+    /// Goes on with a cluster that is to be made, if nothing is being written.
+    fn write_genesis(&mut self) {
+        let Some(founding) = self.founding.as_mut().filter(|founding| founding.contents.is_none()) else {
+            return;
+        };
+        if self.log.is_idle() {
+            let contents = genesis_file(&founding.genesis, self.me, self.control.log().number());
+            founding.contents = Some(contents.clone());
+            self.log.write(LogWrite::Replace(FileId::default(), contents));
+        }
+    }
+
+    /// The log's disk has written something.
+    fn written(&mut self, id: FileId) {
+        self.log.written(id);
+        match self.founding.take_if(|founding| founding.contents.is_some()) {
+            Some(founding) => {
+                let made = self.begin(&founding);
+                self.reply(founding.answer, made);
+            }
+            None => {
+                self.control.handle_durable(clock::now(), id);
+                self.write_genesis();
+            }
+        }
+    }
+
+    /// The log is that of a new cluster: goes on from it.
+    fn begin(&mut self, founding: &Founding) -> Formatted {
+        let contents = founding.contents.clone().unwrap_or_default();
+        let recovered = Recovered::decode(contents).map_err(|error| error.to_string())?;
         let control = Control::new(self.setup_config.clone(), self.me, recovered, self.seed, clock::now());
         self.control = control.map_err(|error| error.to_string())?;
-        info!(cluster = %genesis.cluster, "made a new cluster");
-        Ok(genesis.cluster)
+        self.log.begin_anew();
+        info!(cluster = %founding.genesis.cluster, "made a new cluster");
+        Ok(founding.genesis.cluster)
     }
 
     fn carry_out(&mut self) {
@@ -303,12 +351,8 @@ impl ControlThread {
                 ControlOutput::Send { to, packet } => {
                     self.socket.send(to, self.control.ring().members(), &packet);
                 }
-                ControlOutput::Append { id, records } => {
-                    let _ = self.log.send(LogWrite::Append(id, records));
-                }
-                ControlOutput::Replace { id, contents } => {
-                    let _ = self.log.send(LogWrite::Replace(id, contents));
-                }
+                ControlOutput::Append { id, records } => self.write(LogWrite::Append(id, records)),
+                ControlOutput::Replace { id, contents } => self.write(LogWrite::Replace(id, contents)),
                 ControlOutput::Publish(published) => self.publish(published),
                 ControlOutput::Lease(deadline) => self.tell_data(DataMessage::Lease(deadline)),
                 ControlOutput::Answered { token, result } => self.answered(token, result),
@@ -328,6 +372,14 @@ impl ControlThread {
                     let _ = self.stop.send(Some(problem.to_string()));
                 }
             }
+        }
+    }
+
+    /// What a node without cluster still wants to keep is not written behind the beginning of a new log: it will never be
+    /// durable, so nothing comes of it.
+    fn write(&mut self, write: LogWrite) {
+        if !self.founding.as_ref().is_some_and(|founding| founding.contents.is_some()) {
+            self.log.write(write);
         }
     }
 
@@ -403,9 +455,9 @@ impl ControlThread {
     }
 }
 
-/// The log file of the first node of a new cluster.
-pub(crate) fn genesis_file(genesis: &Genesis, me: Member) -> Bytes {
-    Log::format(genesis.cluster, me.node, genesis.encode().into())
+/// The log file of the first node of a new cluster, whose ring has kept `number`.
+pub(crate) fn genesis_file(genesis: &Genesis, me: Member, number: u64) -> Bytes {
+    Log::format(genesis.cluster, me.node, number, genesis.encode().into())
 }
 
 fn ring_state(state: RingState) -> &'static str {

@@ -282,7 +282,7 @@ fn recover(config: &Config, dir: &NodeDir) -> Result<(Recovered, u64)> {
             recovered.cluster()
         );
         let cluster = ClusterId(u128::from_le_bytes(random()?).max(1));
-        contents = genesis_file(&config.first.genesis(cluster, dir.me.node), dir.me);
+        contents = genesis_file(&config.first.genesis(cluster, dir.me.node), dir.me, recovered.number());
         write_durably(&path, &contents, 0o600)?;
         recovered = decode(&path, &contents)?;
         info!(%cluster, "new cluster");

@@ -4,7 +4,7 @@
 //! running node is there after its next start. A disk that the list does not have must be empty: with the epochs that
 //! it missed since it was given up, what it has is worth nothing.
 
-use crate::config::Config;
+use crate::config::{Config, MIN_CAPACITY};
 use crate::identity::{NodeDir, random, read_small, write_durably};
 use anyhow::{Context, Result, bail, ensure};
 use sheep_state::{DiskRecord, DiskState};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::{error, warn};
 
-/// Bytes kept free on the filesystem under a store without a limit of its own, as a fraction of its size.
+/// Bytes kept free on the filesystem under a store without a limit of its own, as a fraction of what there is for it.
 const RESERVED_FRACTION: u64 = 20;
 /// Bytes of a superblock's copy.
 const BLOCK: usize = 4096;
@@ -252,8 +252,8 @@ fn capacity(path: &Path, limit: Option<u64>) -> Result<u64> {
     }
     let fs = rustix::fs::statvfs(path)?;
     let ours = std::fs::metadata(blocks).map_or(0, |meta| meta.blocks() * 512);
-    let total = fs.f_blocks * fs.f_frsize;
-    Ok((fs.f_bavail * fs.f_frsize + ours).saturating_sub(total / RESERVED_FRACTION))
+    let room = fs.f_bavail * fs.f_frsize + ours;
+    Ok(room - room / RESERVED_FRACTION)
 }
 
 /// The disks that a node starts with, and their list: its own directory, the configured ones, and those that were
@@ -299,6 +299,17 @@ fn at_start(
     let known = list.at(path);
     let room = capacity(path, config.capacity).unwrap_or_default();
     let weight = known.map_or_else(|| weight(room), |known| known.weight);
+    // Known disks are opened however little is left: what is there must be had.
+    let new_store = || {
+        ensure!(
+            room >= MIN_CAPACITY,
+            "{} has room for {} MiB only: a store needs {} MiB",
+            path.display(),
+            room >> 20,
+            MIN_CAPACITY >> 20
+        );
+        new_id()
+    };
     let spec = |id, fresh| DiskSpec { path: path.to_owned(), id, fresh, weight, capacity: room };
     Ok(match (identity(path), known) {
         (Ok(found), Some(known)) if found.store == known.id => Some(spec(found.store, false)),
@@ -311,11 +322,17 @@ fn at_start(
         // Its directory in the node's own one is made when it is missing.
         (Err(StoreError::NotFormatted), Some(known)) if own && known.made => {
             warn!(path = %path.display(), "the objects of this node are gone; they are fetched from other nodes");
-            Some(spec(new_id()?, true))
+            Some(spec(new_store()?, true))
         }
         // Under another number: what was made under this one may have been removed since.
         (Err(StoreError::NotFormatted), known) if known.is_none_or(|known| !known.made) && path.exists() => {
-            Some(spec(new_id()?, true))
+            match new_store() {
+                Err(problem) if !own => {
+                    error!("this disk is not used: {problem}");
+                    known.map(|known| spec(known.id, false))
+                }
+                made => Some(spec(made?, true)),
+            }
         }
         (_, Some(known)) => Some(spec(known.id, false)),
         (Ok(found), None) => Some(spec(found.store, false)),

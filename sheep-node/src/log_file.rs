@@ -15,7 +15,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -60,12 +59,38 @@ pub(crate) fn read(path: &Path) -> Result<Bytes> {
     }
 }
 
+/// The thread as its user sees it, and how far it is.
+pub(crate) struct LogDisk {
+    writes: mpsc::Sender<LogWrite>,
+    asked: FileId,
+    done: FileId,
+}
+
+impl LogDisk {
+    /// Has something written after all that was asked for before. If the thread has ended, its last message says why.
+    pub(crate) fn write(&mut self, write: LogWrite) {
+        self.asked = write.id();
+        let _ = self.writes.send(write);
+    }
+
+    /// The thread has said that all up to this one is durable.
+    pub(crate) fn written(&mut self, id: FileId) {
+        self.done = id;
+    }
+
+    /// Whether all that was asked for is durable.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.asked == self.done
+    }
+
+    /// Another log has taken the place of the one that counted the writes so far; nothing is being written.
+    pub(crate) fn begin_anew(&mut self) {
+        (self.asked, self.done) = (FileId::default(), FileId::default());
+    }
+}
+
 /// Starts the thread. `len` is what recovery accepted: a torn tail behind it is cut off first.
-pub(crate) fn start(
-    path: PathBuf,
-    len: u64,
-    done: Sender<ControlMessage>,
-) -> Result<(mpsc::Sender<LogWrite>, JoinHandle<()>)> {
+pub(crate) fn start(path: PathBuf, len: u64, done: Sender<ControlMessage>) -> Result<LogDisk> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
     // Even to the same length it would give up what is reserved behind the end.
     if file.metadata()?.len() != len {
@@ -76,22 +101,11 @@ pub(crate) fn start(
     if let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;
     }
-    let (sender, receiver) = mpsc::channel();
-    let thread = std::thread::Builder::new().name("log-disk".into()).spawn(move || {
+    let (writes, receiver) = mpsc::channel();
+    std::thread::Builder::new().name("log-disk".into()).spawn(move || {
         Writer { path, file, reserved, spare: None, next_try: Instant::now() }.run(&receiver, &done);
     })?;
-    Ok((sender, thread))
-}
-
-/// Makes the file what a new cluster begins with.
-///
-/// # Errors
-/// The disk's.
-pub(crate) fn write_first(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
-    file.write_all(contents)?;
-    reserve(&file);
-    file.sync_all()
+    Ok(LogDisk { writes, asked: FileId::default(), done: FileId::default() })
 }
 
 /// Gives up the space that is kept for the log beside it, for something that can't wait; the log will ask for it again.
@@ -240,7 +254,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("sheep-log-file-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("log");
-        write_first(&path, b"first").unwrap();
+        fs::write(&path, b"first").unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let next_try = Instant::now();
         let mut writer = Writer { path: path.clone(), file, reserved: false, spare: None, next_try };

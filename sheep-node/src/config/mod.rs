@@ -10,6 +10,7 @@ mod validate;
 mod values;
 
 pub(crate) use layer::Layer;
+pub(crate) use validate::MIN_CAPACITY;
 pub(crate) use values::{DiskIo, LogFormat, OrNone, Seed};
 
 use sheep_state::{Genesis, Settings};

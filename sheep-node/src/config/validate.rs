@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Longest path of a Unix socket (the kernel's `sun_path` with its final zero), bytes.
 const MAX_SOCKET_PATH: usize = 107;
 /// Least that a store can work in, bytes.
-const MIN_CAPACITY: u64 = 64 << 20;
+pub(crate) const MIN_CAPACITY: u64 = 64 << 20;
 
 /// Everything that is wrong.
 pub(super) fn problems(config: &Config) -> Vec<String> {

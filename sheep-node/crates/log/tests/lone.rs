@@ -23,7 +23,7 @@ fn drain(log: &mut Log) -> Vec<Output> {
 }
 
 fn open(config: LogConfig) -> Log {
-    let file = Log::format(ClusterId(9), NodeId(1), Bytes::from_static(b"settings"));
+    let file = Log::format(ClusterId(9), NodeId(1), 0, Bytes::from_static(b"settings"));
     let mut log = Log::open(config, ME, Recovered::decode(file).unwrap(), at(0));
     let outputs = drain(&mut log);
     assert!(matches!(&outputs[0], Output::Commit(e) if matches!(e[0].kind, CommittedKind::Genesis { .. })));

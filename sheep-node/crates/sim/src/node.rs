@@ -128,7 +128,7 @@ impl Node {
 
     /// Makes the machine's log that of the first node of a new cluster.
     pub fn format(&mut self, genesis: &Genesis) {
-        let file = Log::format(genesis.cluster, self.id, genesis.encode().into());
+        let file = Log::format(genesis.cluster, self.id, 0, genesis.encode().into());
         self.log = LogDisk::with(file.to_vec());
     }
 

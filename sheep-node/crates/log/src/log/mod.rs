@@ -77,9 +77,11 @@ pub struct Log {
 
 impl Log {
     /// The first contents of the durable file of the first node of a new cluster. `command` goes into the
-    /// genesis entry, for the layer above. The file must be durable before the log is opened.
-    pub fn format(cluster: ClusterId, first_voter: NodeId, command: Bytes) -> Bytes {
-        let term = Term { number: 1, representative: first_voter };
+    /// genesis entry, for the layer above. `number` is the highest that the node's ring kept while it had no cluster
+    /// ([`number`](Self::number); 0 for a new node): numbers never go back. The file must be durable before the log is
+    /// opened.
+    pub fn format(cluster: ClusterId, first_voter: NodeId, number: u64, command: Bytes) -> Bytes {
+        let term = Term { number: number + 1, representative: first_voter };
         let body = genesis_body(cluster, first_voter, &command);
         let genesis = Entry::after(&Place::default(), term, body);
         let mut writer = RecordWriter::default();

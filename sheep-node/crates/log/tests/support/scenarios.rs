@@ -327,7 +327,7 @@ pub fn a_small_buffer_is_filled_by_fetching(mut config: LogConfig) -> Verdict {
 /// A log of another cluster stops instead of mixing.
 pub fn foreign_logs_stop(config: LogConfig) -> Verdict {
     let mut w = World::cluster(config, 1, 1);
-    let other = sheep_log::Log::format(sheep_types::ClusterId(78), NodeId(5), bytes::Bytes::new());
+    let other = sheep_log::Log::format(sheep_types::ClusterId(78), NodeId(5), 0, bytes::Bytes::new());
     w.nodes.insert(5, super::SimNode::new(5));
     w.node(5).file = other.to_vec();
     w.start(5);

@@ -48,7 +48,7 @@ impl World {
     /// A cluster of one: node 1.
     pub fn new(config: LogConfig) -> Self {
         let mut first = SimNode::new(1);
-        first.file = Log::format(ClusterId(77), NodeId(1), Bytes::from_static(b"settings")).to_vec();
+        first.file = Log::format(ClusterId(77), NodeId(1), 0, Bytes::from_static(b"settings")).to_vec();
         Self {
             now: Time::from_nanos(1_000_000_000),
             config,

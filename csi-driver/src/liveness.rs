@@ -1,49 +1,81 @@
-//! What the kubelet asks whether the process is alive. That the cluster does not serve is no reason to start it anew, so nobody
-//! else is asked.
+//! What the kubelet asks whether the process is alive, and whether it can serve. That the cluster does not serve is no reason to start
+//! it anew, so for the first question nobody else is asked.
 
-use crate::Error;
+use crate::{Backend, Error};
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::get;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// Answers `GET /livez` until `end`.
+/// How long the cluster may take to say that it serves: less than the kubelet waits for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether the cluster serves, and if not, why.
+async fn ready(backend: Arc<dyn Backend>) -> (StatusCode, String) {
+    match tokio::time::timeout(PATIENCE, backend.serves()).await {
+        Ok(Ok(())) => (StatusCode::OK, "ready\n".into()),
+        Ok(Err(problem)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the cluster does not answer\n".into()),
+    }
+}
+
+/// Answers `GET /livez` (the process is alive) and `GET /readyz` (the cluster serves) until `end`.
 ///
 /// # Errors
 /// The address cannot be listened on, or the server fails.
 pub async fn liveness(
     address: SocketAddr,
+    backend: Arc<dyn Backend>,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
     let trouble = |problem| Error::Internal(format!("cannot answer on http://{address}: {problem}"));
     let listener = TcpListener::bind(address).await.map_err(trouble)?;
-    let router = Router::new().route("/livez", get(async || "alive\n"));
+    let router =
+        Router::new().route("/livez", get(async || "alive\n")).route("/readyz", get(move || ready(backend)));
     axum::serve(listener, router).with_graceful_shutdown(end).await.map_err(trouble)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::Memory;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
-    #[tokio::test]
-    async fn it_answers_until_the_end() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(liveness(free, async { ended.await.unwrap_or_default() }));
+    async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = loop {
-            match TcpStream::connect(free).await {
+            match TcpStream::connect(address).await {
                 Ok(stream) => break stream,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
-        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("alive\n"), "{text}");
+        text
+    }
+
+    #[tokio::test]
+    async fn it_answers_until_the_end_and_is_ready_while_the_cluster_serves() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let cluster = Arc::new(Memory::new(&["n1"]));
+        let server = tokio::spawn(liveness(free, cluster.clone(), async { ended.await.unwrap_or_default() }));
+        let ready = get(free, "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        cluster.set_trouble(Some("two of three nodes are away"));
+        let waits = get(free, "/readyz").await;
+        assert!(
+            waits.starts_with("HTTP/1.1 503") && waits.contains("two of three nodes are away"),
+            "{waits}"
+        );
+        let alive = get(free, "/livez").await;
+        assert!(alive.starts_with("HTTP/1.1 200") && alive.ends_with("alive\n"), "{alive}");
         end.send(()).unwrap();
         server.await.unwrap().unwrap();
     }

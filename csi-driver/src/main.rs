@@ -83,7 +83,7 @@ struct Place {
     /// Control address of a node, host:port or unix:/path; several, separated by commas: the first that serves is asked
     #[arg(long, env = "SHEEP_SERVER", value_name = "ADDRESS", value_delimiter = ',', required = true)]
     server: Vec<String>,
-    /// Address for GET /livez, by which the kubelet sees that the process is alive
+    /// Address for GET /livez (the process is alive) and /readyz (the cluster serves)
     #[arg(long, env = "SHEEP_HTTP", value_name = "ADDRESS")]
     http: Option<SocketAddr>,
 }
@@ -128,8 +128,9 @@ async fn stop() {
 async fn cluster(place: &Place, socket: &Path) -> Result<Arc<Cluster>> {
     let backend = Arc::new(Cluster::new(&place.server)?);
     if let Some(address) = place.http {
+        let asked = backend.clone();
         tokio::spawn(async move {
-            if let Err(problem) = liveness(address, stop()).await {
+            if let Err(problem) = liveness(address, asked, stop()).await {
                 error!("{problem}");
             }
         });

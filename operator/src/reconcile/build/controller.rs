@@ -1,7 +1,9 @@
 //! The CSI driver's controller, and the upstream programs that translate objects of Kubernetes into calls.
 
 use super::object::{Object, namespaced, selector};
-use super::pod::{Pods, container, field, no_pod_rights, no_rights, template};
+use super::pod::{
+    CSI_HTTP_PORT, Pods, container, csi_probes, field, merge, no_pod_rights, no_rights, template,
+};
 use super::storage::control_address;
 use super::{Plan, component};
 use crate::settings::Sidecar;
@@ -14,11 +16,17 @@ const COMMON: [&str; 3] =
 pub(super) fn deployment(plan: Plan<'_>) -> Object {
     let csi = &plan.settings.csi;
     let asked = &csi.controller;
-    let driver = json!({
-        "args": ["controller", "--endpoint", "unix:///csi/csi.sock", "--server", control_address(plan)],
+    let mut driver = json!({
+        "args": [
+            "controller",
+            "--endpoint", "unix:///csi/csi.sock",
+            "--server", control_address(plan),
+            "--http", format!("0.0.0.0:{CSI_HTTP_PORT}"),
+        ],
         "securityContext": no_rights(),
         "volumeMounts": [{"name": "csi", "mountPath": "/csi"}],
     });
+    merge(&mut driver, csi_probes());
     let mut containers = vec![container(plan, "csi", "sheep-csi", asked, driver)];
     let sidecars = &csi.sidecars;
     containers.push(sidecar(

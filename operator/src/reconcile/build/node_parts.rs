@@ -4,8 +4,8 @@
 
 use super::object::Object;
 use super::pod::{
-    Pods, container, daemon_set, everywhere, field, host_directory, member_probes, member_rights, mount,
-    mount_with, node_rights, on_delete, rolling,
+    CSI_HTTP_PORT, Pods, container, csi_probes, daemon_set, everywhere, field, host_directory, member_probes,
+    member_rights, merge, mount, mount_with, node_rights, on_delete, rolling,
 };
 use super::storage::seeds;
 use super::{DRIVER, Plan, component, secret_name};
@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 const DIRECTORY: &str = "/var/lib/sheepdog/gateway";
 /// Sockets and mounts that end with the machine's run.
 const RUN: &str = "/run/sheepdog";
+/// Where the owner of devices sees the machine's control groups.
+const CGROUPS: &str = "/host/cgroup";
 /// Other ports than those of a storage node, which may be in the same network.
 const PORT: u16 = 7010;
 const CONTROL_PORT: u16 = 7012;
@@ -56,9 +58,7 @@ pub(super) fn gateways(plan: Plan<'_>) -> Object {
             {"name": "key", "mountPath": "/etc/sheepdog/key", "readOnly": true},
         ],
     });
-    if let (Value::Object(rest), Value::Object(probes)) = (&mut rest, member_probes(HTTP_PORT)) {
-        rest.extend(probes);
-    }
+    merge(&mut rest, member_probes(HTTP_PORT));
     let spec = json!({
         "hostNetwork": plan.cluster.host_network,
         "dnsPolicy": if plan.cluster.host_network { "ClusterFirstWithHostNet" } else { "ClusterFirst" },
@@ -87,20 +87,34 @@ pub(super) fn devices(plan: Plan<'_>) -> Object {
     let asked = &plan.settings.device;
     let devices = format!("{RUN}/devices");
     let rest = json!({
-        "args": [devices, "--nbd", format!("{RUN}/nbd.sock"), "--node", "$(NODE_NAME)"],
+        "args": [
+            devices,
+            "--nbd", format!("{RUN}/nbd.sock"),
+            "--node", "$(NODE_NAME)",
+            "--cgroups", CGROUPS,
+        ],
         "env": [field("NODE_NAME", "spec.nodeName")],
         "securityContext": node_rights(),
-        "volumeMounts": [mount("dev", "/dev"), mount_with("run", RUN, "Bidirectional")],
+        "volumeMounts": [
+            mount("dev", "/dev"),
+            mount_with("run", RUN, "Bidirectional"),
+            mount("cgroup", CGROUPS),
+        ],
     });
     let spec = json!({
-        // It must not end with the namespace that it is the first process of, and uses no network.
+        // What keeps the devices leaves the container for the machine: it must find the machine's namespaces, and not end with the
+        // namespace that it is the first process of. It uses no network, and so keeps none of a dead pod.
         "hostPID": true,
         "hostNetwork": true,
         "automountServiceAccountToken": false,
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "tolerations": everywhere(),
         "containers": [container(plan, "device", "sheep-device", asked, rest)],
-        "volumes": [{"name": "dev", "hostPath": {"path": "/dev"}}, host_directory("run", RUN)],
+        "volumes": [
+            {"name": "dev", "hostPath": {"path": "/dev"}},
+            host_directory("run", RUN),
+            {"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}},
+        ],
     });
     let pods = Pods {
         component: component::DEVICE,
@@ -116,7 +130,7 @@ pub(super) fn csi(plan: Plan<'_>) -> Object {
     let csi = &plan.settings.csi;
     let kubelet = csi.kubelet_dir.trim_end_matches('/');
     let own = format!("{kubelet}/plugins/{DRIVER}");
-    let rest = json!({
+    let mut rest = json!({
         "args": [
             "node",
             "--endpoint", "unix:///csi/csi.sock",
@@ -125,6 +139,7 @@ pub(super) fn csi(plan: Plan<'_>) -> Object {
             // With an @: the kubelet sends this path as the name of a host, and only so it is one.
             "--registration", format!("/registration/kubelet@{DRIVER}-reg.sock"),
             "--kubelet-endpoint", format!("{own}/csi.sock"),
+            "--http", format!("0.0.0.0:{CSI_HTTP_PORT}"),
         ],
         "securityContext": node_rights(),
         "volumeMounts": [
@@ -137,6 +152,7 @@ pub(super) fn csi(plan: Plan<'_>) -> Object {
             mount("directory", DIRECTORY),
         ],
     });
+    merge(&mut rest, csi_probes());
     let spec = json!({
         "automountServiceAccountToken": false,
         "nodeSelector": {"kubernetes.io/os": "linux"},

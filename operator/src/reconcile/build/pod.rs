@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 /// Annotation of a pod with the hash of the template that it was made from.
 pub(crate) const TEMPLATE: &str = "sheepdog.io/template";
 
+/// Where the CSI driver says how it is. Its pods have a network of their own.
+pub(super) const CSI_HTTP_PORT: u16 = 9808;
+
 /// User of pods that need no rights on their node.
 const NOBODY: u32 = 65532;
 
@@ -83,7 +86,8 @@ fn add(spec: &mut Value, key: &str, asked: Value) {
     }
 }
 
-fn merge(into: &mut Value, from: Value) {
+/// Adds the fields of one object to another.
+pub(super) fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
         into.extend(from);
     }
@@ -187,19 +191,28 @@ pub(super) fn everywhere() -> Value {
     json!([{"operator": "Exists"}])
 }
 
+fn probe(path: &str, port: u16, period: u32, failures: u32) -> Value {
+    json!({
+        "httpGet": {"path": path, "port": port},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    })
+}
+
 /// Probes of a member. Only a process that has given up is started again; one that waits for others is not helped by that.
 pub(super) fn member_probes(port: u16) -> Value {
-    let probe = |path: &str, period: u32, failures: u32| {
-        json!({
-            "httpGet": {"path": path, "port": port},
-            "periodSeconds": period,
-            "timeoutSeconds": 5,
-            "failureThreshold": failures,
-        })
-    };
     json!({
-        "startupProbe": probe("/livez", 2, 150),
-        "livenessProbe": probe("/livez", 10, 12),
-        "readinessProbe": probe("/readyz", 2, 3),
+        "startupProbe": probe("/livez", port, 2, 150),
+        "livenessProbe": probe("/livez", port, 10, 12),
+        "readinessProbe": probe("/readyz", port, 2, 3),
+    })
+}
+
+/// Probes of the CSI driver. That the cluster does not serve is no reason to start it again: only its pod is not ready then.
+pub(super) fn csi_probes() -> Value {
+    json!({
+        "livenessProbe": probe("/livez", CSI_HTTP_PORT, 10, 12),
+        "readinessProbe": probe("/readyz", CSI_HTTP_PORT, 5, 3),
     })
 }

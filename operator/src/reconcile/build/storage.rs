@@ -3,7 +3,7 @@
 use super::object::{Object, namespaced, selector};
 use super::pod::{
     Pods, container, daemon_set as pods_everywhere, field, host_directory, member_probes, member_rights,
-    mount, on_delete,
+    merge, mount, on_delete,
 };
 use super::{CONTROL_PORT, HTTP_PORT, NODE_PORT, Plan, component, secret_name};
 use crate::reconcile::redundancy;
@@ -123,9 +123,7 @@ pub(super) fn daemon_set(plan: Plan<'_>) -> Object {
             {"name": "key", "mountPath": "/etc/sheepdog/key", "readOnly": true},
         ],
     });
-    if let (Value::Object(rest), Value::Object(probes)) = (&mut rest, member_probes(HTTP_PORT)) {
-        rest.extend(probes);
-    }
+    merge(&mut rest, member_probes(HTTP_PORT));
     let spec = json!({
         "hostNetwork": plan.cluster.host_network,
         "dnsPolicy": if plan.cluster.host_network { "ClusterFirstWithHostNet" } else { "ClusterFirst" },

@@ -98,10 +98,8 @@ fn storage_nodes_are_told_who_and_where_they_are() {
     let objects = build(&valid(&observed), &settings(), &observed);
     let set = find(&objects, "DaemonSet", "sheepdog-storage");
     let container = &set["spec"]["template"]["spec"]["containers"][0];
-    let line: Vec<&str> =
-        container["args"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
     assert_eq!(
-        line.join(" "),
+        words(container),
         "/var/lib/sheepdog/storage --config /etc/sheepdog/nodes/$(NODE_NAME).toml --key /etc/sheepdog/key/key \
          --name $(NODE_NAME) --node-listen $(POD_IP) --ring-port 7000 --data-port 7000 --grpc $(POD_IP):7002 \
          --http $(POD_IP):7003 --nbd-tcp none --rendezvous none --seed sheepdog-storage.storage.svc:7000"
@@ -109,6 +107,52 @@ fn storage_nodes_are_told_who_and_where_they_are() {
     assert_eq!(set["spec"]["updateStrategy"]["type"], "OnDelete", "pods are replaced when copies allow it");
     assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
     assert_eq!(container["securityContext"].get("privileged"), None);
+}
+
+fn words(container: &Value) -> String {
+    let words: Vec<&str> =
+        container["args"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+    words.join(" ")
+}
+
+/// Whether the pod's first container has this directory of its node.
+fn sees(pod: &Value, of_node: &str, at: &str) -> bool {
+    let all = |list: &Value| list.as_array().unwrap().clone();
+    all(&pod["volumes"]).iter().filter(|volume| volume["hostPath"]["path"] == of_node).any(|volume| {
+        all(&pod["containers"][0]["volumeMounts"])
+            .iter()
+            .any(|mount| mount["name"] == volume["name"] && mount["mountPath"] == at)
+    })
+}
+
+/// Without them every end of the container is the end of its devices.
+#[test]
+fn what_keeps_devices_can_leave_its_container() {
+    let observed = empty(&["a"]);
+    let objects = build(&valid(&observed), &settings(), &observed);
+    let set = &find(&objects, "DaemonSet", "sheepdog-device")["spec"];
+    let pod = &set["template"]["spec"];
+    assert_eq!(
+        words(&pod["containers"][0]),
+        "/run/sheepdog/devices --nbd /run/sheepdog/nbd.sock --node $(NODE_NAME) --cgroups /host/cgroup"
+    );
+    assert!(sees(pod, "/sys/fs/cgroup", "/host/cgroup") && sees(pod, "/run/sheepdog", "/run/sheepdog"));
+    assert_eq!((&pod["hostPID"], &pod["hostNetwork"]), (&true.into(), &true.into()));
+    assert_eq!(set["updateStrategy"]["type"], "OnDelete");
+}
+
+#[test]
+fn the_csi_driver_is_asked_how_it_is_where_it_answers() {
+    let observed = empty(&["a"]);
+    let objects = build(&valid(&observed), &settings(), &observed);
+    for (kind, name) in [("DaemonSet", "sheepdog-csi-node"), ("Deployment", "sheepdog-csi-controller")] {
+        let driver = &find(&objects, kind, name)["spec"]["template"]["spec"]["containers"][0];
+        assert!(words(driver).contains("--http 0.0.0.0:9808"), "{name}: {}", words(driver));
+        for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+            let asked = &driver[probe]["httpGet"];
+            assert_eq!((&asked["path"], &asked["port"]), (&path.into(), &9808.into()), "{name}");
+        }
+    }
 }
 
 #[test]

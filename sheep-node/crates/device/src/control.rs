@@ -2,7 +2,7 @@
 
 use crate::device::{Device, release, remove};
 use crate::holder::Kept;
-use crate::state::{Key, Place, State, check_word, lock};
+use crate::state::{Key, MAX_WORD, Place, State, check_word, lock};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -173,7 +173,7 @@ impl Devices {
         match request {
             Request::List => Ok(lock(&self.entries).values().map(Entry::shown).collect()),
             Request::Attach { cluster, volume, attachment, name, read_only } => {
-                check_word("cluster", &cluster)?;
+                check_word("cluster", &cluster, MAX_WORD)?;
                 let node = self.place.node.clone();
                 let state = State { cluster, node, volume, attachment, name, size: 0, read_only, path: None };
                 self.work(state.key(), Some(&state), |present| self.attach(present, &state))

@@ -95,7 +95,7 @@ fn run(cli: Cli) -> Result<()> {
             holder::hold(&cli.dir, || cli.cgroups.as_deref().map_or(Ok(()), launch::leave_container))
         }
         Role::First => {
-            state::check_word("node", &cli.node)?;
+            state::check_word("node", &cli.node, state::MAX_NODE)?;
             // As such it takes everything with it when it ends.
             ensure!(
                 cli.cgroups.is_none() || std::process::id() != 1,

@@ -9,6 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::error;
 
+/// Longest word of a file's name, bytes.
+pub(crate) const MAX_WORD: usize = 64;
+/// Longest name of a node: what Kubernetes allows.
+pub(crate) const MAX_NODE: usize = 253;
+
 /// A volume of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
@@ -46,7 +51,7 @@ impl State {
     /// The name of the device's file. The kernel shows it with the loop device, in whatever container and namespace one looks.
     pub(crate) fn mark(&self) -> String {
         let Self { cluster, node, volume, attachment, .. } = self;
-        format!("sheep:{cluster}:{node}:{volume}:{attachment}")
+        format!("sheep:{cluster}:{}:{volume}:{attachment}", short(node))
     }
 
     /// The name of the export at the gateway.
@@ -55,12 +60,27 @@ impl State {
     }
 }
 
-/// Refuses what cannot be part of names of files and devices.
-pub(crate) fn check_word(what: &str, word: &str) -> Result<()> {
+/// Refuses what cannot be part of names of files and devices, or is longer than `most` letters.
+pub(crate) fn check_word(what: &str, word: &str, most: usize) -> Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let fine = (1..=64).contains(&word.len()) && word.bytes().all(plain) && !word.starts_with('.');
-    ensure!(fine, "{what} {word:?} is not made of 1 to 64 letters, digits, dots, underscores and hyphens");
+    let fine = (1..=most).contains(&word.len()) && word.bytes().all(plain) && !word.starts_with('.');
+    ensure!(
+        fine,
+        "{what} {word:?} is not made of 1 to {most} letters, digits, dots, underscores and hyphens"
+    );
     Ok(())
+}
+
+/// The name of a node as it fits into the name of a file beside other things: what is too long ends with a hash of the whole
+/// (FNV-1a, which is the same in every version).
+fn short(node: &str) -> String {
+    if node.len() <= MAX_WORD {
+        return node.to_owned();
+    }
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+    let head: String = node.chars().take(MAX_WORD - 17).collect();
+    format!("{head}-{hash:016x}")
 }
 
 /// Where things are, and who asks.
@@ -150,9 +170,29 @@ mod tests {
         };
         assert_eq!(state.mark(), "sheep:ab:node-1.example:7:99");
         assert_eq!((state.export().as_str(), state.key().to_string().as_str()), ("@ab:7:99", "ab-7"));
-        check_word("node", &state.node).unwrap();
+        check_word("node", &state.node, MAX_NODE).unwrap();
         for word in ["", ".", "..", "a/b", "a:b", "a b", "\u{e4}", &"x".repeat(65)] {
-            assert!(check_word("node", word).is_err(), "{word:?}");
+            assert!(check_word("cluster", word, MAX_WORD).is_err(), "{word:?}");
         }
+    }
+
+    /// Kubernetes allows longer names of nodes than can stand in the name of a file beside all else.
+    #[test]
+    fn long_names_of_nodes_are_cut_and_still_differ() {
+        let mark = |node: String| {
+            check_word("node", &node, MAX_NODE).unwrap();
+            let (cluster, name, path) = ("c".repeat(MAX_WORD), "v".to_owned(), None);
+            let (volume, attachment) = (u64::MAX, u64::MAX);
+            let state = State { cluster, node, volume, attachment, name, size: 4096, read_only: false, path };
+            let mark = state.mark();
+            assert!(mark.len() <= 255 && mark.split(':').count() == 5, "{mark}");
+            mark
+        };
+        let (one, other) = ("n".repeat(252) + "1", "n".repeat(252) + "2");
+        assert_ne!(mark(one.clone()), mark(other));
+        assert_eq!(mark(one.clone()), mark(one), "it is found again");
+        let whole = "n".repeat(MAX_WORD);
+        assert!(mark(whole.clone()).contains(&format!(":{whole}:")));
+        assert!(check_word("node", &"n".repeat(254), MAX_NODE).is_err());
     }
 }

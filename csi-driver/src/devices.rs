@@ -55,6 +55,9 @@ pub trait Devices: Send + Sync + 'static {
 
     /// Takes a device away that nobody uses; nothing to do if there is none.
     async fn detach(&self, volume: &Handle) -> Result<(), Error>;
+
+    /// Takes a device away whoever uses it: they get errors. Nothing to do if there is none.
+    async fn end(&self, volume: &Handle) -> Result<(), Error>;
 }
 
 /// Devices on sparse files in a directory, for tests of what stands on [`Devices`]: real devices, real file systems, no
@@ -151,5 +154,10 @@ impl Devices for FileDevices {
             Some(device) => run("losetup", &["--detach".as_ref(), device.path.as_ref()]).await.map(drop),
             None => Ok(()),
         }
+    }
+
+    /// The kernel keeps it until nobody uses it any more.
+    async fn end(&self, volume: &Handle) -> Result<(), Error> {
+        self.detach(volume).await
     }
 }

@@ -52,15 +52,21 @@ impl Handle {
     /// As said.
     pub fn parse(text: &str, kind: Kind, cluster: &str) -> Result<u64, Error> {
         let none = || Error::NotFound(format!("there is no {kind} {text:?}"));
-        let Self { cluster: of, id } = Self::read(text).ok_or_else(none)?;
-        let is_cluster = of.len() == cluster.len() && of.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if of == cluster {
-            Ok(id)
-        } else if is_cluster {
+        let handle = Self::read(text).ok_or_else(none)?;
+        if handle.cluster == cluster {
+            Ok(handle.id)
+        } else if handle.is_foreign(cluster) {
+            let of = handle.cluster;
             Err(Error::Precondition(format!("{kind} {text} is of cluster {of}, and this is {cluster}")))
         } else {
             Err(none())
         }
+    }
+
+    /// Whether it is of another cluster than this one.
+    pub fn is_foreign(&self, cluster: &str) -> bool {
+        let Self { cluster: of, .. } = self;
+        of != cluster && of.len() == cluster.len() && of.bytes().all(|byte| byte.is_ascii_hexdigit())
     }
 }
 
@@ -75,6 +81,8 @@ mod tests {
         assert_eq!(Handle::parse(&handle.to_string(), Kind::Volume, here), Ok(42));
         let other = Handle::parse(&handle.to_string(), Kind::Volume, there).unwrap_err();
         assert!(matches!(other, Error::Precondition(_)), "{other:?}");
+        assert!(handle.is_foreign(there) && !handle.is_foreign(here));
+        assert!(!handle.is_foreign(""), "which cluster this is, is not known yet");
         for text in
             ["", "42", "-42", "00ff-", "00ff-0", "00ff-042", "00ff-+42", "00ff-x", "xx-42", "fake-vol-id"]
         {

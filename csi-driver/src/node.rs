@@ -10,11 +10,15 @@ use crate::v1;
 use crate::v1::node_service_capability::rpc::Type;
 use crate::{Backend, Device, Devices, Error, Handle, Kind};
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// What is implemented: nothing else is advertised.
 const CAPABILITIES: [Type; 4] =
     [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter];
+
+/// How long it may take to find out which cluster this is; it is found out once.
+const ASKING: Duration = Duration::from_secs(2);
 
 /// The service. Clones are the same service.
 #[derive(Clone)]
@@ -39,6 +43,12 @@ impl Node {
         let cluster = self.backend.cluster().await?;
         let id = Handle::parse(text, Kind::Volume, &cluster)?;
         Ok(Handle { cluster, id })
+    }
+
+    /// Whether a volume is of another cluster than the one that is served on this node now. If that cannot be said at once, it is not.
+    async fn is_foreign(&self, volume: &Handle) -> bool {
+        let cluster = tokio::time::timeout(ASKING, self.backend.cluster()).await;
+        matches!(cluster, Ok(Ok(cluster)) if volume.is_foreign(&cluster))
     }
 
     /// The device of a volume that has to be here.

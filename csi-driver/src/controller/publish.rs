@@ -4,7 +4,7 @@
 use super::{Controller, volume_key};
 use crate::capability::Usage;
 use crate::v1;
-use crate::{Error, Kind, Volume};
+use crate::{Error, Handle, Kind, Volume};
 use std::collections::HashMap;
 
 /// In the context of a published volume: its attachment.
@@ -61,6 +61,12 @@ impl Controller {
         request: v1::ControllerUnpublishVolumeRequest,
     ) -> Result<v1::ControllerUnpublishVolumeResponse, Error> {
         let done = v1::ControllerUnpublishVolumeResponse {};
+        // Nothing of another cluster is published by this one; that it cannot be taken back would keep its pod for ever.
+        if let Some(handle) = Handle::read(&request.volume_id)
+            && handle.is_foreign(&self.backend.cluster().await?)
+        {
+            return Ok(done);
+        }
         let id = match self.id(&request.volume_id, Kind::Volume).await {
             Ok((id, _)) => id,
             // What does not exist is not published.
@@ -110,5 +116,34 @@ impl Controller {
             mutable_parameters: HashMap::new(),
         };
         Ok(v1::ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backend, Memory};
+    use std::sync::Arc;
+
+    /// After a new installation there may be pods whose volumes were of the old one.
+    #[tokio::test]
+    async fn what_is_of_another_cluster_is_not_published_and_nothing_keeps_its_pod() {
+        let backend = Arc::new(Memory::new(&["n1"]));
+        let controller = Controller::new(backend.clone());
+        let unpublish = |cluster: String| {
+            let volume_id = Handle { cluster, id: 7 }.to_string();
+            controller.unpublish(v1::ControllerUnpublishVolumeRequest {
+                volume_id,
+                node_id: "n1".into(),
+                ..Default::default()
+            })
+        };
+        let ours = backend.cluster().await.unwrap();
+        assert!(unpublish(ours.replace('c', "d")).await.is_ok());
+        assert!(unpublish(ours).await.is_ok(), "it does not exist");
+        // Which cluster this is, is not known: it may be ours.
+        backend.set_trouble(Some("starting"));
+        let waits = unpublish("c".repeat(32)).await.unwrap_err();
+        assert!(matches!(waits, Error::Unavailable(_)), "{waits:?}");
     }
 }

@@ -106,4 +106,10 @@ impl Devices for RemoteDevices {
         let Handle { cluster, id } = volume;
         self.call(json!({ "call": "detach", "cluster": cluster, "volume": id })).await.map(drop)
     }
+
+    async fn end(&self, volume: &Handle) -> Result<(), Error> {
+        let Handle { cluster, id } = volume;
+        let request = json!({ "call": "detach", "cluster": cluster, "volume": id, "force": true });
+        self.call(request).await.map(drop)
+    }
 }

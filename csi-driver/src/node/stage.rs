@@ -143,9 +143,76 @@ impl Node {
         let Some(volume) = Handle::read(&request.volume_id) else { return Ok(done) };
         let _claim = self.busy.claim([key(&volume)])?;
         let point = Path::new(&request.staging_target_path);
+        if self.is_foreign(&volume).await {
+            // Nobody will ever serve this device again: to unmount what is on it would wait for ever.
+            self.devices.end(&volume).await?;
+        }
         // The path is the volume's alone, whatever has become of its device.
         host::unmount(point).await?;
         self.devices.detach(&volume).await?;
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::Wanted;
+    use crate::{Backend, Devices, Memory};
+    use std::sync::{Arc, Mutex};
+
+    /// Devices that note what they are told.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<&'static str>>);
+
+    impl Told {
+        fn note(&self, what: &'static str) -> Result<(), Error> {
+            self.0.lock().unwrap().push(what);
+            Ok(())
+        }
+    }
+
+    #[tonic::async_trait]
+    impl Devices for Told {
+        async fn attach(&self, _: &Wanted) -> Result<Device, Error> {
+            Err(Error::Internal("nobody asks for a device".into()))
+        }
+        async fn find(&self, _: &Handle) -> Result<Option<Device>, Error> {
+            Ok(None)
+        }
+        async fn list(&self) -> Result<Vec<Device>, Error> {
+            Ok(Vec::new())
+        }
+        async fn resize(&self, _: &Handle, _: u64) -> Result<(), Error> {
+            Ok(())
+        }
+        async fn detach(&self, _: &Handle) -> Result<(), Error> {
+            self.note("detach")
+        }
+        async fn end(&self, _: &Handle) -> Result<(), Error> {
+            self.note("end")
+        }
+    }
+
+    /// Its last writes would wait for a cluster that does not come back, and unmounting for them.
+    #[tokio::test]
+    async fn a_device_of_another_cluster_is_ended_by_force_before_it_is_unmounted() {
+        let backend = Arc::new(Memory::new(&["n1"]));
+        let ours = backend.cluster().await.unwrap();
+        let told = async |cluster: String| {
+            let devices = Arc::new(Told::default());
+            let node = Node::new(backend.clone(), devices.clone(), 0);
+            let request = v1::NodeUnstageVolumeRequest {
+                volume_id: Handle { cluster, id: 7 }.to_string(),
+                staging_target_path: "/nothing/is/mounted/here".into(),
+            };
+            node.unstage(request).await.unwrap();
+            devices.0.lock().unwrap().clone()
+        };
+        assert_eq!(told(ours.clone()).await, ["detach"]);
+        assert_eq!(told(ours.replace('c', "d")).await, ["end", "detach"]);
+        // A node that is cut off asks nobody, and takes nothing away that may be written yet.
+        backend.set_trouble(Some("cut off"));
+        assert_eq!(told(ours.replace('c', "d")).await, ["detach"]);
     }
 }

@@ -183,7 +183,8 @@ pub struct Directory {
     #[schemars(length(min = 2, max = 64), pattern(r"^/[-A-Za-z0-9._/]*[-A-Za-z0-9._]$"))]
     #[schemars(extend("x-kubernetes-validations" = [{"rule": "!self.contains('..')", "message": "storage.directory.path must not contain '..'"}]))]
     pub path: String,
-    /// Most bytes that are stored there: a quantity like `200Gi`, or a share of what Kubernetes says the node has, like `60%`.
+    /// Most bytes that are stored there: a quantity like `200Gi`, or a share of what Kubernetes says the node's disk has in all, like
+    /// `60%`: of its capacity, whatever else is on it.
     #[schemars(
         length(max = 32),
         pattern(r"^([1-9][0-9]?%|100%|[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?)$")
@@ -276,7 +277,7 @@ pub enum DeletionPolicy {
 pub struct SheepdogClusterStatus {
     /// Generation of the spec that this is about.
     pub observed_generation: i64,
-    /// Available, Degraded, Recovering, Progressing and RingsApplied, each with what to do next.
+    /// Available, Degraded, Recovering, Progressing, RingsApplied and NodesApplied, each with what to do next.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// In one word: ok, degraded, recovering, no quorum, no cluster, failed, unknown.

@@ -12,6 +12,9 @@ use std::path::Path;
 pub struct Settings {
     /// Image with the programs of Sheepdog.
     pub image: String,
+    /// Name of the SheepdogCluster that this installation keeps: it may not read the key of any other. Empty: of any name.
+    #[serde(default)]
+    pub cluster: String,
     /// When images are fetched.
     #[serde(default = "if_not_present")]
     pub image_pull_policy: String,

@@ -49,6 +49,7 @@ annotations:
   "node" .Values.csi.node
   "sidecars" $sidecars }}
 {{- dict
+  "cluster" .Values.cluster.name
   "image" (include "sheepdog.image" (list .Values.image .Chart.AppVersion))
   "imagePullPolicy" .Values.image.pullPolicy
   "imagePullSecrets" .Values.imagePullSecrets

@@ -29,6 +29,22 @@ pub(super) async fn objects<'a>(client: &Client, objects: &'a [Object]) -> Vec<(
     problems
 }
 
+/// Makes the CSIDriver, if there was none, before anything else: of two installations that come at the same time one is told here
+/// that it has to look again.
+pub(super) async fn claim(client: &Client, observed: &Observed, objects: &[Object]) -> Result<()> {
+    let Some(driver) = objects.iter().find(|object| object.kind() == "CSIDriver") else { return Ok(()) };
+    if observed.driver_of.is_some() {
+        return Ok(());
+    }
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("storage.k8s.io", "v1", driver.kind()));
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    match api.create(&params, &serde_json::from_value(driver.0.clone())?).await {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("CSIDriver {} is not made: {}", driver.name(), said(&error)),
+    }
+}
+
 /// What a person can use of an error.
 fn said(error: &kube::Error) -> String {
     match error {

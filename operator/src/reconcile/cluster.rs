@@ -64,14 +64,11 @@ pub(super) async fn ask_all(pods: &mut [StoragePod]) {
     }
 }
 
-/// The cluster as the node sees it that has seen most of it; none if no node serves.
-pub(super) async fn view(pods: &[StoragePod]) -> Option<ClusterView> {
-    let serving = |pod: &&StoragePod| pod.answer.as_ref().is_some_and(|answer| answer.info.primary);
-    let best = pods
-        .iter()
-        .filter(serving)
-        .max_by_key(|pod| pod.answer.as_ref().map(|answer| answer.info.applied_index))?;
-    let bytes_left = pods.iter().filter_map(|pod| pod.answer.as_ref()).map(|a| a.info.bytes_to_recover).sum();
+/// The cluster `id` as the node sees it that has seen most of it; none if no node of it serves, or it is not known which one it is.
+pub(super) async fn view(pods: &[StoragePod], id: Option<&str>) -> Option<ClusterView> {
+    let best = super::observed::best_witness(pods, id?)?;
+    let of_it = pods.iter().filter(|pod| pod.cluster_id() == id).filter_map(|pod| pod.answer.as_ref());
+    let bytes_left = of_it.map(|answer| answer.info.bytes_to_recover).sum();
     let server = control_address(best.ip.as_deref()?);
     let info = best.answer.as_ref()?.info.clone();
     let look = async {

@@ -2,10 +2,8 @@
 //! Secret outlives the operator, its SheepdogCluster and the installation. What exists already is found and kept.
 
 use super::observed::{Founder, Observed, StoragePod};
-use super::validate::Valid;
+use super::validate::{FOUND_WITHOUT, Valid};
 
-/// How long nodes that do not answer are waited for: they might have data of a cluster.
-const PATIENCE_S: i64 = 60;
 /// What `sheep` says when its directory belongs to a cluster with another key.
 const OTHER_KEY: &str = "is not the key of the cluster that";
 
@@ -35,9 +33,24 @@ fn wait(reason: &'static str, message: impl Into<String>) -> Founding {
     Founding::Wait { reason, message: message.into() }
 }
 
-/// Decides. `age_s`: how long the SheepdogCluster has existed.
-pub(crate) fn next(cluster: &Valid, observed: &Observed, age_s: i64) -> Founding {
-    let Some(secret) = &observed.secret else { return Founding::MakeKey };
+/// Decides.
+pub(crate) fn next(cluster: &Valid, observed: &Observed) -> Founding {
+    let Some(secret) = &observed.secret else {
+        // Another key would keep these nodes from starting again.
+        return match observed.pods.iter().find(|pod| pod.cluster_id().is_some()) {
+            None => Founding::MakeKey,
+            Some(pod) => wait(
+                "NoKey",
+                format!(
+                    "Secret {} is lost, and node {} belongs to a cluster: make the Secret, with the contents of {}/storage/key on that \
+                     node as `key`",
+                    super::build::secret_name(&cluster.name),
+                    pod.node,
+                    cluster.directory
+                ),
+            ),
+        };
+    };
     if !secret.has_key {
         return wait(
             "NoKey",
@@ -65,7 +78,7 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed, age_s: i64) -> Founding
                 known.join(", ")
             ),
         ),
-        (None, _) => found(cluster, observed, age_s),
+        (None, _) => found(cluster, observed),
     }
 }
 
@@ -73,11 +86,25 @@ fn missing_nodes(cluster: &str) -> Founding {
     wait("NoAnswer", format!("no storage node of cluster {cluster} answers: look at their pods"))
 }
 
+/// Pods whose nodes have data of a cluster with another key. Last words of one that answers are of an earlier time.
+pub(crate) fn of_another_key(observed: &Observed) -> impl Iterator<Item = &StoragePod> {
+    observed.pods.iter().filter(|pod| pod.answer.is_none() && pod.last_words.contains(OTHER_KEY))
+}
+
+fn waited_for(cluster: &Valid, silent: &[&str]) -> String {
+    format!(
+        "waiting for storage nodes to start: {}. A node that is silent may have data of this cluster, so none is made without it. If \
+         one is never to be: `kubectl -n {} annotate --overwrite sheepdogcluster {} {FOUND_WITHOUT}={}`",
+        silent.join(", "),
+        cluster.namespace,
+        cluster.name,
+        silent.join(",")
+    )
+}
+
 /// There has never been a cluster, as far as anybody knows.
-fn found(cluster: &Valid, observed: &Observed, age_s: i64) -> Founding {
-    // Last words of one that answers are of an earlier time.
-    let refused = |pod: &&StoragePod| pod.answer.is_none() && pod.last_words.contains(OTHER_KEY);
-    if let Some(pod) = observed.pods.iter().find(refused) {
+fn found(cluster: &Valid, observed: &Observed) -> Founding {
+    if let Some(pod) = of_another_key(observed).next() {
         return wait(
             "OtherKey",
             format!(
@@ -105,22 +132,22 @@ fn found(cluster: &Valid, observed: &Observed, age_s: i64) -> Founding {
             ),
         };
     }
-    let answers = |node: &&String| observed.pods.iter().any(|pod| pod.node == **node && pod.answer.is_some());
-    let silent: Vec<&str> =
-        cluster.storage_nodes.iter().filter(|node| !answers(node)).map(String::as_str).collect();
     if cluster.storage_nodes.is_empty() {
         return wait(
             "NoNodes",
             "no node fits storage.nodeSelector and storage.tolerations: nothing can store data",
         );
     }
-    if !silent.is_empty() && (age_s < PATIENCE_S || silent.len() == cluster.storage_nodes.len()) {
-        return wait("Starting", format!("waiting for storage nodes to start: {}", silent.join(", ")));
+    let answers = |node: &String| observed.pods.iter().any(|pod| pod.node == *node && pod.answer.is_some());
+    let awaited = cluster.storage_nodes.iter().filter(|node| !cluster.found_without.contains(node));
+    let silent: Vec<&str> = awaited.filter(|node| !answers(node)).map(String::as_str).collect();
+    if !silent.is_empty() {
+        return wait("Starting", waited_for(cluster, &silent));
     }
     let first = observed
         .pods
         .iter()
-        .filter(|pod| !pod.leaving && pod.ip.is_some())
+        .filter(|pod| !pod.leaving && pod.ip.is_some() && cluster.storage_nodes.contains(&pod.node))
         .filter_map(|pod| Some(Founder { node: pod.node.clone(), id: pod.answer.as_ref()?.id.clone() }))
         .min_by(|one, other| one.node.cmp(&other.node));
     match first {

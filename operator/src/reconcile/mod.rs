@@ -1,11 +1,13 @@
 //! One turn of keeping a cluster: look (`observe`), see whether it can work (`validate`), make the objects (`build`) and the
-//! decisions (`founding`, `rolling`, `orders`), carry them out (`apply`, `cluster`), tell people (`status`). `observe`, `apply` and
+//! decisions (`founding`, `leaving`, `rolling`, `orders`), carry them out (`apply`, `cluster`), tell people (`status`). `observe`, `apply` and
 //! `cluster` talk to others; all else are functions of values.
 
 mod apply;
 mod build;
 mod cluster;
 mod founding;
+mod in_use;
+mod leaving;
 mod observe;
 mod observed;
 mod orders;
@@ -27,6 +29,7 @@ use build::{Object, TEMPLATE, component};
 use founding::Founding;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
+use leaving::Leaving;
 use observed::Observed;
 use rolling::Rolling;
 use serde_json::json;
@@ -57,17 +60,10 @@ pub(crate) async fn reconcile(
     settings: &Settings,
     anchor: &str,
 ) -> Result<Turn> {
-    let observed = observe::observe(client, sheepdog, anchor).await?;
+    let observed = observe::observe(client, sheepdog, anchor, &settings.cluster).await?;
     let outcome = match validate::validate(sheepdog, &observed) {
-        Ok(cluster) => act(client, sheepdog, &cluster, settings, &observed).await,
-        Err(refusal) => status::Outcome {
-            observed: &observed,
-            refusal: Some(refusal),
-            founding: Founding::Done,
-            rolling: Rolling::Done,
-            many_rings: false,
-            problems: Vec::new(),
-        },
+        Ok(cluster) => act(client, sheepdog, &cluster, settings, &observed, anchor).await,
+        Err(refusal) => status::Outcome { refusal: Some(refusal), ..status::Outcome::nothing(&observed) },
     };
     let after = status::status(sheepdog, &outcome);
     let before = sheepdog.status.clone().unwrap_or_default();
@@ -77,6 +73,7 @@ pub(crate) async fn reconcile(
     let calm = outcome.problems.is_empty()
         && matches!(outcome.rolling, Rolling::Done)
         && matches!(outcome.founding, Founding::Done)
+        && matches!(outcome.leaving, Leaving::Done | Leaving::Wait(_))
         && observed.cluster.is_some();
     Ok(Turn { again: if calm { LATER } else { SOON }, news: status::transitions(&before, &after) })
 }
@@ -88,35 +85,86 @@ async fn act<'a>(
     cluster: &Valid,
     settings: &Settings,
     observed: &'a Observed,
+    anchor: &str,
 ) -> status::Outcome<'a> {
-    let mut problems = Vec::new();
+    let founding = founding::next(cluster, observed);
+    let mut objects = build::build(cluster, settings, observed);
+    let mut problems = in_use::hold_back(&mut objects, settings, observed);
     let mut note = |result: Result<()>| {
         if let Err(problem) = result {
             problems.push(format!("{problem:#}"));
         }
     };
-    let founding = founding::next(cluster, observed, age(sheepdog, observed));
+    if let Err(problem) = apply::claim(client, observed, &objects).await {
+        return status::Outcome {
+            founding,
+            many_rings: cluster.many_rings,
+            problems: vec![format!("{problem:#}")],
+            ..status::Outcome::nothing(observed)
+        };
+    }
     note(apply::found(client, cluster, observed, &founding).await);
-    let objects = build::build(cluster, settings, observed);
     let failed = apply::objects(client, &objects).await;
     let storage = objects.iter().find(|object| is_storage(object));
-    let rolling = rolling::next(observed, storage.map_or("", template));
+    let template = storage.map_or("", template);
+    let (mut leaving, mut rolling) = decide(cluster, observed, template);
+    if takes_a_node_away(&leaving, &rolling) {
+        // Much may have happened since it was looked at.
+        match again(client, sheepdog, settings, anchor).await {
+            Ok((cluster, observed)) => (leaving, rolling) = decide(&cluster, &observed, template),
+            Err(problem) => {
+                note(Err(problem));
+                (leaving, rolling) = (Leaving::Done, Rolling::Wait("it is looked at again".into()));
+            }
+        }
+    }
     if let Rolling::Replace(pod) = &rolling {
         note(apply::replace_pod(client, &cluster.namespace, pod).await);
     }
     if let Some(view) = &observed.cluster {
-        for order in orders::next(cluster, observed) {
+        for order in orders::next(cluster, observed, &leaving) {
             note(cluster::give(&order, &view.server).await);
         }
     }
     problems.extend(failed.iter().map(|(object, why)| format!("{} {}: {why}", object.kind(), object.name())));
-    status::Outcome { observed, refusal: None, founding, rolling, many_rings: cluster.many_rings, problems }
+    status::Outcome {
+        observed,
+        refusal: None,
+        founding,
+        leaving,
+        rolling,
+        many_rings: cluster.many_rings,
+        too_small: cluster.too_small.clone(),
+        problems,
+    }
 }
 
-/// Seconds since the SheepdogCluster was made.
-fn age(sheepdog: &SheepdogCluster, observed: &Observed) -> i64 {
-    let made = sheepdog.metadata.creation_timestamp.as_ref().map_or(observed.now, |time| time.0);
-    observed.now.as_second().saturating_sub(made.as_second())
+/// What is to be done about nodes that are to store nothing more, and which pod is to be replaced: never both at once.
+fn decide(cluster: &Valid, observed: &Observed, template: &str) -> (Leaving, Rolling) {
+    let leaving = leaving::next(cluster, observed);
+    let rolling = match (&leaving, rolling::next(cluster, observed, template)) {
+        (Leaving::Drain { name, .. }, Rolling::Replace(pod)) => {
+            Rolling::Wait(format!("{pod} is to be replaced, not now: node {name} is to be drained"))
+        }
+        (_, rolling) => rolling,
+    };
+    (leaving, rolling)
+}
+
+fn takes_a_node_away(leaving: &Leaving, rolling: &Rolling) -> bool {
+    matches!(leaving, Leaving::Drain { .. }) || matches!(rolling, Rolling::Replace(_))
+}
+
+/// Looks once more.
+async fn again(
+    client: &Client,
+    sheepdog: &SheepdogCluster,
+    settings: &Settings,
+    anchor: &str,
+) -> Result<(Valid, Observed)> {
+    let observed = observe::observe(client, sheepdog, anchor, &settings.cluster).await?;
+    let cluster = validate::validate(sheepdog, &observed).map_err(anyhow::Error::msg)?;
+    Ok((cluster, observed))
 }
 
 /// Whether it is what storage pods are made from.

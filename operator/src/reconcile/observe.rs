@@ -1,6 +1,6 @@
 //! Looks at Kubernetes and at the cluster. Client required.
 
-use super::build::{TEMPLATE, component, secret_name};
+use super::build::{DRIVER, OWNER, TEMPLATE, component, secret_name};
 use super::cluster;
 use super::observed::{Anchor, ClusterSecret, Founder, KubeNode, Observed, StoragePod, Workload};
 use super::validate::quantity;
@@ -9,6 +9,7 @@ use anyhow::Result;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod, PodTemplateSpec, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -24,29 +25,46 @@ pub(super) const KEY: &str = "key";
 /// Most objects that are asked for at once.
 const PAGE: u32 = 500;
 
-/// Looks.
-pub(super) async fn observe(client: &Client, sheepdog: &SheepdogCluster, anchor: &str) -> Result<Observed> {
+/// Looks. `anchor`: ClusterRole that owns what is in no namespace; `keeps`: name that the SheepdogCluster should have, if not any.
+pub(super) async fn observe(
+    client: &Client,
+    sheepdog: &SheepdogCluster,
+    anchor: &str,
+    keeps: &str,
+) -> Result<Observed> {
     let namespace = sheepdog.namespace().unwrap_or_default();
     let name = sheepdog.name_any();
     let of_cluster = ListParams::default()
         .labels(&format!("app.kubernetes.io/name=sheepdog,app.kubernetes.io/instance={name}"));
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let misnamed = (!keeps.is_empty() && keeps != name).then(|| keeps.to_owned());
+    let secret = match misnamed {
+        // It would be forbidden.
+        Some(_) => None,
+        None => secrets.get_opt(&secret_name(&name)).await?.as_ref().map(secret),
+    };
     let mut pods = storage_pods(client, &namespace, &name).await?;
     cluster::ask_all(&mut pods).await;
-    let view = cluster::view(&pods).await;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let mine = secret.as_ref().and_then(|secret| secret.cluster_id.as_deref());
+    let view = cluster::view(&pods, mine).await;
     let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
-    let mut workloads: Vec<Workload> =
-        daemon_sets.list(&of_cluster).await?.items.iter().map(daemon_set).collect();
+    let sets = daemon_sets.list(&of_cluster).await?.items;
+    let storage = sets.iter().find(|set| is_storage(set));
+    let mut workloads: Vec<Workload> = sets.iter().map(daemon_set).collect();
     workloads.extend(deployments.list(&of_cluster).await?.items.iter().map(deployment));
     Ok(Observed {
         now: Timestamp::now(),
         nodes: nodes(client).await?,
-        secret: secrets.get_opt(&secret_name(&name)).await?.as_ref().map(secret),
+        secret,
         pods,
         cluster: view,
         snapshots: serves_snapshots(client).await?,
+        listed: storage.and_then(listed),
         workloads,
+        driver_of: driver_of(client).await?,
+        attached: attached(client).await?,
+        misnamed,
         older: older(client, sheepdog, &namespace).await?,
         anchor: owner(client, anchor).await?,
     })
@@ -111,6 +129,8 @@ fn storage_pod(pod: &Pod) -> StoragePod {
         ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         leaving: pod.metadata.deletion_timestamp.is_some(),
         template: pod.annotations().get(TEMPLATE).cloned().unwrap_or_default(),
+        running: !containers.is_empty()
+            && containers.iter().all(|it| it.state.as_ref().is_some_and(|state| state.running.is_some())),
         last_words: words.flatten().collect::<Vec<_>>().join("\n"),
         answer: None,
     }
@@ -125,6 +145,23 @@ fn secret(secret: &Secret) -> ClusterSecret {
         founder,
         cluster_id: of(CLUSTER_ID),
     }
+}
+
+fn is_storage(set: &DaemonSet) -> bool {
+    set.labels().get("app.kubernetes.io/component").is_some_and(|part| part == component::STORAGE)
+}
+
+/// The nodes that a DaemonSet names; nothing if it chooses its nodes by their labels.
+fn listed(set: &DaemonSet) -> Option<Vec<String>> {
+    let pod = set.spec.as_ref()?.template.spec.as_ref()?;
+    let nodes = pod.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &nodes.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let by_label = terms.iter().flat_map(|term| term.match_expressions.iter().flatten());
+    if by_label.into_iter().any(|it| it.operator == "In") {
+        return None;
+    }
+    let names = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+    Some(names.filter_map(|it| it.values.as_ref()?.first().cloned()).collect())
 }
 
 fn daemon_set(set: &DaemonSet) -> Workload {
@@ -152,6 +189,31 @@ fn deployment(deployment: &Deployment) -> Workload {
         wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         ready: status.ready_replicas.unwrap_or_default(),
     }
+}
+
+async fn driver_of(client: &Client) -> Result<Option<String>> {
+    let api: Api<CSIDriver> = Api::all(client.clone());
+    let found = api.get_opt(DRIVER).await?;
+    Ok(found.map(|driver| driver.annotations().get(OWNER).cloned().unwrap_or_default()))
+}
+
+/// Nodes that volumes of the driver are, or are to be, attached to.
+async fn attached(client: &Client) -> Result<Vec<String>> {
+    let api: Api<VolumeAttachment> = Api::all(client.clone());
+    let mut nodes = Vec::new();
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&params).await?;
+        let ours = page.items.into_iter().filter(|it| it.spec.attacher == DRIVER);
+        nodes.extend(ours.map(|attachment| attachment.spec.node_name));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    nodes.sort_unstable();
+    nodes.dedup();
+    Ok(nodes)
 }
 
 /// Whether VolumeSnapshots can be had: their definitions are installed, or not, by whoever runs Kubernetes.

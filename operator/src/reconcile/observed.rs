@@ -19,8 +19,16 @@ pub(crate) struct Observed {
     pub(crate) cluster: Option<ClusterView>,
     /// Whether Kubernetes serves the API of snapshots.
     pub(crate) snapshots: bool,
+    /// Names of the nodes that the DaemonSet of storage pods has pods on, if there is one and it has such a list.
+    pub(crate) listed: Option<Vec<String>>,
     /// What it says of DaemonSets and Deployments.
     pub(crate) workloads: Vec<Workload>,
+    /// Whose the CSIDriver is, if there is one: namespace and name of a SheepdogCluster. Empty: nobody says so.
+    pub(crate) driver_of: Option<String>,
+    /// Names of nodes that volumes are attached to.
+    pub(crate) attached: Vec<String>,
+    /// The name that the SheepdogCluster should have, if it has another one.
+    pub(crate) misnamed: Option<String>,
     /// An older SheepdogCluster in the same namespace.
     pub(crate) older: Option<String>,
     /// The object without a namespace that owns what is in none.
@@ -73,6 +81,8 @@ pub(crate) struct StoragePod {
     pub(crate) ip: Option<String>,
     /// Whether it is ready.
     pub(crate) ready: bool,
+    /// Whether its container runs.
+    pub(crate) running: bool,
     /// Whether it is being deleted.
     pub(crate) leaving: bool,
     /// Hash of the template that it was made from.
@@ -129,6 +139,15 @@ pub(crate) struct Anchor {
     pub(crate) name: String,
     /// Its uid.
     pub(crate) uid: String,
+}
+
+/// The pod whose node serves the cluster `id` and has seen most of it.
+pub(crate) fn best_witness<'a>(pods: &'a [StoragePod], id: &str) -> Option<&'a StoragePod> {
+    let serves = |pod: &&StoragePod| pod.answer.as_ref().is_some_and(|answer| answer.info.primary);
+    pods.iter()
+        .filter(|pod| pod.cluster_id() == Some(id))
+        .filter(serves)
+        .max_by_key(|pod| pod.answer.as_ref().map(|answer| answer.info.applied_index))
 }
 
 impl StoragePod {

@@ -1,5 +1,6 @@
 //! What the cluster is to be told: settings that were changed, and nodes that are gone for good.
 
+use super::leaving::Leaving;
 use super::observed::{ClusterView, Observed};
 use super::validate::Valid;
 use sheep_api::v1::{Node, Settings};
@@ -25,8 +26,8 @@ pub(crate) enum Order {
     },
 }
 
-/// Decides.
-pub(crate) fn next(cluster: &Valid, observed: &Observed) -> Vec<Order> {
+/// Decides. `leaving`: what is to be done about nodes that are to store nothing more.
+pub(crate) fn next(cluster: &Valid, observed: &Observed, leaving: &Leaving) -> Vec<Order> {
     let Some(view) = &observed.cluster else { return Vec::new() };
     let mut orders = Vec::new();
     if let Some(there) = &view.info.settings
@@ -34,11 +35,9 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed) -> Vec<Order> {
     {
         orders.push(Order::ChangeSettings(change));
     }
-    let drained = view
-        .nodes
-        .iter()
-        .filter(|node| node.role == "storage" && node.state == "up" && cluster.leaving.contains(&node.name));
-    orders.extend(drained.map(|node| Order::Drain { id: node.id.clone(), name: node.name.clone() }));
+    if let Leaving::Drain { id, name } = leaving {
+        orders.push(Order::Drain { id: id.clone(), name: name.clone() });
+    }
     let gone = view.nodes.iter().filter(|node| gone(node, cluster, view, observed));
     orders.extend(gone.map(|node| Order::Remove { id: node.id.clone(), name: node.name.clone() }));
     orders
@@ -71,7 +70,7 @@ fn gone(node: &Node, cluster: &Valid, view: &ClusterView, observed: &Observed) -
             let of_its_name = observed.pods.iter().find(|pod| pod.node == node.name);
             let replaced =
                 of_its_name.and_then(|pod| pod.answer.as_ref()).is_some_and(|answer| answer.id != node.id);
-            let unwanted = of_its_name.is_none() && !cluster.storage_nodes.contains(&node.name);
+            let unwanted = of_its_name.is_none() && !cluster.may_store(&node.name);
             let whole = view.info.nodes_recovering == 0;
             whole
                 && ["out", "leaving", "down"].contains(&node.state.as_str())

@@ -1,6 +1,7 @@
 //! What people are told of the cluster.
 
-use super::founding::Founding;
+use super::founding::{Founding, of_another_key};
+use super::leaving::Leaving;
 use super::observed::{ClusterView, Observed};
 use super::redundancy::storage_nodes;
 use super::rolling::Rolling;
@@ -19,13 +20,36 @@ pub(crate) struct Outcome<'a> {
     pub(crate) refusal: Option<String>,
     /// How far the cluster is made.
     pub(crate) founding: Founding,
+    /// What becomes of nodes that are to store nothing more.
+    pub(crate) leaving: Leaving,
     /// How far a change of storage pods is.
     pub(crate) rolling: Rolling,
     /// More than one ring is wished for.
     pub(crate) many_rings: bool,
+    /// Nodes that store nothing because their disks are too small.
+    pub(crate) too_small: Vec<String>,
     /// What failed in this turn.
     pub(crate) problems: Vec<String>,
 }
+
+impl<'a> Outcome<'a> {
+    /// Nothing was done, and nothing had to be.
+    pub(crate) fn nothing(observed: &'a Observed) -> Self {
+        Self {
+            observed,
+            refusal: None,
+            founding: Founding::Done,
+            leaving: Leaving::Done,
+            rolling: Rolling::Done,
+            many_rings: false,
+            too_small: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// Reason for which not all nodes are as they should be, and nobody has to do anything.
+const DRAINING: &str = "Draining";
 
 struct Truth {
     kind: &'static str,
@@ -53,6 +77,7 @@ pub(crate) fn status(cluster: &SheepdogCluster, outcome: &Outcome<'_>) -> Sheepd
         recovering(outcome),
         progressing(outcome),
         rings_applied(outcome),
+        nodes_applied(cluster, outcome),
     ];
     let conditions = truths
         .into_iter()
@@ -252,6 +277,56 @@ fn rings_applied(outcome: &Outcome<'_>) -> Truth {
     truth(KIND, true, "OneRing", "All nodes are in one ring.")
 }
 
+/// Whether those nodes store data that `spec.storage` says.
+fn nodes_applied(cluster: &SheepdogCluster, outcome: &Outcome<'_>) -> Truth {
+    const KIND: &str = "NodesApplied";
+    if outcome.refusal.is_some() {
+        return truth(KIND, None, "Refused", "Storage pods stay where they are.");
+    }
+    if let Some((reason, message)) = strangers(cluster, outcome.observed) {
+        return truth(KIND, false, reason, message);
+    }
+    match &outcome.leaving {
+        Leaving::Done => {}
+        Leaving::Drain { name, .. } => {
+            let message = format!("Node {name} is to store nothing more: it is drained.");
+            return truth(KIND, false, DRAINING, message);
+        }
+        Leaving::UnderWay(message) => return truth(KIND, false, DRAINING, message.clone()),
+        Leaving::Wait(message) => return truth(KIND, false, "NotDrained", message.clone()),
+    }
+    if !outcome.too_small.is_empty() {
+        let message = format!(
+            "Left out, because storage.directory.maxSize is less than 64Mi of what Kubernetes says of their disks, in which no node can \
+             work: {}. Give them a maxSize in storage.nodes.",
+            outcome.too_small.join(", ")
+        );
+        return truth(KIND, false, "TooSmall", message);
+    }
+    truth(KIND, true, "AllNodes", "Data are stored on the nodes that spec.storage says.")
+}
+
+/// Nodes that have data of something else, while there is a cluster.
+fn strangers(cluster: &SheepdogCluster, observed: &Observed) -> Option<(&'static str, String)> {
+    let ours = observed.secret.as_ref()?.cluster_id.as_deref()?;
+    let directory = cluster.spec.storage.directory.path.trim_end_matches('/');
+    if let Some(pod) = of_another_key(observed).next() {
+        let message = format!(
+            "Node {} does not start: it has data of a cluster with another key than this one's. If nobody needs them, empty \
+             {directory}/storage on that node.",
+            pod.node
+        );
+        return Some(("OtherKey", message));
+    }
+    let other = observed.pods.iter().find(|pod| pod.cluster_id().is_some_and(|id| id != ours))?;
+    let message = format!(
+        "Node {} has data of cluster {}, and this is cluster {ours}: if nobody needs them, empty {directory}/storage on that node.",
+        other.node,
+        other.cluster_id().unwrap_or_default()
+    );
+    Some(("OtherCluster", message))
+}
+
 /// The time of a condition is that of its last change.
 fn condition(truth: Truth, before: &[Condition], generation: i64, now: Timestamp) -> Condition {
     let status = match truth.status {
@@ -309,6 +384,8 @@ pub(crate) fn transitions(before: &SheepdogClusterStatus, after: &SheepdogCluste
 fn is_bad(condition: &Condition) -> bool {
     match (condition.type_.as_str(), condition.status.as_str()) {
         ("Available" | "RingsApplied", status) => status == "False",
+        // That is as it was wished for.
+        ("NodesApplied", status) => status == "False" && condition.reason != DRAINING,
         ("Degraded", status) => status == "True",
         _ => false,
     }

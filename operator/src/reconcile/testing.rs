@@ -47,6 +47,7 @@ pub(super) fn pod(node: &str, cluster: &str) -> StoragePod {
         node: node.into(),
         ip: Some(format!("10.0.0.{}", node.len())),
         ready: !cluster.is_empty(),
+        running: true,
         leaving: false,
         template: "new".into(),
         last_words: String::new(),
@@ -74,7 +75,11 @@ pub(super) fn empty(nodes: &[&str]) -> Observed {
         pods: Vec::new(),
         cluster: None,
         snapshots: false,
+        listed: None,
         workloads: Vec::new(),
+        driver_of: None,
+        attached: Vec::new(),
+        misnamed: None,
         older: None,
         anchor: Some(Anchor { name: "role".into(), uid: "u-2".into() }),
     }
@@ -102,10 +107,12 @@ pub(super) fn serving(nodes: &[&str]) -> Observed {
         epoch: 3,
         ..Default::default()
     };
+    let up = |node: &&str| v1::Node { recovered_epoch: info.epoch, ..member(node, "storage", "up") };
+    observed.listed = Some(nodes.iter().map(|node| (*node).to_owned()).collect());
     observed.cluster = Some(ClusterView {
         server: "10.0.0.1:7002".into(),
+        nodes: nodes.iter().map(up).collect(),
         info,
-        nodes: nodes.iter().map(|node| member(node, "storage", "up")).collect(),
         ring_members: nodes.iter().map(|node| format!("{node}-id")).collect(),
         bytes_left: 0,
     });

@@ -1,7 +1,8 @@
 //! Decisions, from what was observed.
 
 use super::founding::{self, Founding};
-use super::observed::{ClusterSecret, Founder, Observed, Workload};
+use super::leaving::Leaving;
+use super::observed::{ClusterSecret, Founder, Observed, Workload, best_witness};
 use super::orders::{self, Order};
 use super::redundancy;
 use super::rolling::{self, Rolling};
@@ -9,8 +10,16 @@ use super::status::{self, Outcome};
 use super::testing::{CLUSTER, empty, member, pod, serving, sheepdog, valid};
 use super::validate::{quantity, validate};
 
-fn step(observed: &Observed, age_s: i64) -> Founding {
-    founding::next(&valid(observed), observed, age_s)
+fn step(observed: &Observed) -> Founding {
+    founding::next(&valid(observed), observed)
+}
+
+fn roll(observed: &Observed) -> Rolling {
+    rolling::next(&valid(observed), observed, "new")
+}
+
+fn given(observed: &Observed) -> Vec<Order> {
+    orders::next(&valid(observed), observed, &Leaving::Done)
 }
 
 fn reason(step: Founding) -> (&'static str, String) {
@@ -27,19 +36,19 @@ fn secret() -> ClusterSecret {
 #[test]
 fn a_cluster_is_made_once_step_by_step() {
     let mut observed = empty(&["a", "b"]);
-    assert_eq!(step(&observed, 0), Founding::MakeKey);
+    assert_eq!(step(&observed), Founding::MakeKey);
     observed.secret = Some(secret());
-    assert_eq!(reason(step(&observed, 0)).0, "Starting");
+    assert_eq!(reason(step(&observed)).0, "Starting");
     observed.pods = vec![pod("b", ""), pod("a", "")];
     let founder = Founder { node: "a".into(), id: "a-id".into() };
-    assert_eq!(step(&observed, 0), Founding::Choose(founder.clone()));
+    assert_eq!(step(&observed), Founding::Choose(founder.clone()));
     observed.secret.as_mut().unwrap().founder = Some(founder);
-    assert_eq!(step(&observed, 0), Founding::Found("10.0.0.1".into()));
+    assert_eq!(step(&observed), Founding::Found("10.0.0.1".into()));
     // The operator died after its order: the node has a cluster, which is found.
     observed.pods[1] = pod("a", CLUSTER);
-    assert_eq!(step(&observed, 0), Founding::Remember(CLUSTER.into()));
+    assert_eq!(step(&observed), Founding::Remember(CLUSTER.into()));
     observed.secret.as_mut().unwrap().cluster_id = Some(CLUSTER.into());
-    assert_eq!(step(&observed, 0), Founding::Done);
+    assert_eq!(step(&observed), Founding::Done);
 }
 
 #[test]
@@ -48,19 +57,19 @@ fn nobody_else_makes_a_cluster_when_the_chosen_node_is_away() {
     observed.secret = Some(secret());
     observed.secret.as_mut().unwrap().founder = Some(Founder { node: "a".into(), id: "a-id".into() });
     observed.pods = vec![pod("b", "")];
-    assert_eq!(reason(step(&observed, 10_000)).0, "FounderAway");
+    assert_eq!(reason(step(&observed)).0, "FounderAway");
     // The same machine with another directory is another node.
     let mut other = pod("a", "");
     other.answer.as_mut().unwrap().id = "another".into();
     observed.pods.push(other);
-    assert_eq!(reason(step(&observed, 10_000)).0, "FounderAway");
+    assert_eq!(reason(step(&observed)).0, "FounderAway");
 }
 
 #[test]
 fn what_was_made_is_never_made_again() {
     let mut observed = serving(&["a", "b"]);
     observed.pods = vec![pod("c", "")];
-    let (word, message) = reason(step(&observed, 10_000));
+    let (word, message) = reason(step(&observed));
     assert_eq!(word, "NoAnswer");
     assert!(message.contains(CLUSTER), "{message}");
 }
@@ -70,9 +79,9 @@ fn data_of_an_earlier_installation_are_adopted() {
     let mut observed = empty(&["a", "b"]);
     observed.secret = Some(secret());
     observed.pods = vec![pod("a", ""), pod("b", CLUSTER)];
-    assert_eq!(step(&observed, 0), Founding::Remember(CLUSTER.into()));
+    assert_eq!(step(&observed), Founding::Remember(CLUSTER.into()));
     observed.pods[0] = pod("a", "another");
-    assert_eq!(reason(step(&observed, 0)).0, "SeveralClusters");
+    assert_eq!(reason(step(&observed)).0, "SeveralClusters");
 }
 
 #[test]
@@ -83,36 +92,67 @@ fn a_node_with_another_key_keeps_a_cluster_from_being_made() {
     refused.answer = None;
     refused.last_words = "/etc/sheepdog/key/key is not the key of the cluster that /d belongs to".into();
     observed.pods = vec![refused, pod("b", "")];
-    let (word, message) = reason(step(&observed, 10_000));
+    let (word, message) = reason(step(&observed));
     assert_eq!(word, "OtherKey");
     assert!(message.contains("node a") && message.contains("Secret sheepdog-key"), "{message}");
     // Its directory was emptied.
     observed.pods[0].answer = pod("a", "").answer;
-    assert!(matches!(step(&observed, 10_000), Founding::Choose(_)));
+    assert!(matches!(step(&observed), Founding::Choose(_)));
 }
 
+/// They might have data of a cluster, and a second one would hide them.
 #[test]
-fn nodes_that_do_not_answer_are_waited_for_but_not_for_ever() {
-    let mut observed = empty(&["a", "b"]);
+fn no_cluster_is_made_without_nodes_that_do_not_answer_unless_somebody_says_so() {
+    let mut observed = empty(&["a", "b", "c"]);
     observed.secret = Some(secret());
-    observed.pods = vec![pod("b", "")];
-    assert!(reason(step(&observed, 10)).1.contains('a'));
-    assert_eq!(step(&observed, 61), Founding::Choose(Founder { node: "b".into(), id: "b-id".into() }));
+    observed.pods = vec![pod("b", ""), pod("c", "")];
+    let (word, message) = reason(step(&observed));
+    assert_eq!(word, "Starting");
+    assert!(message.contains("sheepdogcluster sheepdog sheepdog.io/found-without=a`"), "{message}");
+    let mut sheepdog = sheepdog();
+    sheepdog.metadata.annotations = Some([("sheepdog.io/found-without".into(), "x, a".into())].into());
+    let without = |observed: &Observed| founding::next(&validate(&sheepdog, observed).unwrap(), observed);
+    assert_eq!(without(&observed), Founding::Choose(Founder { node: "b".into(), id: "b-id".into() }));
+    // For those that it names, and for no others.
+    observed.pods.pop();
+    assert_eq!(reason(without(&observed)).0, "Starting");
     observed.nodes.clear();
-    assert_eq!(reason(step(&observed, 61)).0, "NoNodes");
+    assert_eq!(reason(step(&observed)).0, "NoNodes");
+}
+
+/// Nobody makes a key anew that nodes with data do not have.
+#[test]
+fn a_secret_that_is_lost_is_not_made_anew_beside_a_cluster() {
+    let mut observed = serving(&["a", "b"]);
+    observed.secret = None;
+    let (word, message) = reason(step(&observed));
+    assert_eq!(word, "NoKey");
+    assert!(message.contains("Secret sheepdog-key is lost") && message.contains("node a"), "{message}");
+}
+
+/// Of two clusters the one that the Secret remembers is looked at.
+#[test]
+fn only_nodes_of_the_cluster_say_how_it_is() {
+    let mut pods = vec![pod("a", "other"), pod("b", CLUSTER), pod("c", CLUSTER), pod("d", "")];
+    for (pod, applied) in pods.iter_mut().zip([90, 10, 20, 0]) {
+        let info = &mut pod.answer.as_mut().unwrap().info;
+        (info.primary, info.applied_index) = (true, applied);
+    }
+    let witness = |id: &str| best_witness(&pods, id).map(|pod| pod.node.as_str());
+    assert_eq!((witness(CLUSTER), witness("nobody")), (Some("c"), None));
 }
 
 #[test]
 fn a_node_is_replaced_only_while_all_copies_are_there() {
     let mut observed = serving(&["a", "b", "c"]);
-    assert_eq!(rolling::next(&observed, "new"), Rolling::Done);
+    assert_eq!(roll(&observed), Rolling::Done);
     observed.pods[1].template = "old".into();
     observed.pods[2].template = "old".into();
     let unknown = observed.clone();
     let known = Workload { current: true, template: "new".into(), ..Workload::default() };
     observed.workloads = vec![known];
-    assert_eq!(rolling::next(&observed, "new"), Rolling::Replace("pod-b".into()));
-    let waits = |observed: &Observed| match rolling::next(observed, "new") {
+    assert_eq!(roll(&observed), Rolling::Replace("pod-b".into()));
+    let waits = |observed: &Observed| match roll(observed) {
         Rolling::Wait(why) => why,
         other => panic!("{other:?}"),
     };
@@ -136,16 +176,45 @@ fn a_node_is_replaced_only_while_all_copies_are_there() {
     disk.cluster.as_mut().unwrap().info.health = "degraded".into();
     disk.cluster.as_mut().unwrap().info.message = "A disk has failed on c".into();
     assert!(waits(&disk).contains("A disk has failed on c"));
-    // One that does not even start has nothing to lose.
-    let mut broken = observed.clone();
-    broken.pods[2].ready = false;
-    broken.pods[2].answer = None;
-    assert_eq!(rolling::next(&broken, "new"), Rolling::Replace("pod-c".into()));
-    // One that is slow to answer, but ready, has.
-    let mut slow = observed;
+    // One that is slow to answer, but ready, has something to lose.
+    let mut slow = observed.clone();
     slow.pods[2].answer = None;
     slow.cluster = None;
     assert!(waits(&slow).contains("no storage node says"));
+    // Nobody would notice that the cluster does without that node already.
+    let mut absent = observed.clone();
+    absent.pods.remove(0);
+    assert!(waits(&absent).contains("node a has no storage pod"));
+    // A new pod would not come.
+    let mut tainted = observed;
+    let taint = || vec![("disk".to_owned(), String::new(), "NoSchedule".to_owned())];
+    tainted.nodes[1].taints = taint();
+    assert_eq!(roll(&tainted), Rolling::Replace("pod-c".into()));
+    tainted.nodes[2].taints = taint();
+    assert!(waits(&tainted).contains("a taint of node b"));
+}
+
+#[test]
+fn a_pod_that_serves_nobody_is_replaced_at_once() {
+    let mut observed = serving(&["a", "b", "c"]);
+    observed.workloads = vec![Workload { current: true, template: "new".into(), ..Workload::default() }];
+    observed.pods[2].template = "old".into();
+    let replaced = Rolling::Replace("pod-c".into());
+    let gone = |observed: &mut Observed, at: usize| {
+        observed.pods[at].ready = false;
+        observed.pods[at].answer = None;
+    };
+    gone(&mut observed, 2);
+    // It may only be slow, and serve what others ask it for.
+    assert!(matches!(roll(&observed), Rolling::Wait(_)));
+    let mut ended = observed.clone();
+    ended.pods[2].running = false;
+    assert_eq!(roll(&ended), replaced);
+    observed.cluster.as_mut().unwrap().nodes[2].state = "down".into();
+    assert_eq!(roll(&observed), replaced, "the cluster does without it");
+    // After a loss of power all of them start, which takes its time.
+    gone(&mut observed, 1);
+    assert!(matches!(roll(&observed), Rolling::Wait(_)));
 }
 
 #[test]
@@ -163,11 +232,11 @@ fn fewer_nodes_than_copies_are_whole() {
 #[test]
 fn settings_that_differ_are_changed_and_no_others() {
     let mut observed = serving(&["a", "b", "c"]);
-    assert_eq!(orders::next(&valid(&observed), &observed), []);
+    assert_eq!(given(&observed), []);
     let there = observed.cluster.as_mut().unwrap().info.settings.as_mut().unwrap();
     there.out_delay_ms = Some(1);
     there.lease_ms = Some(77);
-    match &orders::next(&valid(&observed), &observed)[..] {
+    match &given(&observed)[..] {
         [Order::ChangeSettings(change)] => {
             assert_eq!(change.out_delay_ms, Some(600_000));
             assert_eq!((change.copies, change.lease_ms), (None, None));
@@ -183,7 +252,7 @@ fn a_node_is_removed_when_kubernetes_has_it_no_more_and_its_place_is_given_away(
             Order::Remove { id, .. } => Some(id),
             _ => None,
         };
-        orders::next(&valid(observed), observed).into_iter().filter_map(of).collect()
+        given(observed).into_iter().filter_map(of).collect()
     };
     let mut observed = serving(&["a", "b", "c"]);
     observed.nodes.retain(|node| node.name != "c");
@@ -209,51 +278,14 @@ fn a_node_is_removed_when_kubernetes_has_it_no_more_and_its_place_is_given_away(
     gateways.cluster.as_mut().unwrap().nodes.push(member("gone", "gateway", "down"));
     gateways.cluster.as_mut().unwrap().nodes.push(member("a", "gateway", "down"));
     assert_eq!(removed(&gateways), ["gone-id"]);
+    let cluster = valid(&gateways);
     gateways.nodes.clear();
-    assert_eq!(removed(&gateways), [""; 0], "a Kubernetes without nodes is one that was not seen");
-}
-
-#[test]
-fn a_node_that_is_to_store_nothing_more_is_drained_before_its_pod_ends() {
-    let mut observed = serving(&["a", "b", "c", "d"]);
-    observed.cluster.as_mut().unwrap().info.epoch = 4;
-    observed.nodes[3].labels.clear();
-    let orders = |observed: &Observed| orders::next(&valid(observed), observed);
-    let id = || "d-id".to_owned();
-    assert_eq!(valid(&observed).leaving, ["d"]);
-    assert_eq!(orders(&observed), [Order::Drain { id: id(), name: "d".into() }]);
-    observed.cluster.as_mut().unwrap().nodes[3].state = "leaving".into();
-    assert_eq!(
-        (valid(&observed).leaving, orders(&observed)),
-        (vec!["d".to_owned()], vec![]),
-        "others fetch what it has"
-    );
-    for node in &mut observed.cluster.as_mut().unwrap().nodes {
-        node.recovered_epoch = 4;
-    }
-    assert_eq!(valid(&observed).leaving, [""; 0], "its pod may end");
-    assert_eq!(orders(&observed), [], "it runs");
-    observed.pods.pop();
-    let view = observed.cluster.as_mut().unwrap();
-    view.ring_members.pop();
-    (view.nodes[3].in_ring, view.nodes[3].state) = (false, "down".into());
-    assert_eq!(orders(&observed), [Order::Remove { id: id(), name: "d".into() }]);
-    // While nobody says how the cluster is, no pod ends.
-    let mut silent = serving(&["a", "b"]);
-    silent.nodes[1].labels.clear();
-    silent.cluster = None;
-    assert_eq!(valid(&silent).leaving, ["b"]);
+    let orders = orders::next(&cluster, &gateways, &Leaving::Done);
+    assert_eq!(orders, [], "a Kubernetes without nodes is one that was not seen");
 }
 
 fn outcome(observed: &Observed) -> Outcome<'_> {
-    Outcome {
-        observed,
-        refusal: None,
-        founding: Founding::Done,
-        rolling: Rolling::Done,
-        many_rings: false,
-        problems: Vec::new(),
-    }
+    Outcome::nothing(observed)
 }
 
 fn told(status: &crate::crd::SheepdogClusterStatus) -> Vec<String> {
@@ -275,6 +307,7 @@ fn a_status_says_how_it_is() {
             "Recovering=False Done",
             "Progressing=False Done",
             "RingsApplied=True OneRing",
+            "NodesApplied=True AllNodes",
         ]
     );
     assert_eq!((status.health.as_str(), status.nodes.summary.as_str()), ("ok", "3/3"));
@@ -343,6 +376,14 @@ fn what_cannot_work_is_refused_in_a_sentence() {
     assert!(validate(&cluster, &observed).unwrap_err().contains("no size"));
     cluster.metadata.name = Some("a".repeat(41));
     assert!(validate(&cluster, &observed).unwrap_err().contains("longer than 40"));
+    let mut misnamed = observed.clone();
+    misnamed.misnamed = Some("first".into());
+    assert!(validate(&cluster, &misnamed).unwrap_err().contains("SheepdogCluster called first"));
+    observed.driver_of = Some("storage/whatever".into());
+    assert!(validate(&cluster, &observed).unwrap_err().contains("longer than 40"), "it is its own");
+    observed.driver_of = Some("elsewhere/sheepdog".into());
+    let why = validate(&cluster, &observed).unwrap_err();
+    assert!(why.contains("belongs to SheepdogCluster elsewhere/sheepdog"), "{why}");
     observed.older = Some("first".into());
     assert!(validate(&cluster, &observed).unwrap_err().contains("older SheepdogCluster first"));
     observed.cluster = None;
@@ -350,6 +391,41 @@ fn what_cannot_work_is_refused_in_a_sentence() {
     let status = status::status(&cluster, &refused);
     assert_eq!(told(&status)[3], "Progressing=False Refused");
     assert!(status.conditions[3].message.contains("because"));
+}
+
+#[test]
+fn data_of_something_else_are_told_beside_a_cluster_that_serves() {
+    let mut observed = serving(&["a", "b", "c"]);
+    let told = |observed: &Observed| {
+        let condition = status::status(&sheepdog(), &outcome(observed)).conditions.pop().unwrap();
+        assert_eq!(condition.status, "False");
+        (condition.reason, condition.message)
+    };
+    observed.pods.push(pod("d", "another"));
+    let (word, message) = told(&observed);
+    assert!(word == "OtherCluster" && message.contains("Node d has data of cluster another"), "{message}");
+    observed.pods[3].answer = None;
+    observed.pods[3].last_words = "/k is not the key of the cluster that /d belongs to".into();
+    let (word, message) = told(&observed);
+    assert!(word == "OtherKey" && message.contains("Node d does not start"), "{message}");
+}
+
+/// One bad disk keeps no other node from working.
+#[test]
+fn a_node_whose_disk_is_too_small_is_left_out_and_that_is_said() {
+    let mut observed = empty(&["a", "b", "c"]);
+    observed.nodes[1].disk = Some(0);
+    let cluster = valid(&observed);
+    assert_eq!((cluster.storage_nodes, cluster.too_small), (vec!["a".into(), "c".into()], vec!["b".into()]));
+    let outcome = Outcome { too_small: vec!["b".into()], ..outcome(&observed) };
+    let condition = status::status(&sheepdog(), &outcome).conditions.pop().unwrap();
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "TooSmall"));
+    assert!(condition.message.contains("in which no node can work: b."), "{}", condition.message);
+    // One that has data stays where it is, and is not drained.
+    let mut observed = serving(&["a", "b", "c"]);
+    observed.nodes[1].disk = Some(0);
+    let cluster = valid(&observed);
+    assert_eq!((cluster.kept, cluster.leaving), (vec!["b".to_owned()], Vec::new()));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! From what somebody wrote to what can be built: texts become numbers, and what cannot work becomes a sentence.
 
+use super::leaving;
 use super::observed::{KubeNode, Observed};
-use super::redundancy;
 use crate::crd::{NetworkProvider, SheepdogCluster, SheepdogClusterSpec};
 use k8s_openapi::api::core::v1::Toleration;
 use std::collections::BTreeMap;
@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 const OS: &str = "kubernetes.io/os";
 /// Least that a storage node can work in, bytes.
 const MIN_CAPACITY: u64 = 64 << 20;
+/// Annotation of a SheepdogCluster: names of nodes that are not waited for when the cluster is made.
+pub(crate) const FOUND_WITHOUT: &str = "sheepdog.io/found-without";
 /// Names of the cluster's objects are longer than its own, and are labels too.
 const MAX_NAME: usize = 40;
 
@@ -22,8 +24,6 @@ pub(crate) struct Valid {
     pub(crate) namespace: String,
     /// Its uid.
     pub(crate) uid: String,
-    /// Labels of the nodes that store data.
-    pub(crate) node_selector: BTreeMap<String, String>,
     /// Taints that do not keep data away.
     pub(crate) tolerations: Vec<Toleration>,
     /// Directory on the nodes.
@@ -34,8 +34,16 @@ pub(crate) struct Valid {
     pub(crate) nodes: BTreeMap<String, NodeConfig>,
     /// Names of nodes that should store data.
     pub(crate) storage_nodes: Vec<String>,
-    /// Names of nodes that should not, and still have data that is not elsewhere.
+    /// Names of nodes that should not, and may still have something that is not elsewhere.
+    pub(crate) kept: Vec<String>,
+    /// Those of `kept` that do not fit the selector: they are drained.
     pub(crate) leaving: Vec<String>,
+    /// Names of nodes that would store data, and whose disks are too small.
+    pub(crate) too_small: Vec<String>,
+    /// Names of nodes whose taints would keep a new storage pod away.
+    pub(crate) tainted: Vec<String>,
+    /// Names of nodes that somebody said are not to be waited for when the cluster is made.
+    pub(crate) found_without: Vec<String>,
     /// First settings of the cluster.
     pub(crate) copies: u32,
     /// See [`Self::copies`].
@@ -44,6 +52,13 @@ pub(crate) struct Valid {
     pub(crate) settings: sheep_api::v1::Settings,
     /// Rings that are wished for, beyond the one that there is.
     pub(crate) many_rings: bool,
+}
+
+impl Valid {
+    /// Whether a storage pod belongs on a node.
+    pub(crate) fn may_store(&self, node: &String) -> bool {
+        self.storage_nodes.contains(node) || self.kept.contains(node)
+    }
 }
 
 /// What is different from node to node.
@@ -66,42 +81,106 @@ pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result
         ));
     }
     let name = cluster.metadata.name.clone().unwrap_or_default();
+    let namespace = cluster.metadata.namespace.clone().unwrap_or_default();
+    if let Some(other) = observed.driver_of.as_deref().filter(|of| is_elsewhere(of, &namespace)) {
+        return Err(format!(
+            "the CSI driver belongs to SheepdogCluster {other}, and a Kubernetes can have one Sheepdog only: uninstall this one or that \
+             one. If that one is gone: `kubectl delete csidriver {}`",
+            super::build::DRIVER
+        ));
+    }
+    if let Some(wanted) = &observed.misnamed {
+        return Err(format!(
+            "this installation keeps a SheepdogCluster called {wanted} (the chart's cluster.name): it may not read the key of another"
+        ));
+    }
     if name.len() > MAX_NAME {
         return Err(format!(
             "the name {name} is longer than {MAX_NAME} letters: names of its objects begin with it"
         ));
     }
     let spec = &cluster.spec;
-    let mut node_selector = spec.storage.node_selector.clone();
-    node_selector.insert(OS.into(), "linux".into());
-    let mut nodes = BTreeMap::new();
+    let (mut nodes, mut too_small) = (BTreeMap::new(), Vec::new());
     for node in &observed.nodes {
-        nodes.insert(node.name.clone(), node_config(spec, node)?);
+        let mut config = node_config(spec, node)?;
+        if config.capacity.is_some_and(|capacity| capacity < MIN_CAPACITY) {
+            // Should it have data already it gets nothing new.
+            config.capacity = Some(MIN_CAPACITY);
+            too_small.push(node.name.clone());
+        }
+        nodes.insert(node.name.clone(), config);
     }
-    let selected =
-        |node: &&KubeNode| node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
-    let stores = |node: &&KubeNode| {
-        selected(node) && node.taints.iter().all(|taint| tolerated(taint, &spec.storage.tolerations))
-    };
-    let storage_nodes = observed.nodes.iter().filter(stores).map(|node| node.name.clone()).collect();
-    let unselected = observed.nodes.iter().filter(|node| !selected(node)).map(|node| node.name.clone());
-    let leaving = unselected.filter(|name| redundancy::needed(observed, name)).collect();
+    let places = places(spec, observed, &too_small)?;
+    too_small.retain(|name| places.selected.contains(name) && !places.tainted.contains(name));
     Ok(Valid {
         name,
-        namespace: cluster.metadata.namespace.clone().unwrap_or_default(),
+        namespace,
         uid: cluster.metadata.uid.clone().unwrap_or_default(),
-        node_selector,
         tolerations: spec.storage.tolerations.clone(),
         directory: spec.storage.directory.path.trim_end_matches('/').to_owned(),
         host_network: spec.network.provider == NetworkProvider::Host,
         nodes,
-        storage_nodes,
-        leaving,
+        storage_nodes: places.storage_nodes,
+        kept: places.kept,
+        leaving: places.leaving,
+        too_small,
+        tainted: places.tainted,
+        found_without: found_without(cluster),
         copies: spec.redundancy.copies,
         min_copies: spec.redundancy.min_copies(),
         settings: settings(spec)?,
         many_rings: many_rings(spec),
     })
+}
+
+/// Whether an owner, `NAMESPACE/NAME`, is in another namespace. In the same one there is one SheepdogCluster at a time, whatever
+/// it is called.
+fn is_elsewhere(owner: &str, namespace: &str) -> bool {
+    owner.split_once('/').is_some_and(|(of, _)| of != namespace)
+}
+
+/// Where storage pods are, and where they are not to be.
+struct Places {
+    selected: Vec<String>,
+    tainted: Vec<String>,
+    storage_nodes: Vec<String>,
+    kept: Vec<String>,
+    leaving: Vec<String>,
+}
+
+fn places(spec: &SheepdogClusterSpec, observed: &Observed, too_small: &[String]) -> Result<Places, String> {
+    let names = |fits: &dyn Fn(&KubeNode) -> bool| -> Vec<String> {
+        observed.nodes.iter().filter(|node| fits(node)).map(|node| node.name.clone()).collect()
+    };
+    let selector = &spec.storage.node_selector;
+    let is_linux = |node: &KubeNode| node.labels.get(OS).is_some_and(|os| os == "linux");
+    let selected = names(&|node| {
+        is_linux(node) && selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+    });
+    let tainted = names(&|node| !node.taints.iter().all(|taint| tolerated(taint, &spec.storage.tolerations)));
+    let mut storage_nodes = selected.clone();
+    storage_nodes.retain(|name| !tainted.contains(name) && !too_small.contains(name));
+    if storage_nodes.is_empty() && has_data(observed) {
+        return Err(
+            "no node fits storage.nodeSelector and storage.tolerations, and the cluster has data: correct them, or the labels and              taints of the nodes. Storage pods stay where they are"
+                .into(),
+        );
+    }
+    let kept = leaving::kept(observed, &storage_nodes);
+    let leaving = kept.iter().filter(|name| !selected.contains(name)).cloned().collect();
+    Ok(Places { selected, tainted, storage_nodes, kept, leaving })
+}
+
+/// Whether there is a cluster, so that nodes may have what is nowhere else.
+fn has_data(observed: &Observed) -> bool {
+    observed.secret.as_ref().is_some_and(|secret| secret.cluster_id.is_some())
+        || observed.pods.iter().any(|pod| pod.cluster_id().is_some())
+}
+
+fn found_without(cluster: &SheepdogCluster) -> Vec<String> {
+    let annotations = cluster.metadata.annotations.iter().flatten();
+    let said = annotations.filter(|(key, _)| *key == FOUND_WITHOUT).flat_map(|(_, value)| value.split(','));
+    said.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
 }
 
 fn node_config(spec: &SheepdogClusterSpec, node: &KubeNode) -> Result<NodeConfig, String> {
@@ -114,16 +193,13 @@ fn node_config(spec: &SheepdogClusterSpec, node: &KubeNode) -> Result<NodeConfig
     Ok(NodeConfig { zone, capacity: capacity(size, node.disk)? })
 }
 
-/// Most bytes that a node stores; of a share nothing is known where the size of the disk is not.
+/// Most bytes that a node stores; of a share nothing is known where the size of the disk is not, and it may be too little to work in.
 fn capacity(size: &str, disk: Option<u64>) -> Result<Option<u64>, String> {
     let bytes = match size.strip_suffix('%') {
         Some(share) => {
             let share: u64 =
                 share.parse().map_err(|_| format!("storage.directory.maxSize {size:?} is no share"))?;
-            match disk {
-                Some(disk) => disk / 100 * share.min(100),
-                None => return Ok(None),
-            }
+            return Ok(disk.map(|disk| disk / 100 * share.min(100)));
         }
         None => quantity(size)
             .ok_or_else(|| format!("maxSize {size:?} is no size: write something like 200Gi, or 60%"))?,

@@ -1,7 +1,7 @@
 //! What users of volumes name: the driver and its classes. They are in no namespace.
 
 use super::object::{Object, global};
-use super::{DRIVER, Plan};
+use super::{DRIVER, OWNER, Plan, Valid};
 use serde_json::json;
 
 pub(super) fn driver(plan: Plan<'_>) -> Object {
@@ -16,7 +16,14 @@ pub(super) fn driver(plan: Plan<'_>) -> Object {
         "storageCapacity": false,
         "volumeLifecycleModes": ["Persistent"],
     });
-    global(plan, "storage.k8s.io/v1", "CSIDriver", DRIVER, json!({"spec": spec}))
+    let mut object = global(plan, "storage.k8s.io/v1", "CSIDriver", DRIVER, json!({"spec": spec}));
+    object.0["metadata"]["annotations"][OWNER] = owner(plan.cluster).into();
+    object
+}
+
+/// What the CSIDriver says of whose it is.
+fn owner(cluster: &Valid) -> String {
+    format!("{}/{}", cluster.namespace, cluster.name)
 }
 
 pub(super) fn storage_class(plan: Plan<'_>) -> Option<Object> {

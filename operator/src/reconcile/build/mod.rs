@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// Name of the CSI driver, also in the data of volumes: it never changes.
 pub(crate) const DRIVER: &str = "csi.sheepdog.io";
 
+/// Annotation of the CSIDriver: namespace and name of the SheepdogCluster whose volumes it is for.
+pub(crate) const OWNER: &str = "sheepdog.io/owner";
+
 /// Ports of storage nodes: ring (UDP) and data (TCP).
 pub(crate) const NODE_PORT: u16 = 7000;
 /// Control API of storage nodes.
@@ -67,6 +70,8 @@ pub(crate) fn secret_name(cluster: &str) -> String {
 pub(crate) fn build(cluster: &Valid, settings: &Settings, observed: &Observed) -> Vec<Object> {
     let plan = Plan { cluster, settings, observed };
     let mut objects = vec![
+        // First: whoever makes it is the only one who makes the rest.
+        classes::driver(plan),
         storage::node_configuration(plan),
         storage::peers(plan),
         storage::control(plan),
@@ -76,7 +81,6 @@ pub(crate) fn build(cluster: &Valid, settings: &Settings, observed: &Observed) -
         node_parts::devices(plan),
         node_parts::csi(plan),
         controller::deployment(plan),
-        classes::driver(plan),
     ];
     objects.extend(classes::storage_class(plan));
     objects.extend(classes::snapshot_class(plan));

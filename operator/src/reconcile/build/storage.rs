@@ -150,19 +150,18 @@ pub(super) fn daemon_set(plan: Plan<'_>) -> Object {
     set
 }
 
-/// Nodes that store data, and those that have to be drained before they may stop.
+/// The nodes that store data, and those that may not stop yet, by their names: if labels said which, Kubernetes would end a pod as soon
+/// as its node lost one, before anybody could save what it has.
 fn affinity(plan: Plan<'_>) -> Value {
-    let labels: Vec<Value> = plan
-        .cluster
-        .node_selector
-        .iter()
-        .map(|(key, value)| json!({"key": key, "operator": "In", "values": [value]}))
-        .collect();
-    let mut terms = vec![json!({"matchExpressions": labels})];
-    terms.extend(
-        plan.cluster.leaving.iter().map(
-            |node| json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}),
-        ),
-    );
+    let cluster = plan.cluster;
+    let mut names: Vec<&String> = cluster.storage_nodes.iter().chain(&cluster.kept).collect();
+    names.sort_unstable();
+    let term = |name: &&String| json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
+    let mut terms: Vec<Value> = names.iter().map(term).collect();
+    if terms.is_empty() {
+        // There must be one. No node has a label and has it not.
+        let os = |operator: &str| json!({"key": "kubernetes.io/os", "operator": operator});
+        terms.push(json!({"matchExpressions": [os("Exists"), os("DoesNotExist")]}));
+    }
     json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}})
 }

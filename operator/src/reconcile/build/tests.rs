@@ -1,4 +1,4 @@
-use super::super::testing::{empty, serving, settings, sheepdog, valid};
+use super::super::testing::{empty, kube_node, serving, settings, sheepdog, valid};
 use super::super::validate::validate;
 use super::*;
 use crate::crd::{NetworkProvider, NodeStorage};
@@ -62,6 +62,7 @@ fn every_field_is_one_that_kubernetes_knows() {
     assert_eq!(
         names,
         [
+            "CSIDriver csi.sheepdog.io",
             "ConfigMap sheepdog-nodes",
             "Service sheepdog-storage",
             "Service sheepdog-control",
@@ -71,7 +72,6 @@ fn every_field_is_one_that_kubernetes_knows() {
             "DaemonSet sheepdog-device",
             "DaemonSet sheepdog-csi-node",
             "Deployment sheepdog-csi-controller",
-            "CSIDriver csi.sheepdog.io",
             "StorageClass sheepdog",
             "VolumeSnapshotClass sheepdog",
         ]
@@ -81,6 +81,9 @@ fn every_field_is_one_that_kubernetes_knows() {
 #[test]
 fn everything_goes_with_its_owner() {
     let observed = empty(&["a"]);
+    let objects = build(&valid(&observed), &settings(), &observed);
+    let driver = find(&objects, "CSIDriver", DRIVER);
+    assert_eq!(driver["metadata"]["annotations"][OWNER], "storage/sheepdog", "others see whose it is");
     for object in build(&valid(&observed), &settings(), &observed) {
         let owner = &object.0["metadata"]["ownerReferences"][0];
         match object.namespace() {
@@ -202,8 +205,9 @@ fn snapshots_are_offered_where_kubernetes_has_them() {
     assert_eq!(sidecars(&observed), (5, true));
 }
 
+/// Kubernetes ends a pod at once when the affinity of its DaemonSet does not fit its node any more.
 #[test]
-fn a_node_that_is_drained_keeps_its_pod_and_no_other_pod_is_replaced_for_that() {
+fn storage_pods_are_on_nodes_by_name_whatever_becomes_of_labels() {
     let mut observed = serving(&["a", "b"]);
     let of = |observed: &Observed| {
         let objects = build(&valid(observed), &settings(), observed);
@@ -212,15 +216,20 @@ fn a_node_that_is_drained_keeps_its_pod_and_no_other_pod_is_replaced_for_that() 
             &template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         (terms["nodeSelectorTerms"].clone(), template["metadata"]["annotations"][TEMPLATE].clone())
     };
+    let name = |name: &str| serde_json::json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
     let (terms, hash) = of(&observed);
-    let linux = serde_json::json!({
-        "matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}]
-    });
-    assert_eq!(terms, serde_json::json!([linux]));
+    assert_eq!(terms, serde_json::json!([name("a"), name("b")]));
     observed.nodes[1].labels.clear();
+    assert_eq!(of(&observed), (terms, hash.clone()), "it has data");
+    observed.nodes.push(kube_node("c"));
     let (terms, same) = of(&observed);
-    assert_eq!(terms[1]["matchFields"][0]["values"][0], "b");
-    assert_eq!(same, hash);
+    assert_eq!(terms, serde_json::json!([name("a"), name("b"), name("c")]));
+    assert_eq!(same, hash, "no other pod is replaced for that");
+    // There are no nodes, and no term would mean all of them.
+    let (terms, _) = of(&empty(&[]));
+    let never = terms[0]["matchExpressions"].as_array().unwrap();
+    assert_eq!((&never[0]["operator"], &never[1]["operator"]), (&"Exists".into(), &"DoesNotExist".into()));
+    assert_eq!(never[0]["key"], never[1]["key"]);
 }
 
 /// The kubelet makes the name of a host of the socket's path.

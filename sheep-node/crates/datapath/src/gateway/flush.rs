@@ -55,6 +55,8 @@ pub(super) struct Flusher {
     /// Operations that wait for the next cycle, and for this one.
     waiting: Vec<u64>,
     served: Vec<u64>,
+    /// Answered writes that are lost, of which no flush has been told yet.
+    lost: BTreeSet<u64>,
     /// Sequence of the last write that the cycle covers.
     upto: u64,
     /// Requests of this stage that are not answered.
@@ -106,6 +108,27 @@ impl Flusher {
             given_up.extend(self.clearing.iter_mut().filter_map(|discard| discard.io.take()));
         }
         given_up
+    }
+
+    /// Answered writes are lost: who waits for a cycle that covers them waits no more. If no flush is among those, the next
+    /// one is to be told.
+    pub(super) fn lose(&mut self, lost: &[u64], is_flush: impl Fn(&u64) -> bool) -> Vec<u64> {
+        let (waits, serves) = (self.waiting.iter().any(&is_flush), self.served.iter().any(&is_flush));
+        let covered = |sequence: u64| sequence <= self.upto;
+        self.lost.extend(lost.iter().filter(|lost| !(waits || serves && covered(**lost))));
+        let concerned = lost.iter().any(|lost| covered(*lost));
+        let served = if concerned { std::mem::take(&mut self.served) } else { Vec::new() };
+        self.waiting.drain(..).chain(served).collect()
+    }
+
+    /// A write that was lost has come onto all members.
+    pub(super) fn is_found(&mut self, sequence: u64) {
+        self.lost.remove(&sequence);
+    }
+
+    /// Whether this flush is to be told of a loss; the next one is not.
+    pub(super) fn tells_of_loss(&mut self) -> bool {
+        !std::mem::take(&mut self.lost).is_empty()
     }
 
     pub(super) fn discard(&mut self, discard: Discard) {
@@ -181,6 +204,16 @@ impl Volume {
     /// failed.
     fn is_drained(&self) -> bool {
         self.unconfirmed.range(..=self.flusher.upto).all(|sequence| self.stuck.contains(sequence))
+    }
+
+    /// A write has come onto all members: one that failed, which no cycle waits for. If this one covers it, and members are making
+    /// durable what they had, nobody knows whether that was among it: they are asked once more.
+    pub(super) fn flush_late(&mut self, core: &mut Core, sequence: u64) {
+        let covers = self.flusher.stage == Stage::Data && sequence <= self.flusher.upto;
+        if covers && !core.config.mutants.is(Mutant::FlushOldSet) {
+            std::mem::take(&mut self.flusher.asked).into_iter().for_each(|number| drop(core.cancel(number)));
+            self.flusher.stage = Stage::Drain;
+        }
     }
 
     /// Asks all up members of the present sets, whoever was a member when the writes were made.

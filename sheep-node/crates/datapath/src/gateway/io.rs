@@ -133,6 +133,9 @@ impl Volume {
             }
             VolumeOp::Flush => {
                 self.habit.flushed();
+                if self.flusher.tells_of_loss() {
+                    return self.answer(core, io, Err(VolumeError::Io));
+                }
                 self.ios.insert(io, Io { kind: IoKind::Flush, ..change(false) });
                 self.flusher.wait(io);
                 return self.again = true;

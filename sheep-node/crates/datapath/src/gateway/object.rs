@@ -147,6 +147,8 @@ pub(super) struct Failed {
     /// Who is told so.
     pub(super) owner: Owner,
     pub(super) bytes: u64,
+    /// It changed something and was answered: whoever flushes is to be told.
+    pub(super) lost: bool,
 }
 
 /// An object with unflushed writes.
@@ -196,7 +198,7 @@ impl ObjectWrites {
     }
 
     /// A member cannot store a write, nor what comes behind it. What was answered stays so, unless all copies are lost.
-    /// Returns what has failed by that: sequences, owners and bytes.
+    /// Returns what has failed by that.
     pub(super) fn refuse_from(&mut self, sequence: u64, error: VolumeError) -> Vec<Failed> {
         let is_lost = error == VolumeError::Io && self.holders(sequence).is_empty();
         self.any_refused = true;
@@ -205,12 +207,14 @@ impl ObjectWrites {
         let is_untold = self.writes.range(first..).all(|write| write.fills || !write.answered);
         let mut failed = Vec::new();
         for write in self.writes.range_mut(first..).filter(|write| write.failed().is_none()) {
+            let told = write.answered && !write.fills;
             write.answered &= !is_lost && !is_untold;
             if write.sequence == sequence || !write.answered {
                 write.refused = Some(error);
             }
             if write.failed().is_some() {
-                failed.push(Failed { sequence: write.sequence, owner: write.owner, bytes: write.weight() });
+                let (sequence, owner, bytes) = (write.sequence, write.owner, write.weight());
+                failed.push(Failed { sequence, owner, bytes, lost: told });
                 write.owner = Owner::Nobody;
             }
         }
@@ -223,7 +227,7 @@ impl ObjectWrites {
         let mut failed = Vec::new();
         for write in self.writes.iter_mut().filter(|write| write.owner == owner) {
             (write.refused, write.owner, self.any_refused) = (Some(error), Owner::Nobody, true);
-            failed.push(Failed { sequence: write.sequence, owner, bytes: write.weight() });
+            failed.push(Failed { sequence: write.sequence, owner, bytes: write.weight(), lost: false });
         }
         failed
     }
@@ -374,29 +378,34 @@ mod tests {
         object.writes[0].answered = true;
         assert!(!object.unanswered(4 * block, 5 * block, 3));
     }
+
     #[test]
-    fn what_was_answered_stays_so_when_it_is_refused() {
+    fn what_was_answered_stays_so_when_it_is_refused_or_is_told_to_be_lost() {
         let answered = |sequence| RetainedWrite { answered: true, ..write(sequence, false) };
         let fill = |sequence| RetainedWrite { fills: true, ..answered(sequence) };
-        let refuse = |writes: Vec<RetainedWrite>, error, holds: bool| {
+        let refuse = |writes: Vec<RetainedWrite>, error, holds: bool| -> (Vec<u64>, Vec<u64>, bool) {
             let mut object = ObjectWrites { writes: writes.into(), ..ObjectWrites::default() };
             if holds {
                 object.hold(Member { node: NodeId(1), incarnation: Incarnation(1) }, 9, |_| ());
             }
-            let failed = object.refuse_from(2, error).into_iter().map(|failed| failed.sequence);
-            (failed.collect::<Vec<_>>(), object.writes.iter().any(RetainedWrite::holds_up_flushes))
+            let failed = object.refuse_from(2, error);
+            let lost = failed.iter().filter(|failed| failed.lost).map(|failed| failed.sequence).collect();
+            let failed = failed.iter().map(|failed| failed.sequence).collect();
+            let held_up = object.writes.iter().any(RetainedWrite::holds_up_flushes);
+            (failed, lost, held_up)
         };
         let (full, io) = (VolumeError::NoSpace, VolumeError::Io);
         let plain = || vec![answered(1), answered(2), answered(3), write(4, false)];
-        assert_eq!(refuse(plain(), full, false), (vec![4], true));
-        assert_eq!(refuse(plain(), io, true), (vec![4], true), "a member has it");
-        assert_eq!(refuse(plain(), io, false), (vec![2, 3, 4], false), "it is lost");
+        assert_eq!(refuse(plain(), full, false), (vec![4], vec![], true));
+        assert_eq!(refuse(plain(), io, true), (vec![4], vec![], true), "a member has it");
+        assert_eq!(refuse(plain(), io, false), (vec![2, 3, 4], vec![2, 3], false), "no flush may hide it");
         assert_eq!(
             refuse(vec![answered(1), write(2, false), write(3, false)], full, true),
-            (vec![2, 3], false)
+            (vec![2, 3], vec![], false)
         );
         // What was filled in is missed by nobody, but for who wrote behind it.
-        assert_eq!(refuse(vec![answered(1), fill(2), fill(3)], full, true), (vec![2, 3], false));
-        assert_eq!(refuse(vec![answered(1), fill(2), answered(3)], full, true), (vec![], true));
+        assert_eq!(refuse(vec![answered(1), fill(2), fill(3)], full, true), (vec![2, 3], vec![], false));
+        assert_eq!(refuse(vec![answered(1), fill(2), answered(3)], full, true), (vec![], vec![], true));
+        assert_eq!(refuse(vec![fill(2), answered(3)], io, false), (vec![2, 3], vec![3], false));
     }
 }

@@ -6,6 +6,7 @@
 //! as that lasts. So does what needs map entries that a member cannot store.
 
 use super::api::{OpenError, VolumeError};
+use super::io::IoKind;
 use super::object::{Failed, ObjectWrites, Owner};
 use super::shared::Core;
 use super::volume::{Phase, Volume};
@@ -30,12 +31,17 @@ impl Volume {
         let failed = writes.refuse_from(sequence, error);
         let Some(found) = writes.get(sequence) else { return };
         let (holds_up, fills) = (found.holds_up_flushes(), found.owner == Owner::Fill);
-        for Failed { owner, .. } in self.set_aside(core, failed) {
+        let mut lost = Vec::new();
+        for Failed { sequence, owner, lost: is_lost, .. } in self.set_aside(core, failed) {
+            lost.extend(is_lost.then_some(sequence));
             match owner {
                 Owner::Client { io } => self.part_done(core, io, Err(error), false),
                 Owner::Fill => self.fill.refused(core.now),
                 Owner::Map | Owner::Nobody => {}
             }
+        }
+        if !lost.is_empty() {
+            self.tell_lost(core, &lost, error);
         }
         if holds_up {
             self.awaited.insert(sequence);
@@ -57,8 +63,22 @@ impl Volume {
         failed
     }
 
+    /// Writes that were answered are on no member any more. Flushes do not wait for them now, but one has to say so, or whoever
+    /// relies on it would take them for durable.
+    fn tell_lost(&mut self, core: &mut Core, lost: &[u64], error: VolumeError) {
+        let ios = &self.ios;
+        let is_flush = |io: &u64| ios.get(io).is_some_and(|io| matches!(io.kind, IoKind::Flush));
+        for io in self.flusher.lose(lost, is_flush) {
+            self.part_done(core, io, Err(error), false);
+        }
+        self.fail_still(core, error);
+        self.again = true;
+    }
+
     /// A write is on all members, although it had failed or been refused perhaps.
     pub(super) fn take_back(&mut self, core: &mut Core, sequence: u64, bytes: u64) {
+        self.flush_late(core, sequence);
+        self.flusher.is_found(sequence);
         self.awaited.remove(&sequence);
         if self.stuck.remove(&sequence) {
             self.set_aside -= bytes;
@@ -93,6 +113,12 @@ impl Volume {
     /// Whether a flush of all there is cannot end before some member finds room.
     pub(super) fn cannot_flush(&self) -> bool {
         !self.awaited.is_empty()
+    }
+
+    /// Why what is kept cannot be made durable: for want of room, unless something worse is the matter.
+    pub(super) fn why_refused(&self) -> VolumeError {
+        let mut refused = self.objects.values().filter_map(ObjectWrites::refused);
+        refused.find(|error| *error != VolumeError::NoSpace).unwrap_or(VolumeError::NoSpace)
     }
 
     /// Whether nothing but failed writes is left.

@@ -99,7 +99,7 @@ impl Volume {
         match still.stage {
             _ if still.deadline().is_some_and(|deadline| deadline <= core.now) => self.order_resume(core),
             Stage::Draining if given_up => self.end_still(),
-            Stage::Draining if self.has_only_failed_writes() => self.fail_still(core, VolumeError::NoSpace),
+            Stage::Draining if self.has_only_failed_writes() => self.fail_still(core, self.why_refused()),
             Stage::Draining if self.is_at_rest() || core.config.mutants.is(Mutant::SnapshotUndrained) => {
                 if self.say_replaced(core) {
                     self.order_still(core);

@@ -133,7 +133,7 @@ impl Volume {
 
     /// A part waits for a cycle to end, if it can.
     pub(super) fn wait_for_flush(&mut self, core: &mut Core, piece: &Piece) -> Step {
-        if self.cannot_flush() { self.fail_piece(core, piece, VolumeError::NoSpace) } else { Step::Wait }
+        if self.cannot_flush() { self.fail_piece(core, piece, self.why_refused()) } else { Step::Wait }
     }
 
     fn fail_piece(&mut self, core: &mut Core, piece: &Piece, error: VolumeError) -> Step {
@@ -159,7 +159,7 @@ impl Volume {
         let only_failed = self.has_only_failed_writes();
         let no_room = own && only_failed || too_many && self.has_only_failed_creations();
         if no_room || self.cannot_flush() {
-            return Some(self.fail_piece(core, piece, VolumeError::NoSpace));
+            return Some(self.fail_piece(core, piece, self.why_refused()));
         }
         // The flush follows in the same round.
         self.flusher.wanted |= self.flusher.dirty_since.is_some() && !only_failed;

@@ -5,6 +5,7 @@
 mod diff;
 mod fill;
 mod full;
+mod late;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod opening;

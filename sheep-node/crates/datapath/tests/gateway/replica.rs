@@ -34,8 +34,9 @@ pub(crate) struct Replica {
     settled: Generation,
     /// Recovery was here since the epoch began: what is missing is nowhere.
     pub(crate) recovered: bool,
-    /// Writes are refused for want of space.
+    /// Writes are refused, and why.
     pub(crate) full: bool,
+    pub(crate) refusal: Refusal,
     /// Reads find damage.
     pub(crate) damaged: bool,
     pub(crate) requests: BTreeMap<&'static str, u64>,
@@ -61,6 +62,7 @@ impl Replica {
             settled: Generation(0),
             recovered: true,
             full: false,
+            refusal: Refusal::NoSpace,
             damaged: false,
             requests: BTreeMap::new(),
         }
@@ -253,7 +255,7 @@ impl Replica {
         });
         if write.create && !already {
             if self.full {
-                return refuse(Refusal::NoSpace);
+                return refuse(self.refusal);
             }
             let blocks = match write.base.map(|base| write.object.of(base)) {
                 None => BTreeMap::new(),
@@ -292,7 +294,7 @@ impl Replica {
             }
         }
         if self.full {
-            return refuse(Refusal::NoSpace);
+            return refuse(self.refusal);
         }
         self.apply(write)
     }

@@ -13,7 +13,7 @@ pub const MAX_BODY_LEN: usize = 1 << 20;
 pub const MAX_PAYLOAD_LEN: usize = 8 << 20;
 
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"SHDP");
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// The header's checksum covers everything before it.
 pub(crate) const HEADER_CRC_AT: usize = HEADER_LEN - 4;
 /// Lengths of the variable part and of the payload.

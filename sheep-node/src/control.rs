@@ -7,8 +7,9 @@ use crate::data::{DataMessage, Tested};
 use crate::handle::{ControlRequest, NodeStatus, OrderError};
 use crate::inbox::{Inbox, SendError, Sender};
 use crate::log_file::{LogDisk, LogWrite, LogWritten};
-use crate::ring_socket::{ADDRESSES, RingSocket};
+use crate::ring_socket::RingSocket;
 use crate::strangers::{Heard, Strangers};
+use crate::whereabouts::ADDRESSES;
 use crate::{clock, log_file};
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -198,7 +199,7 @@ impl ControlThread {
         for _ in 0..BURST {
             let (control, now) = (&mut self.control, clock::now());
             let mut addresses = None;
-            let received = self.socket.receive(|from, packet| match packet.first() {
+            let received = self.socket.receive(now, |from, packet| match packet.first() {
                 Some(&ADDRESSES) => addresses = Some(packet.to_vec()),
                 _ => control.handle_packet(now, from.node, packet),
             });
@@ -405,9 +406,7 @@ impl ControlThread {
             return;
         }
         self.status_due = now + STATUS_INTERVAL;
-        if self.socket.has_learned() {
-            self.socket.tell_addresses();
-        }
+        self.socket.tell_addresses(now);
         let (log, ring) = (self.control.log(), self.control.ring());
         let (log_stats, socket) = (log.stats(), self.socket.stats);
         let heard = Heard {

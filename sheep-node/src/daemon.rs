@@ -10,6 +10,7 @@ use crate::inbox::Sender;
 use crate::rendezvous::Rendezvous;
 use crate::ring_socket::RingSocket;
 use crate::seal::{ClusterKey, Sealer};
+use crate::whereabouts::Whereabouts;
 use crate::{grpc, http, log_file};
 use anyhow::{Context, Result, bail, ensure};
 use sheep_engine::{ControlConfig, NodeProfile};
@@ -153,7 +154,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
             mio::net::UdpSocket::from_std(sockets.ring),
             Sealer::new(key, dir.me),
             dir.me,
-            own_ring,
+            Whereabouts::new(dir.me, own_ring, config.token_loss),
         ),
         data: data_sender.clone(),
         status,

@@ -25,6 +25,7 @@ mod strangers;
 mod telemetry;
 #[cfg(test)]
 mod testing;
+mod whereabouts;
 
 use cli::Invocation;
 use std::io::Write;

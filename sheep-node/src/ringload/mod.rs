@@ -7,6 +7,7 @@ mod options;
 use crate::clock;
 use crate::ring_socket::RingSocket;
 use crate::seal::{ClusterKey, Sealer};
+use crate::whereabouts::Whereabouts;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use histogram::Histogram;
@@ -121,7 +122,8 @@ impl Load {
         // A later run is a later incarnation: the clock of the machine is the memory that there is.
         let me = Member { node: node_id(address), incarnation: Incarnation(now.as_nanos()) };
         let sealer = Sealer::new(ClusterKey::new(KEY), me);
-        let mut socket = RingSocket::new(mio::net::UdpSocket::from_std(socket), sealer, me, address);
+        let addresses = Whereabouts::new(me, address, options.token_loss());
+        let mut socket = RingSocket::new(mio::net::UdpSocket::from_std(socket), sealer, me, addresses);
         socket.set_seeds(options.members.iter().copied());
         let config = RingConfig { queue_limit: QUEUE, ..RingConfig::with_token_loss(options.token_loss()) };
         let mut expected: Vec<NodeId> = options.members.iter().copied().map(node_id).collect();
@@ -145,7 +147,7 @@ impl Load {
     fn receive(&mut self) -> bool {
         for _ in 0..BURST {
             let (ring, now) = (&mut self.ring, clock::now());
-            if self.socket.receive(|_, packet| ring.handle_packet(now, packet)).is_none() {
+            if self.socket.receive(now, |_, packet| ring.handle_packet(now, packet)).is_none() {
                 return true;
             }
             self.carry_out();

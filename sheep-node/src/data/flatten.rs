@@ -73,8 +73,9 @@ impl DataThread {
     pub(super) fn reopened(&mut self, now: Time, volume: u64) -> bool {
         let closing = self.volumes.is_closing(volume);
         if closing {
-            let action = self.volumes.closed(volume);
-            self.act(now, action);
+            for action in self.volumes.closed(volume) {
+                self.act(now, action);
+            }
         }
         closing
     }

@@ -245,8 +245,9 @@ impl DataThread {
                 self.act(now, action);
             }
             GatewayOutput::Closed { handle } => {
-                let action = self.volumes.closed(handle);
-                self.act(now, action);
+                for action in self.volumes.closed(handle) {
+                    self.act(now, action);
+                }
             }
             GatewayOutput::Report { suspect } => {
                 warn!(node = %suspect.node, "a node does not answer on the data path; reporting it");

@@ -53,8 +53,8 @@ struct Volume {
     state: State,
     /// Its user shares it with nobody.
     alone: bool,
-    /// Who waits until that user has gone.
-    later: Vec<Waiter>,
+    /// Who waits until that user has gone, or it is closed; and whether only to read.
+    later: Vec<(bool, Waiter)>,
     /// When it was first asked for.
     since: Option<Time>,
     /// Refused, and to be asked for again then.
@@ -69,7 +69,16 @@ impl Volume {
     /// Nobody uses it any more: who waited for that gets it next.
     fn close(&mut self) {
         self.alone = false;
-        self.state = State::Closing(std::mem::take(&mut self.later));
+        self.state = State::Closing(self.take_later());
+    }
+
+    /// Those who wait until it is free and want it in the mode that it has.
+    fn take_later(&mut self) -> Vec<Waiter> {
+        let later = std::mem::take(&mut self.later).into_iter();
+        let (same, others) = later.partition(|(read_only, _)| *read_only == self.read_only);
+        self.later = others;
+        let same: Vec<(bool, Waiter)> = same;
+        same.into_iter().map(|(_, waiter)| waiter).collect()
     }
 }
 
@@ -112,14 +121,14 @@ impl Volumes {
         alone: bool,
         waiter: Waiter,
     ) -> (Action, Option<(Waiter, VolumeId, Opened)>) {
+        // What will be free soon is waited for, whoever has it; else one node has a VDI in one mode.
         let is_background = |volume: &Volume| matches!(volume.state, State::Background);
-        let known = self
-            .volumes
-            .iter_mut()
-            .find(|(_, v)| v.vdi == vdi && (v.read_only == read_only || is_background(v)));
+        let ends = |volume: &Volume| volume.alone || matches!(volume.state, State::Closing(_));
+        let same = |volume: &Volume| volume.read_only == read_only || is_background(volume);
+        let known = self.volumes.iter_mut().find(|(_, v)| v.vdi == vdi && (same(v) || !alone && ends(v)));
         if let Some((id, volume)) = known {
-            if volume.alone {
-                volume.later.push(waiter);
+            if volume.alone || !same(volume) {
+                volume.later.push((read_only, waiter));
                 return (Action::Nothing, None);
             }
             volume.alone = alone;
@@ -192,9 +201,10 @@ impl Volumes {
     /// The gateway could not open it: who waited.
     pub(super) fn failed(&mut self, id: VolumeId) -> Vec<Waiter> {
         let Some(Volume { state, later, .. }) = self.volumes.remove(&id) else { return Vec::new() };
+        let later = later.into_iter().map(|(_, waiter)| waiter);
         match state {
             State::Opening(waiters) | State::Closing(waiters) => waiters.into_iter().chain(later).collect(),
-            State::Open(_) | State::Background => later,
+            State::Open(_) | State::Background => later.collect(),
         }
     }
 
@@ -252,20 +262,28 @@ impl Volumes {
         }
     }
 
-    /// The gateway has closed it; it is opened again if somebody has come meanwhile.
-    pub(super) fn closed(&mut self, id: VolumeId) -> Action {
-        match self.volumes.remove(&id) {
-            Some(Volume { vdi, read_only, alone, later, state: State::Closing(waiters), .. })
-                if !waiters.is_empty() =>
-            {
-                let action = self.open(vdi, read_only, alone, waiters);
-                if let Some(volume) = self.volumes.get_mut(&self.last) {
-                    volume.later = later;
-                }
-                action
+    /// The gateway has closed it; it is opened again if somebody has come meanwhile. Who wants it in the other mode gets it if
+    /// nobody else has come, and else is told that there is only one at a time.
+    pub(super) fn closed(&mut self, id: VolumeId) -> Vec<Action> {
+        let Some(Volume { vdi, read_only, alone, later, state: State::Closing(waiters), .. }) =
+            self.volumes.remove(&id)
+        else {
+            return Vec::new();
+        };
+        let mut actions = Vec::new();
+        if !waiters.is_empty() {
+            actions.push(self.open(vdi, read_only, alone, waiters));
+            if let Some(volume) = self.volumes.get_mut(&self.last).filter(|_| alone) {
+                volume.later = later;
+                return actions;
             }
-            Some(_) | None => Action::Nothing,
         }
+        // All of them want the other mode.
+        let others: Vec<Waiter> = later.into_iter().map(|(_, waiter)| waiter).collect();
+        if !others.is_empty() {
+            actions.push(self.open(vdi, !read_only, false, others));
+        }
+        actions
     }
 
     /// Changes what later users are told of the size.
@@ -298,6 +316,16 @@ mod tests {
         Waiter::Client(Token(n), None)
     }
 
+    /// It is closed, and opened anew for who has waited.
+    fn reopened(volumes: &mut Volumes, id: VolumeId, wanted: bool) -> VolumeId {
+        let actions = volumes.closed(id);
+        let [Action::Open { volume, read_only, .. }] = actions[..] else {
+            panic!("{} opened", actions.len())
+        };
+        assert_eq!(read_only, wanted);
+        volume
+    }
+
     #[test]
     fn users_share_a_volume_and_the_last_one_closes_it() {
         let mut volumes = Volumes::default();
@@ -310,7 +338,7 @@ mod tests {
         assert!(matches!(volumes.release(volume), Action::Nothing));
         assert!(matches!(volumes.release(volume), Action::Nothing));
         assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
-        assert!(matches!(volumes.closed(volume), Action::Nothing));
+        assert!(volumes.closed(volume).is_empty());
         assert_eq!(volumes.len(), 0);
     }
 
@@ -349,7 +377,7 @@ mod tests {
         );
         assert!(volumes.opened(volume, OPENED).is_empty(), "it was about to be opened");
         assert!(volumes.is_closing(volume));
-        let Action::Open { volume: again, read_only: true, .. } = volumes.closed(volume) else { panic!() };
+        let again = reopened(&mut volumes, volume, true);
         assert_eq!((volumes.opened(again, OPENED).len(), volumes.in_background()), (1, 0));
     }
 
@@ -362,7 +390,7 @@ mod tests {
         volumes.opened(volume, OPENED);
         assert!(matches!(volumes.lost(volume), Action::Close(_)));
         assert!(matches!(volumes.want(VdiId(1), false, false, client(2)), (Action::Nothing, None)));
-        let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
+        let again = reopened(&mut volumes, volume, false);
         assert_ne!(again, volume);
         assert_eq!(volumes.opened(again, OPENED).len(), 1);
     }
@@ -380,7 +408,7 @@ mod tests {
         // They get it, under another lock, when the first one has gone.
         assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
         assert!(volumes.is_used(vdi), "others wait");
-        let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
+        let again = reopened(&mut volumes, volume, false);
         assert_eq!(volumes.opened(again, OPENED).len(), 2);
         assert!(matches!(volumes.want(vdi, false, false, client(4)), (Action::Nothing, Some(_))));
     }
@@ -393,10 +421,47 @@ mod tests {
         assert!(!volumes.is_used(VdiId(1)));
         assert!(matches!(volumes.want(VdiId(1), false, true, client(1)), (Action::Close(_), None)));
         assert!(matches!(volumes.want(VdiId(1), false, false, client(2)), (Action::Nothing, None)));
-        let Action::Open { volume: again, .. } = volumes.closed(volume) else { panic!() };
+        let again = reopened(&mut volumes, volume, false);
         assert_eq!(volumes.opened(again, OPENED).len(), 1);
         volumes.release(again);
-        assert!(matches!(volumes.closed(again), Action::Open { .. }));
-        assert_eq!(volumes.failed(again + 1).len(), 1);
+        let last = reopened(&mut volumes, again, false);
+        assert_eq!(volumes.failed(last).len(), 1);
+    }
+
+    /// A reader waits as a writer does for who has it alone, and for a close.
+    #[test]
+    fn who_wants_to_read_waits_for_who_has_it_alone() {
+        let (mut volumes, vdi) = (Volumes::default(), VdiId(1));
+        let (Action::Open { volume, .. }, None) = volumes.want(vdi, false, true, client(1)) else { panic!() };
+        volumes.opened(volume, OPENED);
+        assert!(matches!(volumes.want(vdi, true, false, client(2)), (Action::Nothing, None)));
+        assert!(matches!(volumes.release(volume), Action::Close(id) if id == volume));
+        assert!(volumes.is_used(vdi), "a reader waits");
+        assert!(matches!(volumes.want(vdi, true, false, client(3)), (Action::Nothing, None)));
+        let read = reopened(&mut volumes, volume, true);
+        assert_eq!(volumes.opened(read, OPENED).len(), 2);
+        // While somebody merely uses it, it is not waited for.
+        assert!(matches!(volumes.want(vdi, false, false, client(4)), (Action::Open { .. }, None)));
+    }
+
+    #[test]
+    fn of_those_who_have_waited_each_is_told() {
+        let (mut volumes, vdi) = (Volumes::default(), VdiId(1));
+        let (Action::Open { volume, .. }, None) = volumes.want(vdi, false, true, client(1)) else { panic!() };
+        volumes.opened(volume, OPENED);
+        for (number, read_only) in [(2, true), (3, false), (4, true)] {
+            assert!(matches!(volumes.want(vdi, read_only, false, client(number)), (Action::Nothing, None)));
+        }
+        volumes.release(volume);
+        let actions = volumes.closed(volume);
+        let [
+            Action::Open { volume: one, read_only: false, .. },
+            Action::Open { volume: other, read_only: true, .. },
+        ] = actions[..]
+        else {
+            panic!()
+        };
+        // The gateway has one at a time.
+        assert_eq!((volumes.failed(other).len(), volumes.opened(one, OPENED).len()), (2, 1));
     }
 }

@@ -68,6 +68,8 @@ pub struct Counts {
     pub orphans: u64,
     /// Volumes that grew.
     pub grown: u64,
+    /// Volumes that were made smaller.
+    pub shrunk: u64,
     /// Clones that were flat in the end.
     pub flattened: u64,
     /// Comparisons with a snapshot, or with nothing, that were answered.
@@ -115,6 +117,7 @@ impl Counts {
         self.reached += other.reached;
         self.orphans += other.orphans;
         self.grown += other.grown;
+        self.shrunk += other.shrunk;
         self.flattened += other.flattened;
         self.diffs += other.diffs;
         self.same += other.same;

@@ -5,6 +5,7 @@ mod answers;
 mod diff;
 mod reader;
 mod rival;
+mod shrink;
 mod snapshots;
 
 use crate::oracle::{Oracle, ReadTicket, Tag};
@@ -73,6 +74,8 @@ pub struct Client {
     rivals: Vec<rival::Rival>,
     /// It lets its volume go, to use another one.
     leaving: bool,
+    /// It makes its volume smaller.
+    shrink: Option<shrink::Shrink>,
     /// Of one that only reads: how much more.
     reads_left: u64,
     /// The session of the volume in which it began to read.
@@ -94,6 +97,7 @@ impl Client {
             sessions: 0,
             rivals: Vec::new(),
             leaving: false,
+            shrink: None,
             reads_left: 0,
             reads_in: 0,
         }
@@ -222,7 +226,7 @@ impl World {
         if self.nodes[node].paused_until > self.now || self.gives_up(number, node) {
             return;
         }
-        if self.clients[number].pending.len() >= self.options.depth {
+        if self.shrinks(number, node) || self.clients[number].pending.len() >= self.options.depth {
             return;
         }
         if self.takes_snapshot() {

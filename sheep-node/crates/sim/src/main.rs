@@ -48,6 +48,9 @@ struct Arguments {
     /// Snapshots, clones, rollbacks, deletions, growing volumes, and readers.
     #[arg(long)]
     snapshots: bool,
+    /// The same, and volumes are made smaller.
+    #[arg(long)]
+    shrinks: bool,
     /// With these, what is on the disks in the end is not held against what can be reached.
     #[arg(long)]
     no_space: bool,
@@ -129,7 +132,8 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
     let mut options = Options::from_seed(seed);
     options.verbose = arguments.verbose;
     options.rivals |= arguments.rivals;
-    options.snapshots |= arguments.snapshots;
+    options.snapshots |= arguments.snapshots || arguments.shrinks;
+    options.shrinks |= arguments.shrinks;
     options.space &= !arguments.no_space;
     options.rot.data |= arguments.rot;
     options.rot.unflushed |= arguments.rot_unflushed;

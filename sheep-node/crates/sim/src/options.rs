@@ -134,6 +134,8 @@ pub struct Options {
     pub flips: u64,
     /// Snapshots, clones, rollbacks, deletions, growing volumes, and readers.
     pub snapshots: bool,
+    /// With these: who has a volume makes it smaller.
+    pub shrinks: bool,
     /// Then what is on the disks is held against what can be reached; every third time everything is deleted.
     pub space: bool,
     /// Clients also order commands that have nothing to do with their volumes.
@@ -189,6 +191,7 @@ impl Options {
             rot: Rot::default(),
             flips: 0,
             snapshots: false,
+            shrinks: false,
             space: true,
             commands: false,
             mutant: None,

@@ -83,6 +83,8 @@ pub struct Oracle {
     touched: Vec<bool>,
     /// Nobody can write it any more: what one read shows all others show.
     frozen: bool,
+    /// It may be as small as this, sectors: that was ordered, and nobody has seen yet what came of it.
+    shrinks_to: Option<usize>,
 }
 
 impl Oracle {
@@ -99,6 +101,7 @@ impl Oracle {
             failed: Vec::new(),
             touched: vec![true; sectors],
             frozen: false,
+            shrinks_to: None,
         }
     }
 
@@ -128,7 +131,8 @@ impl Oracle {
         self.touched.fill(false);
         let since = self.ranges.range(mark.next_tag..).map(|(_, (range, _))| range.clone());
         for range in mark.beside.iter().cloned().chain(since.collect::<Vec<_>>()) {
-            self.touched[range].fill(true);
+            let len = self.touched.len();
+            self.touched[range.start.min(len)..range.end.min(len)].fill(true);
         }
     }
 
@@ -150,17 +154,34 @@ impl Oracle {
         Ok(())
     }
 
-    /// The volume has this size now: what is new is zeros.
+    /// It was ordered that the volume has so many sectors. What lies beyond was made zeros, durably, and nothing is under way.
+    pub fn may_shrink(&mut self, sectors: usize) {
+        self.shrinks_to = Some(sectors);
+    }
+
+    /// Who can write the volume has seen its size: what was ordered before has happened, or never will.
+    pub fn size_is_known(&mut self) {
+        self.shrinks_to = None;
+    }
+
+    /// Whether it may have this size, bytes, although it is known to have had more.
+    pub fn may_have(&self, size: u64) -> bool {
+        let sectors = (size / u64::from(SECTOR_SIZE)) as usize;
+        sectors >= self.len() || self.shrinks_to.is_some_and(|least| sectors >= least)
+    }
+
+    /// The volume has this size now: what is new is zeros, also where something was before the volume was made smaller.
     ///
     /// # Errors
-    /// It was larger.
-    pub fn grow(&mut self, size: u64) -> Result<(), String> {
+    /// It was larger, and nobody has made it smaller.
+    pub fn resize(&mut self, size: u64) -> Result<(), String> {
         let sectors = (size / u64::from(SECTOR_SIZE)) as usize;
-        if sectors < self.len() {
+        if !self.may_have(size) {
             return Err(format!("a volume of {} sectors has {sectors}", self.len()));
         }
         self.sectors.resize(sectors, vec![0]);
         self.touched.resize(sectors, true);
+        self.unflushed.retain(|write| write.sectors.end <= sectors);
         Ok(())
     }
 

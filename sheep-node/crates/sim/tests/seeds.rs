@@ -114,6 +114,25 @@ fn snapshots_pass() {
     );
 }
 
+/// The same with volumes that are made smaller, and grow again.
+#[test]
+fn shrinking_passes() {
+    let options = |seed: u64| {
+        let mut options = Options::from_seed(seed);
+        (options.snapshots, options.shrinks) = (true, true);
+        options.rivals = seed.is_multiple_of(2);
+        options.rot.data = seed.is_multiple_of(3);
+        let more = if options.rivals { " --rivals" } else { "" };
+        let rot = if options.rot.data { " --rot" } else { "" };
+        (format!("--shrinks --seed {seed}{more}{rot}"), options)
+    };
+    let first = number("SIM_FIRST", 1);
+    let count = number("SIM_SHRINKS", 20);
+    let runs: Vec<(String, Options)> = (first..first + count).map(options).collect();
+    let total = all_pass(&runs);
+    assert!(total.shrunk > count && total.grown > count, "{total:?}");
+}
+
 /// Bits of messages flip: no client notices, but for the time it takes to send them again.
 #[test]
 fn flipped_bits_pass() {

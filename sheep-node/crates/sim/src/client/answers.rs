@@ -55,12 +55,15 @@ impl World {
     }
 
     fn has_size(&mut self, number: usize, size: u64) {
-        let len = self.oracle(number).len() as u64 * u64::from(SECTOR_SIZE);
-        if self.clients[number].mode == OpenMode::Read && (size < len || self.reads_the_past(number)) {
+        let behind = !self.oracle(number).may_have(size);
+        if self.clients[number].mode == OpenMode::Read && (behind || self.reads_the_past(number)) {
             // Its node does not know yet that the volume has grown.
             return self.close(number);
         }
-        if let Err(problem) = self.oracle(number).grow(size) {
+        if size < self.oracle(number).len() as u64 * u64::from(SECTOR_SIZE) {
+            self.counts.shrunk += 1;
+        }
+        if let Err(problem) = self.oracle(number).resize(size) {
             self.violate(format!("client {number}: {problem}"));
         }
     }
@@ -87,6 +90,7 @@ impl World {
         if !writes {
             return;
         }
+        self.oracle(number).size_is_known();
         let client = &mut self.clients[number];
         client.place = Place::Open(node);
         let taken_over = client.opened_before && !client.clean;
@@ -207,6 +211,7 @@ impl World {
     }
 
     pub(super) fn failed(&mut self, number: usize, pending: Pending) {
+        self.clients[number].shrink = None;
         if let Pending::Write(tag, ..) = pending {
             self.oracle(number).fail_write(tag);
         }

@@ -118,3 +118,25 @@ fn what_is_called_the_same_must_be_possible() {
     o.end_write(third, vec![], 0);
     assert_eq!(o.end_diff(&ticket, &[(1, Same)], Some(&old)), Ok(1));
 }
+
+#[test]
+fn what_a_smaller_volume_lost_does_not_come_back() {
+    let mut oracle = Oracle::new(64 * 512, 1);
+    let tag = oracle.begin_write(40..64, false, false);
+    oracle.end_write(tag, vec![(0, 0)], 1);
+    assert!(oracle.resize(48 * 512).is_err(), "nobody has made it smaller");
+    let zeros = oracle.begin_write(48..64, true, false);
+    oracle.end_write(zeros, vec![(0, 0)], 1);
+    oracle.may_shrink(48);
+    let snapshot = oracle.frozen();
+    assert!(oracle.may_have(48 * 512) && oracle.may_have(50 * 512) && !oracle.may_have(47 * 512));
+    oracle.resize(48 * 512).unwrap();
+    oracle.size_is_known();
+    oracle.new_session(|_| false, |_, _| true);
+    assert!(oracle.resize(40 * 512).is_err());
+    oracle.resize(64 * 512).unwrap();
+    assert!(read(&mut oracle, 48..64, &[tag; 16]).is_err());
+    assert!(read(&mut oracle, 48..64, &[0; 16]).is_ok());
+    // A snapshot that was taken when that was not known yet may be as small, too.
+    assert!(snapshot.may_have(48 * 512) && !snapshot.may_have(40 * 512));
+}

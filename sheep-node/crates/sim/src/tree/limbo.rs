@@ -41,6 +41,8 @@ pub(crate) enum What {
     Rollback { volume: VdiId, snapshot: VdiId, was: Vid },
     /// The volume grows; whoever opens it sees by how much.
     Grow,
+    /// The volume gets smaller; whoever opens it sees whether it has.
+    Shrink,
     /// The volume is to be flattened, or not any more: contents stay what they are.
     Flatten,
 }
@@ -87,7 +89,7 @@ impl What {
                 let vid = state.vdi(*volume).map(|record| record.vid).filter(|vid| vid != was);
                 Ok(vid.map(|vid| vec![(VdiId(0), vid)]))
             }
-            Self::Grow | Self::Flatten => Ok(None),
+            Self::Grow | Self::Shrink | Self::Flatten => Ok(None),
         }
     }
 
@@ -141,7 +143,7 @@ impl Tree {
                 volume.base = Some(snapshot);
                 volume.vid = vid.unwrap_or(volume.vid);
             }
-            What::Grow | What::Flatten => {}
+            What::Grow | What::Shrink | What::Flatten => {}
         }
     }
 
@@ -232,7 +234,7 @@ impl World {
                 What::Delete(_) => self.counts.deletions += 1,
                 What::Rollback { .. } => self.counts.rollbacks += 1,
                 What::Grow => self.counts.grown += 1,
-                What::Flatten => {}
+                What::Shrink | What::Flatten => {}
             }
         }
         let what = match what {

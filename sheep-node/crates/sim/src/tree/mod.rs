@@ -84,6 +84,11 @@ impl Tree {
         self.limbo.values().any(|limbo| matches!(limbo.what, What::Delete(going) if going == vdi))
     }
 
+    /// Whether it is not known yet what came of a command.
+    pub(crate) fn is_in_limbo(&self, number: u64) -> bool {
+        self.limbo.contains_key(&number)
+    }
+
     /// What is there, in order of making.
     pub(crate) fn alive(&self) -> impl Iterator<Item = (VdiId, &Item)> {
         self.items.iter().filter(|(_, item)| !item.dead).map(|(vdi, item)| (*vdi, item))

@@ -44,7 +44,7 @@ impl World {
         self.order_at(at, command)
     }
 
-    pub(super) fn order_at(&mut self, at: usize, command: &Command) -> Option<By> {
+    pub(crate) fn order_at(&mut self, at: usize, command: &Command) -> Option<By> {
         let token = self.order(at, command)?;
         Some(By::Order { token, at, node: self.nodes[at].id, run: self.nodes[at].incarnation })
     }
@@ -59,7 +59,7 @@ impl World {
         let of = |what: &What| match what {
             What::Snapshots { taken, .. } => taken.iter().any(|taken| taken.volume == vdi),
             What::Rollback { volume, .. } => *volume == vdi,
-            What::Delete(_) | What::Make { .. } | What::Grow | What::Flatten => false,
+            What::Delete(_) | What::Make { .. } | What::Grow | What::Shrink | What::Flatten => false,
         };
         !self.tree.limbo.values().any(|limbo| of(&limbo.what))
     }

@@ -6,11 +6,13 @@
 #
 # Names, modules and versions are in the file `programs`. The cache is $E2E_KUBERNETES, or
 # ~/.cache/sheepdog/kubernetes. Go is taken from the machine if it is new enough, else from the Go module proxy, which
-# has it as a module, into the cache.
+# has it as a module. What only a build needs (compiled packages and sources, 12 GB for all programs) is in `build` below the
+# cache: a build that fails leaves it to the next one, and one that succeeds removes it.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${E2E_KUBERNETES:-$HOME/.cache/sheepdog/kubernetes}
+work=$cache/build
 proxy=${GOPROXY:-https://proxy.golang.org}
 proxy=${proxy%%[,|]*}
 go_version=1.26.8
@@ -26,16 +28,16 @@ new_enough() {
 find_go() {
     go=$(command -v go || true)
     if [ -n "$go" ] && new_enough "$go"; then return; fi
-    go=$cache/go-$go_version/bin/go
+    go=$work/go-$go_version/bin/go
     if [ -x "$go" ]; then return; fi
-    echo "fetching Go $go_version into $cache" >&2
+    echo "fetching Go $go_version into $work" >&2
     local module=v0.0.1-go$go_version.linux-amd64
     curl --silent --show-error --fail --location --output "$part/go.zip" \
         "$proxy/golang.org/toolchain/@v/$module.zip"
     echo "$go_sha256  $part/go.zip" | sha256sum --check --quiet -
     python3 -m zipfile -e "$part/go.zip" "$part"
     chmod +x "$part/golang.org/toolchain@$module"/bin/* "$part/golang.org/toolchain@$module"/pkg/tool/*/*
-    mv "$part/golang.org/toolchain@$module" "$cache/go-$go_version"
+    mv "$part/golang.org/toolchain@$module" "$work/go-$go_version"
 }
 
 # build NAME MODULE VERSION PACKAGE TARGET: a module of our own that takes over the program's go.mod, since `go install`
@@ -51,6 +53,7 @@ build() {
         flags+=" -X k8s.io/component-base/version.gitMinor=$(cut -d. -f2 <<< "$version")"
     fi
     export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-mod=mod -trimpath" GOWORK=off
+    export GOCACHE=$work/compiled GOPATH=$work/modules GOMODCACHE=$work/modules
     mkdir "$part/$name"
     cd "$part/$name"
     source=$(GOFLAGS="" "$go" mod download -json "$module@$version" | sed -n 's/^\s*"Dir": "\(.*\)".*/\1/p')
@@ -84,6 +87,7 @@ for name in "$@"; do
     if [ ! -e "$target" ] && [ -z "$part" ]; then
         exec 9> "$cache/lock"
         flock 9
+        mkdir -p "$work"
         part=$(mktemp -d "$cache/part.XXXXXX")
         trap 'rm -rf "$part"' EXIT
         find_go
@@ -94,3 +98,8 @@ for name in "$@"; do
     fi
     echo "$target"
 done
+if [ -n "$part" ]; then
+    # Go makes the folders of modules such that not even their owner may remove files.
+    chmod -R u+w "$work"
+    rm -rf "$work"
+fi

@@ -72,6 +72,7 @@ impl Local {
             others.iter_mut().try_for_each(|node| node.boot(&made.authority, &made.control.server))?;
         }
         made.nodes.iter_mut().try_for_each(Node::join)?;
+        made.nodes.iter_mut().try_for_each(Node::settle)?;
         record_groups(&run);
         let manifest = made.dir.join("dns.yaml");
         std::fs::write(&manifest, dns_manifest()?).context("writing a manifest")?;
@@ -101,7 +102,8 @@ impl Machines for Local {
 
     fn restart(&mut self, node: usize, daemon: Daemon) -> Result<()> {
         self.nodes[node].kill(daemon)?;
-        self.nodes[node].start(daemon)
+        self.nodes[node].start(daemon)?;
+        self.nodes[node].settle()
     }
 
     fn freeze(&mut self, node: usize) -> Result<()> {
@@ -118,7 +120,8 @@ impl Machines for Local {
 
     fn boot(&mut self, node: usize) -> Result<()> {
         self.nodes[node].boot(&self.authority, &self.control.server)?;
-        self.nodes[node].join()
+        self.nodes[node].join()?;
+        self.nodes[node].settle()
     }
 
     fn keep_logs(&self, to: &Path) -> Result<()> {

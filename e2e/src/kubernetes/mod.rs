@@ -189,6 +189,14 @@ impl Kubernetes {
         self.machines.run(node - 1, &["pkill", "-KILL", "-f", pattern]).map(drop)
     }
 
+    /// Runs a command on a node, outside all pods, and returns what it prints.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn run(&self, node: usize, words: &[&str]) -> Result<String> {
+        self.machines.run(node - 1, words)
+    }
+
     /// SIGKILL to a program of a node, and starts it again.
     ///
     /// # Errors

@@ -53,6 +53,9 @@ pub(super) struct Node {
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Free space of the machine's disk below which nodes would end pods.
+const LEAST_DISK: &str = "512Mi";
+
 /// Network of the pods of node number `index`.
 pub(super) fn pods_of(index: u8) -> String {
     PODS.replace('N', &index.to_string())
@@ -146,6 +149,20 @@ impl Node {
     pub(super) fn join(&mut self) -> Result<()> {
         self.start(Daemon::Kubelet)?;
         self.start(Daemon::Proxy)
+    }
+
+    /// Waits until its kubelet works. One that finds a containerd that has only just started gives up, and is started again, as
+    /// systemd does it.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let what = format!("the kubelet of {}", self.name);
+        wait_until(&what, PATIENCE, Duration::from_millis(200), || {
+            if !self.daemons.get_mut(&Daemon::Kubelet).is_some_and(Proc::is_running) {
+                self.start(Daemon::Kubelet)?;
+            }
+            let health = ["--silent", "--fail", "http://127.0.0.1:10248/healthz"];
+            Ok(self.command("curl").args(health).output().is_ok())
+        })
+        .map(drop)
     }
 
     /// A path of the node, as the machine sees it.
@@ -297,9 +314,13 @@ fn kubelet(name: &str, authority: &Authority) -> String {
         "clusterDNS": [CLUSTER_DNS],
         "clusterDomain": DOMAIN,
         "resolvConf": "/dev/null",
-        // The disk is the machine's, which may be nearly full.
-        "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        // The disk is the machine's, which may be large and nearly full: what a share of it is says nothing.
+        "evictionHard": {
+            "memory.available": "50Mi", "nodefs.available": LEAST_DISK, "imagefs.available": LEAST_DISK,
+        },
         "imageGCHighThresholdPercent": 100,
+        // Tests kill a program more often than people see it end: they would wait minutes for it.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "3s"},
         "serializeImagePulls": false,
         "logging": {"verbosity": 2},
     })

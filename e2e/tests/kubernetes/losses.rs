@@ -1,6 +1,6 @@
 //! A node that is gone, with its disk, its gateway and its pods.
 
-use crate::product::{NAMESPACE, claim, delete, pod, read, wait_ready, write};
+use crate::product::{claim, delete, pod, read, wait_ready, wait_up, wait_whole, write};
 use sheep_e2e::kubernetes::Kubernetes;
 
 /// A pod goes on reading and writing when another node is lost; when its own node is lost, a pod elsewhere finds what it wrote.
@@ -31,21 +31,4 @@ pub(crate) fn of_a_node_lose_no_data(kubernetes: &mut Kubernetes) {
     assert_eq!(read(kubernetes, "second", "meanwhile"), meanwhile);
     delete(kubernetes, &["pod", "second"]);
     delete(kubernetes, &["pvc", "kept"]);
-}
-
-/// Waits until so many storage nodes are there.
-fn wait_up(kubernetes: &Kubernetes, nodes: u8) {
-    wait_cluster(kubernetes, &format!("jsonpath={{.status.nodes.up}}={nodes}"));
-}
-
-/// Waits until every object has all its copies again.
-fn wait_whole(kubernetes: &Kubernetes) {
-    wait_cluster(kubernetes, "condition=Degraded=False");
-    wait_cluster(kubernetes, "condition=Recovering=False");
-}
-
-fn wait_cluster(kubernetes: &Kubernetes, what: &str) {
-    let words =
-        ["--namespace", NAMESPACE, "wait", "sheepdogcluster/sheepdog", "--timeout=600s", "--for", what];
-    kubernetes.kubectl(words).unwrap();
 }

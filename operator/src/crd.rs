@@ -63,6 +63,9 @@ pub struct SheepdogClusterSpec {
     /// What happens when copies are missing, and how data is checked.
     #[serde(default)]
     pub recovery: Recovery,
+    /// What happens to pods of a node that is lost.
+    #[serde(default)]
+    pub node_failure: NodeFailure,
     /// What becomes of the data when this object is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
@@ -258,6 +261,23 @@ pub struct Recovery {
 impl Default for Recovery {
     fn default() -> Self {
         Self { delay: "10m".into(), bandwidth_per_node: None, paused: false, scrub_interval: "7d".into() }
+    }
+}
+
+/// What happens to pods of a node that is lost.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeFailure {
+    /// How long Kubernetes must have heard nothing of a node that the cluster has lost too, until its pods with volumes of this
+    /// cluster, and of nobody else, are deleted, so that they start elsewhere. What the node still writes to these volumes is refused; what
+    /// else its pods do, if they still run, is not. `0s`: never.
+    #[schemars(length(max = 16), pattern(r"^[0-9]+(s|m|h|d)$"))]
+    pub move_pods_after: String,
+}
+
+impl Default for NodeFailure {
+    fn default() -> Self {
+        Self { move_pods_after: "10s".into() }
     }
 }
 

@@ -101,7 +101,8 @@ impl Wish {
 
     /// What is to be applied to what is there.
     fn object(&self, owner: &ConfigMap, there: Option<&DynamicObject>) -> Value {
-        let asked: Option<Value> = there.and_then(|there| serde_json::from_str(there.annotations().get(ASKED)?).ok());
+        let asked: Option<Value> =
+            there.and_then(|there| serde_json::from_str(there.annotations().get(ASKED)?).ok());
         let spec = match (asked, there) {
             (Some(asked), Some(there)) => changes(&self.spec, &asked, &there.data["spec"]),
             _ => Some(self.spec.clone()),

@@ -1,6 +1,6 @@
 //! One turn of keeping a cluster: look (`observe`), see whether it can work (`validate`), make the objects (`build`) and the
-//! decisions (`founding`, `leaving`, `rolling`, `orders`), carry them out (`apply`, `cluster`), tell people (`status`). `observe`, `apply` and
-//! `cluster` talk to others; all else are functions of values.
+//! decisions (`founding`, `leaving`, `rolling`, `orders`, `lost`), carry them out (`apply`, `cluster`, `silent`), tell people (`status`).
+//! `observe`, `apply`, `cluster` and `silent` talk to others; all else are functions of values.
 
 mod apply;
 mod build;
@@ -8,11 +8,13 @@ mod cluster;
 mod founding;
 mod in_use;
 mod leaving;
+mod lost;
 mod observe;
 mod observed;
 mod orders;
 mod redundancy;
 mod rolling;
+mod silent;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -74,8 +76,11 @@ pub(crate) async fn reconcile(
         && matches!(outcome.rolling, Rolling::Done)
         && matches!(outcome.founding, Founding::Done)
         && matches!(outcome.leaving, Leaving::Done | Leaving::Wait(_))
+        && outcome.lost.is_empty()
         && observed.cluster.is_some();
-    Ok(Turn { again: if calm { LATER } else { SOON }, news: status::transitions(&before, &after) })
+    let mut news = status::transitions(&before, &after);
+    news.extend(outcome.lost.iter().filter_map(status::loss));
+    Ok(Turn { again: if calm { LATER } else { SOON }, news })
 }
 
 /// Builds, decides, and carries it out. What fails is tried again in the next turn, and keeps nothing else from being done.
@@ -121,6 +126,10 @@ async fn act<'a>(
     if let Rolling::Replace(pod) = &rolling {
         note(apply::replace_pod(client, &cluster.namespace, pod).await);
     }
+    let lost = lost::next(observed, cluster.move_pods_after);
+    for loss in &lost {
+        note(silent::take(client, loss).await);
+    }
     if let Some(view) = &observed.cluster {
         for order in orders::next(cluster, observed, &leaving) {
             note(cluster::give(&order, &view.server).await);
@@ -135,6 +144,7 @@ async fn act<'a>(
         rolling,
         many_rings: cluster.many_rings,
         too_small: cluster.too_small.clone(),
+        lost,
         problems,
     }
 }

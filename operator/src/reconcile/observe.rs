@@ -2,7 +2,10 @@
 
 use super::build::{DRIVER, OWNER, TEMPLATE, component, secret_name};
 use super::cluster;
-use super::observed::{Anchor, ClusterSecret, Founder, KubeNode, Observed, StoragePod, Workload};
+use super::observed::{
+    Anchor, ClusterSecret, ClusterView, Founder, KubeNode, Observed, SilentNode, StoragePod, Workload,
+};
+use super::silent;
 use super::validate::quantity;
 use crate::crd::SheepdogCluster;
 use anyhow::Result;
@@ -13,6 +16,7 @@ use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
+use tracing::warn;
 
 /// Annotations of the Secret.
 pub(super) const FOUNDER_NODE: &str = "sheepdog.io/founder-node";
@@ -53,9 +57,11 @@ pub(super) async fn observe(
     let storage = sets.iter().find(|set| is_storage(set));
     let mut workloads: Vec<Workload> = sets.iter().map(daemon_set).collect();
     workloads.extend(deployments.list(&of_cluster).await?.items.iter().map(deployment));
+    let nodes = nodes(client).await?;
     Ok(Observed {
         now: Timestamp::now(),
-        nodes: nodes(client).await?,
+        silent: silent_nodes(client, &nodes, view.as_ref()).await,
+        nodes: nodes.iter().map(node).collect(),
         secret,
         pods,
         cluster: view,
@@ -70,13 +76,21 @@ pub(super) async fn observe(
     })
 }
 
-async fn nodes(client: &Client) -> Result<Vec<KubeNode>> {
+/// Who may not look has nothing else kept from him.
+async fn silent_nodes(client: &Client, nodes: &[Node], view: Option<&ClusterView>) -> Vec<SilentNode> {
+    silent::look(client, nodes, view).await.unwrap_or_else(|problem| {
+        warn!("what is on lost nodes cannot be seen: {problem:#}");
+        Vec::new()
+    })
+}
+
+async fn nodes(client: &Client) -> Result<Vec<Node>> {
     let api: Api<Node> = Api::all(client.clone());
     let mut found = Vec::new();
     let mut params = ListParams::default().limit(PAGE);
     loop {
         let page = api.list(&params).await?;
-        found.extend(page.items.iter().map(node));
+        found.extend(page.items);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
             None => return Ok(found),

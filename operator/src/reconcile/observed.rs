@@ -1,8 +1,9 @@
 //! What there is, as values: the pure parts decide from these and from nothing else.
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use sheep_api::v1;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that the operator looks at.
 #[derive(Clone, Debug)]
@@ -11,6 +12,8 @@ pub(crate) struct Observed {
     pub(crate) now: Timestamp,
     /// Nodes of Kubernetes.
     pub(crate) nodes: Vec<KubeNode>,
+    /// Those of which neither Kubernetes nor the cluster hears.
+    pub(crate) silent: Vec<SilentNode>,
     /// The cluster's Secret.
     pub(crate) secret: Option<ClusterSecret>,
     /// Pods of storage nodes.
@@ -46,6 +49,25 @@ pub(crate) struct KubeNode {
     pub(crate) taints: Vec<(String, String, String)>,
     /// Bytes of its disk, as far as Kubernetes knows.
     pub(crate) disk: Option<u64>,
+}
+
+/// A node of which neither Kubernetes nor the cluster hears, and what is on it.
+#[derive(Clone, Debug)]
+pub(crate) struct SilentNode {
+    /// Its name.
+    pub(crate) name: String,
+    /// Since when Kubernetes hears nothing of it.
+    pub(crate) since: Timestamp,
+    /// Version that a change must be based on.
+    pub(crate) resource_version: String,
+    /// Volumes that it has said to have in use, of any driver.
+    pub(crate) in_use: Vec<String>,
+    /// Its pods.
+    pub(crate) pods: Vec<Pod>,
+    /// Persistent volumes of the driver that are attached to it.
+    pub(crate) attached: BTreeSet<String>,
+    /// Persistent volumes of its pods' claims, by namespace and name of the claim.
+    pub(crate) claims: BTreeMap<(String, String), String>,
 }
 
 /// The cluster's Secret: its key, and what was decided about its founding. It outlives the SheepdogCluster.

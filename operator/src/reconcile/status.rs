@@ -2,6 +2,7 @@
 
 use super::founding::{Founding, of_another_key};
 use super::leaving::Leaving;
+use super::lost::Loss;
 use super::observed::{ClusterView, Observed};
 use super::redundancy::storage_nodes;
 use super::rolling::Rolling;
@@ -28,6 +29,8 @@ pub(crate) struct Outcome<'a> {
     pub(crate) many_rings: bool,
     /// Nodes that store nothing because their disks are too small.
     pub(crate) too_small: Vec<String>,
+    /// What was taken from nodes that are lost.
+    pub(crate) lost: Vec<Loss>,
     /// What failed in this turn.
     pub(crate) problems: Vec<String>,
 }
@@ -43,6 +46,7 @@ impl<'a> Outcome<'a> {
             rolling: Rolling::Done,
             many_rings: false,
             too_small: Vec::new(),
+            lost: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -379,6 +383,13 @@ pub(crate) fn transitions(before: &SheepdogClusterStatus, after: &SheepdogCluste
             note: new.message.clone(),
         })
         .collect()
+}
+
+/// Pods that were taken from a node.
+pub(crate) fn loss(loss: &Loss) -> Option<Transition> {
+    let pods: Vec<String> = loss.pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    let note = format!("Node {} is lost. Its pods go elsewhere: {}.", loss.node, pods.join(", "));
+    (!pods.is_empty()).then(|| Transition { warning: true, reason: "NodeLost".into(), note })
 }
 
 fn is_bad(condition: &Condition) -> bool {

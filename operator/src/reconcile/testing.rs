@@ -71,6 +71,7 @@ pub(super) fn empty(nodes: &[&str]) -> Observed {
     Observed {
         now: Timestamp::from_second(1_000_000).unwrap(),
         nodes: nodes.iter().map(|name| kube_node(name)).collect(),
+        silent: Vec::new(),
         secret: None,
         pods: Vec::new(),
         cluster: None,

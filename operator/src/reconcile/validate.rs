@@ -50,6 +50,8 @@ pub(crate) struct Valid {
     pub(crate) min_copies: u32,
     /// Settings of the cluster.
     pub(crate) settings: sheep_api::v1::Settings,
+    /// Seconds of silence after which pods of a lost node go elsewhere; none: never.
+    pub(crate) move_pods_after: Option<i64>,
     /// Rings that are wished for, beyond the one that there is.
     pub(crate) many_rings: bool,
 }
@@ -129,6 +131,7 @@ pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result
         copies: spec.redundancy.copies,
         min_copies: spec.redundancy.min_copies(),
         settings: settings(spec)?,
+        move_pods_after: move_pods_after(spec)?,
         many_rings: many_rings(spec),
     })
 }
@@ -269,6 +272,12 @@ fn settings(spec: &SheepdogClusterSpec) -> Result<sheep_api::v1::Settings, Strin
         scrub_interval_ms: Some(milliseconds("recovery.scrubInterval", &recovery.scrub_interval)?),
         ..Default::default()
     })
+}
+
+/// Seconds; none stands for never.
+fn move_pods_after(spec: &SheepdogClusterSpec) -> Result<Option<i64>, String> {
+    let after = milliseconds("nodeFailure.movePodsAfter", &spec.node_failure.move_pods_after)? / 1000;
+    Ok((after > 0).then(|| i64::try_from(after).unwrap_or(i64::MAX)))
 }
 
 /// As the scheduler sees it.

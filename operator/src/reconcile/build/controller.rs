@@ -48,8 +48,8 @@ pub(super) fn deployment(plan: Plan<'_>) -> Object {
         "nodeSelector": {"kubernetes.io/os": "linux"},
         // Without it no volume goes elsewhere when its node dies; so it must not stay long on a node that did.
         "tolerations": [
-            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
-            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
+            {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
         ],
         "containers": containers,
         "volumes": [{"name": "csi", "emptyDir": {}}],

@@ -14,20 +14,23 @@ use std::time::{Duration, Instant};
 /// Whom the test kills.
 #[derive(Clone, Copy, Debug)]
 enum Victim {
-    /// On the node of the writer: this in its command line.
+    /// On the node of the writer: this pattern is found in its command line.
     Process(&'static str),
-    /// Where a part of the product runs that there is one of: its component, and this in its command line.
+    /// Where a part of the product runs that there is one of: a label of its pod, and this in its command line.
     Single(&'static str, &'static str),
     /// On the node of the writer.
     Daemon(Daemon),
 }
 
-const VICTIMS: [Victim; 7] = [
+const VICTIMS: [Victim; 9] = [
     Victim::Process("sheep /var/lib/sheepdog/storage"),
     Victim::Process("sheep /var/lib/sheepdog/gateway"),
+    // Who serves the device, and who keeps both that one and the container running.
+    Victim::Process("sheep-device .*--role=worker"),
+    Victim::Process("sheep-device [^=]*$"),
     Victim::Process("sheep-csi node"),
-    Victim::Single("csi-controller", "sheep-csi controller"),
-    Victim::Single("operator", "sheep-operator run"),
+    Victim::Single("app.kubernetes.io/component=csi-controller", "sheep-csi controller"),
+    Victim::Single("app.kubernetes.io/name=sheepdog-operator", "sheep-operator run"),
     Victim::Daemon(Daemon::Kubelet),
     Victim::Daemon(Daemon::Containerd),
 ];
@@ -39,8 +42,8 @@ fn from_env(name: &str, default: u64) -> u64 {
 fn kill(kubernetes: &mut Kubernetes, victim: Victim, node: &str) {
     match victim {
         Victim::Process(pattern) => kubernetes.kill(number(kubernetes, node), pattern).unwrap(),
-        Victim::Single(component, pattern) => {
-            let selector = format!("--selector=app.kubernetes.io/component={component}");
+        Victim::Single(label, pattern) => {
+            let selector = format!("--selector={label}");
             let place = node_of(kubernetes, &["--namespace", NAMESPACE, &selector]);
             kubernetes.kill(number(kubernetes, &place), pattern).unwrap();
         }

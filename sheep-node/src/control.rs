@@ -379,7 +379,7 @@ impl ControlThread {
     /// What a node without cluster still wants to keep is not written behind the beginning of a new log: it will never be
     /// durable, so nothing comes of it.
     fn write(&mut self, write: LogWrite) {
-        if !self.founding.as_ref().is_some_and(|founding| founding.contents.is_some()) {
+        if self.founding.as_ref().is_none_or(|founding| founding.contents.is_none()) {
             self.log.write(write);
         }
     }

@@ -15,6 +15,8 @@ const SPY: NodeId = NodeId(u64::MAX);
 /// In an entry of a map: absent blocks of the object are those of its base.
 const PARTIAL: u32 = 1 << 31;
 const SECOND: u64 = 1_000_000_000;
+/// Entries of a block of a map; no volume here needs more.
+const ENTRIES: u32 = BLOCK_SIZE / 4;
 /// A sweep that met a node that was away waits some time.
 const LIMIT: u64 = 300 * SECOND;
 
@@ -136,8 +138,8 @@ impl World {
         self.check_flat(&state, &maps)?;
         let mut walk = Walk { state: &state, maps: &maps, reached: BTreeSet::new() };
         for record in state.vids().iter().filter(|record| record.is_alive()) {
-            let objects = state.geometry().objects_in(record.size) as u32;
-            (0..objects).for_each(|index| walk.go(record.vid, index));
+            // Beyond the end of a volume that was made smaller there may be objects of zeros, discarded while a node was away.
+            (0..ENTRIES).for_each(|index| walk.go(record.vid, index));
         }
         let mut reached = walk.reached;
         reached.extend(maps.keys().map(|owner| ObjectId::map(*owner, 0)));

@@ -118,6 +118,8 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
     use serde_json::{Value, json};
 
+    type Change = fn(&mut Value);
+
     fn pod(change: impl FnOnce(&mut Value)) -> Pod {
         let mut pod = json!({
             "metadata": {
@@ -197,7 +199,7 @@ mod tests {
     #[test]
     fn pods_stay_that_may_write_elsewhere_or_that_nobody_makes_again() {
         assert_eq!(pods(&observed(pod(|_| ()))), ["db-0"]);
-        let changes: [(&str, fn(&mut Value)); 7] = [
+        let changes: [(&str, Change); 7] = [
             ("a pod alone", |pod| pod["metadata"]["ownerReferences"] = json!([])),
             ("of a DaemonSet", |pod| pod["metadata"]["ownerReferences"][0]["kind"] = "DaemonSet".into()),
             ("without volumes", |pod| pod["spec"]["volumes"] = json!([{"name": "token", "projected": {}}])),

@@ -2,6 +2,10 @@
 #
 #     docker build --tag sheepdog .
 #
+# `dog` in it is also the plugin of kubectl (docs/reference/kubectl.md); on the machine of whoever uses it:
+#
+#     docker run --rm --entrypoint cat sheepdog /usr/bin/dog > kubectl-sheepdog && sudo install kubectl-sheepdog /usr/local/bin/
+#
 # The tests make the same image without Docker, from the programs that were built on the machine (docs/testing.md).
 
 FROM rust:1.95-bookworm AS build

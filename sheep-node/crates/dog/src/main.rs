@@ -1,4 +1,4 @@
-//! `dog`: the command line tool of Sheepdog.
+//! `dog`: the command line tool of Sheepdog; under the name `kubectl-sheepdog`, a plugin of kubectl.
 //!
 //! Exit status: 0 done, 1 failed, 2 wrong usage.
 
@@ -11,6 +11,7 @@ mod connect;
 mod copies;
 mod device;
 mod image;
+mod kubernetes;
 mod md;
 mod node;
 mod output;
@@ -29,6 +30,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if kubernetes::is_plugin(std::env::args_os().next().as_deref()) {
+        return kubernetes::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -1,4 +1,5 @@
 //! The program as a plugin of kubectl, with a kubectl that answers from files. What the reference shows is what is printed here.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which may")]
 
 use std::fs;
 use std::io::Write;

@@ -10,6 +10,7 @@ mod images;
 mod kind;
 mod local;
 mod node;
+pub mod product;
 mod programs;
 
 pub use images::{BUSYBOX, SHEEPDOG, image_of};

@@ -105,6 +105,11 @@ pub(super) async fn give(order: &Order, server: &str) -> Result<()> {
             let drained = nodes(channel).drain(request).await;
             drained.with_context(|| format!("node {name} is not drained"))?;
         }
+        Order::TakeBack { id, name } => {
+            let request = DrainNodeRequest { node: id.clone(), undo: true };
+            let taken = nodes(channel).drain(request).await;
+            taken.with_context(|| format!("node {name} is not taken back"))?;
+        }
         Order::Remove { id, name } => {
             let request = RemoveNodeRequest { node: id.clone(), force: false };
             match nodes(channel).remove(request).await {

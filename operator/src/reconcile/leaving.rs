@@ -18,6 +18,13 @@ pub(crate) enum Leaving {
         /// Its name.
         name: String,
     },
+    /// This node is wanted again, and was drained from here.
+    TakeBack {
+        /// Its id.
+        id: String,
+        /// Its name.
+        name: String,
+    },
     /// One is being drained, and nobody has to do anything.
     UnderWay(String),
     /// It does not go on, for this reason.
@@ -76,9 +83,32 @@ fn is_elsewhere(view: &ClusterView, record: &Node) -> bool {
     others.next().is_some_and(whole) && others.all(whole)
 }
 
+/// Names of the nodes that the operator has drained, or may drain next: the memory by which it takes them back.
+pub(crate) fn drained(cluster: &Valid, observed: &Observed) -> Vec<String> {
+    let mut names: Vec<String> =
+        observed.drained.iter().filter(|name| is_drained(observed, name)).chain(&cluster.leaving).cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Whether a node may be one that was drained: nobody says that it is not.
+fn is_drained(observed: &Observed, name: &str) -> bool {
+    let Some(view) = &observed.cluster else { return true };
+    storage_nodes(&view.nodes).any(|record| record.name == name && record.state != "up")
+}
+
 /// Decides.
 pub(crate) fn next(cluster: &Valid, observed: &Observed) -> Leaving {
     let Some(view) = &observed.cluster else { return Leaving::Done };
+    let wanted_again = |node: &&Node| {
+        node.state == "leaving"
+            && cluster.storage_nodes.contains(&node.name)
+            && observed.drained.contains(&node.name)
+    };
+    if let Some(node) = storage_nodes(&view.nodes).find(wanted_again) {
+        return Leaving::TakeBack { id: node.id.clone(), name: node.name.clone() };
+    }
     let mut unwanted: Vec<&Node> =
         storage_nodes(&view.nodes).filter(|node| cluster.leaving.contains(&node.name)).collect();
     unwanted.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -124,6 +154,9 @@ fn drain(
             "Nodes that store data do not fit storage.nodeSelector: {names}. They are drained one after the other, and not now: {why}"
         ));
     }
+    if !observed.drained.contains(&node.name) {
+        return Leaving::UnderWay(format!("Node {} is to store nothing more: it is drained next.", node.name));
+    }
     Leaving::Drain { id: node.id.clone(), name: node.name.clone() }
 }
 
@@ -139,6 +172,7 @@ mod tests {
     fn unlabelled(nodes: &[&str]) -> Observed {
         let mut observed = serving(nodes);
         observed.nodes.last_mut().unwrap().labels.clear();
+        observed.drained = drained(&valid(&observed), &observed);
         observed
     }
 
@@ -190,6 +224,28 @@ mod tests {
         assert_eq!(orders(&observed), [Order::Remove { id: "d-id".into(), name: "d".into() }]);
     }
 
+    /// Its label comes back at any moment: it stores data again. One that a person has drained is left alone.
+    #[test]
+    fn a_node_that_is_wanted_again_is_taken_back() {
+        let mut observed = unlabelled(&["a", "b", "c", "d"]);
+        let mut unwritten = observed.clone();
+        unwritten.drained.clear();
+        assert!(matches!(step(&unwritten), Leaving::UnderWay(_)), "it must be known who has drained it");
+        observed.nodes[3] = serving(&["d"]).nodes.remove(0);
+        assert_eq!(drained(&valid(&observed), &observed), [""; 0], "it was not drained yet");
+        observed.cluster.as_mut().unwrap().nodes[3].state = "leaving".into();
+        assert_eq!(drained(&valid(&observed), &observed), ["d"]);
+        let taken = Leaving::TakeBack { id: "d-id".into(), name: "d".into() };
+        assert_eq!(step(&observed), taken);
+        let orders = orders::next(&valid(&observed), &observed, &taken);
+        assert_eq!(orders, [Order::TakeBack { id: "d-id".into(), name: "d".into() }]);
+        let mut by_hand = observed.clone();
+        by_hand.drained.clear();
+        assert_eq!(step(&by_hand), Leaving::Done);
+        observed.cluster = None;
+        assert_eq!(drained(&valid(&observed), &observed), ["d"], "nobody says that it is up");
+    }
+
     /// A word that was mistyped, or labels that somebody removed, is no reason to give up data.
     #[test]
     fn a_wrong_selector_drains_nobody() {
@@ -219,6 +275,8 @@ mod tests {
         for node in &mut observed.nodes[3..] {
             node.labels.clear();
         }
+        observed.drained = drained(&valid(&observed), &observed);
+        assert_eq!(observed.drained, ["d", "e"]);
         assert_eq!(step(&observed), drain_of("d"));
         let mut degraded = observed.clone();
         degraded.cluster.as_mut().unwrap().nodes[0].state = "down".into();

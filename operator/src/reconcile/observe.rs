@@ -1,6 +1,6 @@
 //! Looks at Kubernetes and at the cluster. Client required.
 
-use super::build::{DRIVER, OWNER, TEMPLATE, component, secret_name};
+use super::build::{DRAINED, DRIVER, OWNER, TEMPLATE, component, secret_name};
 use super::cluster;
 use super::observed::{
     Anchor, ClusterSecret, ClusterView, Founder, KubeNode, Observed, SilentNode, StoragePod, Workload,
@@ -67,6 +67,7 @@ pub(super) async fn observe(
         cluster: view,
         snapshots: serves_snapshots(client).await?,
         listed: storage.and_then(listed),
+        drained: storage.map(drained).unwrap_or_default(),
         workloads,
         driver_of: driver_of(client).await?,
         attached: attached(client).await?,
@@ -176,6 +177,11 @@ fn listed(set: &DaemonSet) -> Option<Vec<String>> {
     }
     let names = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
     Some(names.filter_map(|it| it.values.as_ref()?.first().cloned()).collect())
+}
+
+fn drained(set: &DaemonSet) -> Vec<String> {
+    let names = set.annotations().get(DRAINED).map_or("", String::as_str);
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 fn daemon_set(set: &DaemonSet) -> Workload {

@@ -24,6 +24,8 @@ pub(crate) struct Observed {
     pub(crate) snapshots: bool,
     /// Names of the nodes that the DaemonSet of storage pods has pods on, if there is one and it has such a list.
     pub(crate) listed: Option<Vec<String>>,
+    /// Names of nodes that the operator has drained, or was about to.
+    pub(crate) drained: Vec<String>,
     /// What it says of DaemonSets and Deployments.
     pub(crate) workloads: Vec<Workload>,
     /// Whose the CSIDriver is, if there is one: namespace and name of a SheepdogCluster. Empty: nobody says so.

@@ -17,6 +17,13 @@ pub(crate) enum Order {
         /// Its name.
         name: String,
     },
+    /// A node that was drained and is wanted again.
+    TakeBack {
+        /// Its id.
+        id: String,
+        /// Its name.
+        name: String,
+    },
     /// A node that Kubernetes has no more. The cluster refuses as long as it may have the last copy of something.
     Remove {
         /// Its id.
@@ -35,8 +42,10 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed, leaving: &Leaving) -> V
     {
         orders.push(Order::ChangeSettings(change));
     }
-    if let Leaving::Drain { id, name } = leaving {
-        orders.push(Order::Drain { id: id.clone(), name: name.clone() });
+    match leaving {
+        Leaving::Drain { id, name } => orders.push(Order::Drain { id: id.clone(), name: name.clone() }),
+        Leaving::TakeBack { id, name } => orders.push(Order::TakeBack { id: id.clone(), name: name.clone() }),
+        Leaving::Done | Leaving::UnderWay(_) | Leaving::Wait(_) => {}
     }
     let gone = view.nodes.iter().filter(|node| gone(node, cluster, view, observed));
     orders.extend(gone.map(|node| Order::Remove { id: node.id.clone(), name: node.name.clone() }));

@@ -296,6 +296,10 @@ fn nodes_applied(cluster: &SheepdogCluster, outcome: &Outcome<'_>) -> Truth {
             let message = format!("Node {name} is to store nothing more: it is drained.");
             return truth(KIND, false, DRAINING, message);
         }
+        Leaving::TakeBack { name, .. } => {
+            let message = format!("Node {name} is to store data again: it is taken back.");
+            return truth(KIND, false, "TakenBack", message);
+        }
         Leaving::UnderWay(message) => return truth(KIND, false, DRAINING, message.clone()),
         Leaving::Wait(message) => return truth(KIND, false, "NotDrained", message.clone()),
     }

@@ -77,6 +77,7 @@ pub(super) fn empty(nodes: &[&str]) -> Observed {
         cluster: None,
         snapshots: false,
         listed: None,
+        drained: Vec::new(),
         workloads: Vec::new(),
         driver_of: None,
         attached: Vec::new(),

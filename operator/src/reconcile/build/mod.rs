@@ -11,6 +11,7 @@ mod tests;
 
 pub(crate) use object::Object;
 pub(crate) use pod::TEMPLATE;
+pub(crate) use storage::DRAINED;
 
 use super::observed::Observed;
 use super::validate::Valid;

@@ -6,8 +6,12 @@ use super::pod::{
     merge, mount, on_delete,
 };
 use super::{CONTROL_PORT, HTTP_PORT, NODE_PORT, Plan, component, secret_name};
-use crate::reconcile::redundancy;
+use crate::reconcile::{leaving, redundancy};
 use serde_json::{Map, Value, json};
+
+/// Names of nodes, divided by commas, that the operator drains. It is written before a node is drained, so that a node that a person has
+/// drained is never taken for one of them.
+pub(crate) const DRAINED: &str = "sheepdog.io/drained";
 
 /// The node's directory, in its container.
 const DIRECTORY: &str = "/var/lib/sheepdog/storage";
@@ -147,6 +151,7 @@ pub(super) fn daemon_set(plan: Plan<'_>) -> Object {
     let mut set = pods_everywhere(plan, on_delete(), pods);
     // Not a part of the hash: pods that may stay where they are need not be replaced.
     set.0["spec"]["template"]["spec"]["affinity"] = affinity(plan);
+    set.0["metadata"]["annotations"][DRAINED] = leaving::drained(plan.cluster, plan.observed).join(",").into();
     set
 }
 

@@ -11,7 +11,9 @@ impl ClusterState {
     /// One voter stays alone until three nodes can vote, then there are three at once: two voters would stop
     /// when either dies. The number is odd and grows by two up to the setting. A voter that is out, removed or
     /// leaving is replaced, one at a time; one that is only down never is, because voters that were replaced for
-    /// being down could not come back as a majority.
+    /// being down could not come back as a majority. Where nobody can take the place of one that goes for good,
+    /// another one gives up its vote with it: of five with four left no more may fail than of three, and the last
+    /// two of three would stop when either dies.
     pub fn desired_voters(&self) -> Option<Vec<NodeId>> {
         if !self.settings.automatic_voters || self.voters.is_empty() {
             return None;
@@ -28,7 +30,9 @@ impl ClusterState {
             if let Some(candidate) = self.best_candidate(&next) {
                 next.retain(|node| node != lost);
                 next.push(candidate);
-            } else if next.len() > 3 && gone.len() >= 2 {
+            } else if next.len() >= 3 && gone.iter().any(|node| self.goes_for_good(*node))
+                || next.len() > 3 && gone.len() >= 2
+            {
                 self.drop_two(&mut next, &gone);
             }
         } else if next.len() + 2 <= most && staying.len() == next.len() {
@@ -44,11 +48,14 @@ impl ClusterState {
     }
 
     fn is_gone_as_voter(&self, node: NodeId) -> bool {
-        // A first voter that has not come up yet is not known as a node, and not gone.
+        let out = |record: &NodeRecord| matches!(record.state, NodeState::Out { .. });
+        self.goes_for_good(node) || self.node(node).is_some_and(out)
+    }
+
+    /// Somebody wants this node to go. A first voter that has not come up yet is not known as a node, and not gone.
+    fn goes_for_good(&self, node: NodeId) -> bool {
         self.removed_voters.contains(&node)
-            || self.node(node).is_some_and(|record| {
-                matches!(record.state, NodeState::Out { .. }) || record.leaving_since.is_some()
-            })
+            || self.node(node).is_some_and(|record| record.leaving_since.is_some())
     }
 
     /// The zone with the fewest voters first, then the lowest id.

@@ -69,10 +69,40 @@ fn down_is_never_replaced_out_and_removed_are_one_by_one() {
     cluster.run(1, Command::NodeRemove { node: n(4), force: true }).unwrap();
     adopt(&mut cluster);
     assert_eq!(cluster.state.voters(), [1, 5, 6, 7, 8, 9, 10, 11, 12].map(NodeId));
-    // Nobody is left to replace it: the list stays.
+    // Nobody is left to replace it: of the eight that stay as many may fail as of seven.
     cluster.run(1, Command::NodeRemove { node: n(5), force: true }).unwrap();
-    assert_eq!(desired(&cluster), None);
-    // Two gone out of nine: seven need fewer for a majority.
+    assert_eq!(desired(&cluster), Some(vec![1, 6, 7, 8, 9, 10, 11]));
+    // Two gone out of nine.
     cluster.run(1, Command::NodeRemove { node: n(6), force: true }).unwrap();
     assert_eq!(desired(&cluster), Some(vec![1, 7, 8, 9, 10, 11, 12]));
+    adopt(&mut cluster);
+    // Out may come back: it keeps its vote if nobody can take it.
+    cluster.install_without(&[2, 3, 4, 5, 6, 12]);
+    let (incarnation, down_since) = (cluster.member(12).incarnation, cluster.down_since(12).unwrap());
+    let out = Command::ProposeOut { node: n(12), incarnation, down_since, by_operator: true };
+    cluster.run(1, out).unwrap();
+    assert_eq!(desired(&cluster), None);
+}
+
+/// A drained node must not keep the others waiting for its vote.
+#[test]
+fn who_leaves_needs_nobody_to_take_its_vote() {
+    let mut cluster = Cluster::with(5);
+    adopt(&mut cluster);
+    assert_eq!(cluster.state.voters().len(), 5);
+    for (node, left) in [(2, &[1, 3, 4][..]), (3, &[1, 4, 5]), (4, &[1])] {
+        cluster.run(1, Command::NodeLeaving { node: n(node), leaving: true }).unwrap();
+        adopt(&mut cluster);
+        assert_eq!(cluster.state.voters(), left.iter().copied().map(NodeId).collect::<Vec<_>>());
+    }
+    // Two nodes have one vote. That of the one that stays goes on alone.
+    cluster.run(1, Command::NodeLeaving { node: n(1), leaving: true }).unwrap();
+    adopt(&mut cluster);
+    assert_eq!(cluster.state.voters(), [NodeId(5)]);
+    // They are taken back.
+    for node in 1..=4 {
+        cluster.run(5, Command::NodeLeaving { node: n(node), leaving: false }).unwrap();
+    }
+    adopt(&mut cluster);
+    assert_eq!(cluster.state.voters().len(), 5);
 }

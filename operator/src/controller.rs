@@ -1,7 +1,7 @@
 //! Runs turns: when something changes in Kubernetes, and from time to time.
 
 use crate::crd::SheepdogCluster;
-use crate::reconcile::{self, Transition};
+use crate::reconcile::{self, Absences, Transition};
 use crate::settings::Settings;
 use anyhow::Result;
 use futures::StreamExt;
@@ -15,10 +15,13 @@ use kube::runtime::{Controller, WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 /// After a turn that failed.
 const AGAIN: Duration = Duration::from_secs(10);
+/// A turn takes at most this long.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What every turn needs.
 pub struct Context {
@@ -48,6 +51,7 @@ impl std::error::Error for Failed {}
 
 struct Worker {
     context: Context,
+    absences: Absences,
     recorder: Recorder,
 }
 
@@ -59,7 +63,11 @@ pub async fn run(context: Context) {
     let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), &context.namespace);
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), &context.namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), &context.namespace);
-    let worker = Arc::new(Worker { recorder: Recorder::new(client.clone(), reporter), context });
+    let worker = Arc::new(Worker {
+        recorder: Recorder::new(client.clone(), reporter),
+        absences: Absences::default(),
+        context,
+    });
     let storage = watcher::Config::default()
         .labels("app.kubernetes.io/name=sheepdog,app.kubernetes.io/component=storage");
     let of_pod = |pod: Pod| {
@@ -98,7 +106,16 @@ async fn turn(sheepdog: Arc<SheepdogCluster>, worker: Arc<Worker>) -> Result<Act
         return Ok(Action::await_change());
     }
     let context = &worker.context;
-    let turn = reconcile::reconcile(&context.client, &sheepdog, &context.settings, &context.anchor).await;
+    let turn = reconcile::reconcile(
+        &context.client,
+        &sheepdog,
+        &context.settings,
+        &context.anchor,
+        &worker.absences,
+    );
+    // A call to an API server that is gone may never return.
+    let turn =
+        timeout(LONGEST, turn).await.map_err(|_| Failed(anyhow::anyhow!("Kubernetes does not answer")))?;
     let turn = turn.map_err(Failed)?;
     for news in turn.news {
         tell(&worker.recorder, &sheepdog, news).await;

@@ -4,11 +4,12 @@
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 /// How long a holder counts that does not renew.
@@ -21,6 +22,8 @@ pub struct Leadership {
     api: Api<Lease>,
     name: String,
     me: String,
+    /// The version of the Lease that was seen last, and when it was seen first, by the clock of this process: clocks of machines differ.
+    seen: Mutex<Option<(String, Instant)>>,
 }
 
 /// What to do with a Lease that was found.
@@ -34,7 +37,12 @@ enum Claim {
 impl Leadership {
     /// The Lease `name`, for the process that is called `me`.
     pub fn new(client: Client, namespace: &str, name: &str, me: &str) -> Self {
-        Self { api: Api::namespaced(client, namespace), name: name.into(), me: me.into() }
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.into(),
+            me: me.into(),
+            seen: Mutex::default(),
+        }
     }
 
     /// Waits until this process has it.
@@ -44,7 +52,7 @@ impl Leadership {
     pub async fn acquire(&self) -> Result<()> {
         let mut told = None;
         loop {
-            match self.attempt().await {
+            match self.attempt_in_time().await {
                 Ok(Claim::Mine) => {
                     info!("this operator leads");
                     return Ok(());
@@ -70,11 +78,11 @@ impl Leadership {
         let mut renewed = Instant::now();
         loop {
             sleep(EVERY).await;
-            match self.attempt().await {
+            match self.attempt_in_time().await {
                 Ok(Claim::Mine) => renewed = Instant::now(),
                 Ok(Claim::Taken(holder)) => bail!("operator {holder} leads now"),
                 Ok(Claim::Free) => {}
-                Err(problem) if renewed.elapsed() + EVERY * 2 > LASTS => {
+                Err(problem) if renewed.elapsed() + EVERY * 3 > LASTS => {
                     return Err(problem).context("the lease could not be renewed in time");
                 }
                 Err(problem) => warn!("the lease is not renewed: {problem:#}"),
@@ -93,6 +101,24 @@ impl Leadership {
         }
     }
 
+    /// An API server that is gone may never answer.
+    async fn attempt_in_time(&self) -> Result<Claim> {
+        timeout(EVERY, self.attempt()).await.context("Kubernetes does not answer")?
+    }
+
+    /// How long the Lease has been as it is, as far as this process has seen.
+    fn unchanged(&self, lease: &Lease) -> Duration {
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*seen {
+            Some((known, since)) if *known == version => since.elapsed(),
+            _ => {
+                *seen = Some((version, Instant::now()));
+                Duration::ZERO
+            }
+        }
+    }
+
     async fn attempt(&self) -> Result<Claim> {
         let now = Timestamp::now();
         let Some(mut lease) = self.api.get_opt(&self.name).await? else {
@@ -102,9 +128,10 @@ impl Leadership {
             };
             return self.written(self.api.create(&PostParams::default(), &lease).await);
         };
+        let unchanged = self.unchanged(&lease);
         let spec = lease.spec.take().unwrap_or_default();
         let changes = spec.lease_transitions.unwrap_or_default();
-        match claim(&spec, &self.me, now) {
+        match claim(&spec, &self.me, unchanged) {
             Claim::Taken(holder) => return Ok(Claim::Taken(holder)),
             Claim::Mine => {
                 lease.spec = Some(LeaseSpec { acquire_time: spec.acquire_time, ..self.spec(now, changes) })
@@ -135,13 +162,14 @@ impl Leadership {
     }
 }
 
-fn claim(spec: &LeaseSpec, me: &str, now: Timestamp) -> Claim {
+/// `unchanged`: how long nobody has renewed it.
+fn claim(spec: &LeaseSpec, me: &str, unchanged: Duration) -> Claim {
     let holder = spec.holder_identity.clone().unwrap_or_default();
     if holder == me {
         return Claim::Mine;
     }
-    let lasts = SignedDuration::from_secs(spec.lease_duration_seconds.unwrap_or_default().into());
-    let runs = spec.renew_time.as_ref().is_some_and(|renewed| now.duration_since(renewed.0) < lasts);
+    let lasts = u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
+    let runs = unchanged < Duration::from_secs(lasts);
     if holder.is_empty() || !runs { Claim::Free } else { Claim::Taken(holder) }
 }
 
@@ -158,7 +186,7 @@ mod tests {
             renew_time: Some(MicroTime(renewed)),
             ..LeaseSpec::default()
         };
-        let after = |seconds| renewed + SignedDuration::from_secs(seconds);
+        let after = Duration::from_secs;
         assert_eq!(claim(&spec, "one", after(29)), Claim::Mine);
         assert_eq!(claim(&spec, "two", after(29)), Claim::Taken("one".into()));
         assert_eq!(claim(&spec, "two", after(30)), Claim::Free);

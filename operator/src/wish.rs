@@ -137,7 +137,24 @@ fn changes(wish: &Value, asked: &Value, there: &Value) -> Option<Value> {
         let parts: Map<String, Value> = wish.iter().filter_map(part).collect();
         return (wish.is_empty() || !parts.is_empty()).then_some(Value::Object(parts));
     }
-    (wish != asked || wish == there).then(|| wish.clone())
+    (wish != asked || is_there(wish, there)).then(|| wish.clone())
+}
+
+/// Whether what there is has what is wished for. Entries of a list are found by their names, and may have got more fields: Kubernetes puts in
+/// what has a default.
+fn is_there(wish: &Value, there: &Value) -> bool {
+    match (wish, there) {
+        (Value::Array(wish), Value::Array(there)) => {
+            let pair = |(wish, there): (&Value, &Value)| match (wish, there) {
+                (Value::Object(wish), Value::Object(other)) if wish.contains_key("name") => {
+                    wish.iter().all(|(key, value)| other.get(key) == Some(value))
+                }
+                _ => wish == there,
+            };
+            wish.len() == there.len() && wish.iter().zip(there).all(pair)
+        }
+        _ => wish == there,
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +199,16 @@ mod tests {
         // It is new, or of a version that did not remember.
         assert_eq!(applied(&asked, None), asked);
         assert_eq!(applied(&asked, Some(&cluster(edited, None))), asked);
+        // Entries of lists have got what has a default.
+        let rings = json!({"rings": {"named": [{"name": "a"}, {"name": "b", "transport": "Multicast"}]}});
+        let filled = json!({"rings": {"named": [
+            {"name": "a", "nodeSelector": {}, "transport": "Unicast"},
+            {"name": "b", "nodeSelector": {}, "transport": "Multicast"},
+        ]}});
+        assert_eq!(applied(&rings, Some(&cluster(filled.clone(), Some(&rings)))), rings);
+        let mut edited = filled;
+        edited["rings"]["named"][1]["transport"] = "Unicast".into();
+        assert_eq!(applied(&rings, Some(&cluster(edited, Some(&rings)))), json!({}));
         // An empty map that is asked for is one.
         let empty = json!({"storage": {"nodeSelector": {}}});
         assert_eq!(applied(&empty, Some(&cluster(json!({}), Some(&asked)))), empty);

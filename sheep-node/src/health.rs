@@ -103,7 +103,7 @@ pub(crate) fn name(state: Option<&ClusterState>, node: NodeId) -> String {
 }
 
 /// Most copies that any volume or snapshot wants; without any, what new ones would get. Looks at all.
-fn wanted_copies(state: &ClusterState) -> usize {
+pub(crate) fn wanted_copies(state: &ClusterState) -> usize {
     let most = state.lineages().iter().map(|lineage| lineage.copies).max();
     usize::from(most.unwrap_or(state.settings().copies))
 }
@@ -193,8 +193,8 @@ fn why(cause: DownCause) -> &'static str {
     }
 }
 
-/// What is wrong with copies, as far as this node has found out.
-fn copies(state: &ClusterState, data: &DataStatus) -> Vec<String> {
+/// What is lost or damaged, as far as this node has found out.
+pub(crate) fn damage(state: &ClusterState, data: &DataStatus) -> Vec<String> {
     let mut findings = Vec::new();
     // Other nodes say the same of other objects: without a number it is told once.
     for vdi in data.lost.keys().take(20) {
@@ -223,6 +223,12 @@ fn copies(state: &ClusterState, data: &DataStatus) -> Vec<String> {
             data.scrub.unresolved
         ));
     }
+    findings
+}
+
+/// What is wrong with copies, as far as this node has found out.
+fn copies(state: &ClusterState, data: &DataStatus) -> Vec<String> {
+    let mut findings = damage(state, data);
     if state.epoch().0.saturating_sub(state.oldest_epoch().0) > MANY_EPOCHS {
         findings.push(format!(
             "Epochs since {} are remembered, because not all storage nodes have recovered since.",

@@ -3,13 +3,13 @@
 use super::build::{Object, secret_name};
 use super::founding::Founding;
 use super::observe::{CLUSTER_ID, FOUNDER_ID, FOUNDER_NODE, KEY};
-use super::observed::Observed;
+use super::observed::{Observed, StoragePod};
 use super::validate::Valid;
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ pub(super) async fn objects<'a>(client: &Client, objects: &'a [Object]) -> Vec<(
     let mut problems = Vec::new();
     for object in objects {
         if let Err(error) = one(client, object).await {
-            problems.push((object, said(&error)));
+            problems.push((object, format!("{error:#}")));
         }
     }
     problems
@@ -53,25 +53,46 @@ fn said(error: &kube::Error) -> String {
     }
 }
 
-async fn one(client: &Client, object: &Object) -> kube::Result<()> {
+async fn one(client: &Client, object: &Object) -> Result<()> {
     let (group, version) = object.api_version().split_once('/').unwrap_or(("", object.api_version()));
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object.kind()));
     let api: Api<DynamicObject> = match object.namespace() {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
     };
+    if object.namespace().is_none() && is_somebody_elses(api.get_opt(object.name()).await?.as_ref()) {
+        bail!("it was there before, and is left as it is: give it another name, or delete it");
+    }
     let params = PatchParams::apply(MANAGER).force();
-    api.patch(object.name(), &params, &Patch::Apply(&object.0)).await?;
-    Ok(())
+    match api.patch(object.name(), &params, &Patch::Apply(&object.0)).await {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("{}", said(&error)),
+    }
 }
 
-/// Deletes a pod, so that Kubernetes makes a new one.
-pub(super) async fn replace_pod(client: &Client, namespace: &str, pod: &str) -> Result<()> {
+/// What is in no namespace anybody may have made: a StorageClass with our name would go when this is uninstalled.
+fn is_somebody_elses(there: Option<&DynamicObject>) -> bool {
+    let manager = |there: &DynamicObject| there.labels().get("app.kubernetes.io/managed-by").cloned();
+    there.is_some_and(|there| manager(there).as_deref() != Some(MANAGER))
+}
+
+/// Ends a pod, so that Kubernetes makes a new one. One that serves is evicted: somebody else may have evicted another one just now, and the
+/// disruption budget lets only one go.
+pub(super) async fn replace_pod(client: &Client, namespace: &str, pod: &StoragePod) -> Result<()> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    match api.delete(pod, &DeleteParams::default()).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => bail!("pod {pod} is not deleted: {}", said(&error)),
+    let this = Preconditions { uid: Some(pod.uid.clone()), ..Preconditions::default() };
+    let only_this = DeleteParams::default().preconditions(this);
+    let ended = if pod.ready {
+        let params = EvictParams { delete_options: Some(only_this), ..EvictParams::default() };
+        api.evict(&pod.name, &params).await.map(drop)
+    } else {
+        api.delete(&pod.name, &only_this).await.map(drop)
+    };
+    match ended {
+        Ok(()) => Ok(()),
+        // It is gone, or another one is there in its place.
+        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Ok(()),
+        Err(error) => bail!("pod {} cannot be replaced now: {}", pod.name, said(&error)),
     }
 }
 

@@ -68,7 +68,7 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed) -> Founding {
     match (known[..].split_first(), &secret.cluster_id) {
         (Some((one, [])), Some(_)) => {
             let serves = observed.pods.iter().any(|pod| pod.cluster_id() == Some(one));
-            if serves { Founding::Done } else { missing_nodes(one) }
+            if serves { Founding::Done } else { missing_nodes(cluster, observed, one) }
         }
         (Some((one, [])), None) => Founding::Remember((*one).to_owned()),
         (Some(_), _) => wait(
@@ -82,8 +82,20 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed) -> Founding {
     }
 }
 
-fn missing_nodes(cluster: &str) -> Founding {
-    wait("NoAnswer", format!("no storage node of cluster {cluster} answers: look at their pods"))
+fn missing_nodes(cluster: &Valid, observed: &Observed, id: &str) -> Founding {
+    let blank = |pod: &StoragePod| pod.answer.is_some() && pod.cluster_id().is_none();
+    if observed.pods.is_empty() || !observed.pods.iter().all(blank) {
+        return wait("NoAnswer", format!("no storage node of cluster {id} answers: look at their pods"));
+    }
+    let secret = super::build::secret_name(&cluster.name);
+    wait(
+        "NoData",
+        format!(
+            "all storage nodes answer, and none has data of cluster {id}: their directories are empty. Put {}/storage of that cluster's nodes \
+             back. If it is gone for good, and another one is to be begun: `kubectl -n {} delete secret {secret}`",
+            cluster.directory, cluster.namespace
+        ),
+    )
 }
 
 /// Pods whose nodes have data of a cluster with another key. Last words of one that answers are of an earlier time.

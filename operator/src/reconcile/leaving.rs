@@ -42,7 +42,7 @@ pub(crate) fn kept(observed: &Observed, wanted: &[String]) -> Vec<String> {
     names.retain(|name| !name.is_empty() && !wanted.contains(name));
     names.sort_unstable();
     names.dedup();
-    let ending = observed.pods.iter().any(|pod| pod.leaving);
+    let ending = observed.pods.iter().any(|pod| pod.leaving && !redundancy::is_given_up(observed, pod));
     if !ending && let Some(at) = names.iter().position(|name| !needed(observed, name)) {
         names.remove(at);
     }
@@ -85,8 +85,13 @@ fn is_elsewhere(view: &ClusterView, record: &Node) -> bool {
 
 /// Names of the nodes that the operator has drained, or may drain next: the memory by which it takes them back.
 pub(crate) fn drained(cluster: &Valid, observed: &Observed) -> Vec<String> {
-    let mut names: Vec<String> =
-        observed.drained.iter().filter(|name| is_drained(observed, name)).chain(&cluster.leaving).cloned().collect();
+    let mut names: Vec<String> = observed
+        .drained
+        .iter()
+        .filter(|name| is_drained(observed, name))
+        .chain(&cluster.leaving)
+        .cloned()
+        .collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -155,7 +160,10 @@ fn drain(
         ));
     }
     if !observed.drained.contains(&node.name) {
-        return Leaving::UnderWay(format!("Node {} is to store nothing more: it is drained next.", node.name));
+        return Leaving::UnderWay(format!(
+            "Node {} is to store nothing more: it is drained next.",
+            node.name
+        ));
     }
     Leaving::Drain { id: node.id.clone(), name: node.name.clone() }
 }

@@ -5,11 +5,35 @@
 use super::build::DRIVER;
 use super::observed::{ClusterView, Observed, SilentNode};
 use k8s_openapi::api::core::v1::{Pod, Volume};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// How volumes of the driver are called in what a node has in use.
 const IN_USE: &str = "kubernetes.io/csi/";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+
+/// Since when the cluster has none of a node's members in its ring, as far as this operator has seen. Only a memory of how long: one that
+/// starts anew waits once more.
+#[derive(Debug, Default)]
+pub(crate) struct Absences(Mutex<BTreeMap<String, Timestamp>>);
+
+impl Absences {
+    /// Takes down which of `nodes` are absent at `now`, and says since when each of them has been.
+    pub(crate) fn note<'a>(
+        &self,
+        view: Option<&ClusterView>,
+        nodes: impl Iterator<Item = &'a str>,
+        now: Timestamp,
+    ) -> BTreeMap<String, Timestamp> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let absent = nodes.filter(|name| view.is_some_and(|view| left_the_ring(view, name)));
+        let since = |name: &str| known.get(name).copied().unwrap_or(now);
+        *known = absent.map(|name| (name.to_owned(), since(name))).collect();
+        known.clone()
+    }
+}
 
 /// What is to be taken from a node that is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,6 +218,23 @@ mod tests {
         let mut other = usual;
         other.cluster = None;
         assert!(next(&other, Some(10)).is_empty(), "nobody knows");
+    }
+
+    /// A moment without its ring is no loss, however long Kubernetes has heard nothing.
+    #[test]
+    fn an_absence_is_as_long_as_it_was_seen() {
+        let gone = observed(pod(|_| ()));
+        let view = gone.cluster.as_ref();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let absences = Absences::default();
+        let note = |view, second| absences.note(view, ["a", "c"].into_iter(), at(second));
+        assert_eq!(note(view, 100), [("c".to_owned(), at(100))].into());
+        assert_eq!(note(view, 110), [("c".to_owned(), at(100))].into());
+        let mut back = view.unwrap().clone();
+        back.ring_members.push("c-id".into());
+        assert_eq!(note(Some(&back), 120), BTreeMap::new());
+        assert_eq!(note(view, 130), [("c".to_owned(), at(130))].into());
+        assert_eq!(note(None, 140), BTreeMap::new(), "nobody knows");
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod testing;
 mod tests;
 mod validate;
 
+pub(crate) use lost::Absences;
 pub(crate) use status::Transition;
 
 use crate::crd::{SheepdogCluster, SheepdogClusterStatus};
@@ -61,11 +62,12 @@ pub(crate) async fn reconcile(
     sheepdog: &SheepdogCluster,
     settings: &Settings,
     anchor: &str,
+    absences: &Absences,
 ) -> Result<Turn> {
-    let observed = observe::observe(client, sheepdog, anchor, &settings.cluster).await?;
+    let observed = observe::observe(client, sheepdog, anchor, &settings.cluster, absences).await?;
     let outcome = match validate::validate(sheepdog, &observed) {
-        Ok(cluster) => act(client, sheepdog, &cluster, settings, &observed, anchor).await,
-        Err(refusal) => status::Outcome { refusal: Some(refusal), ..status::Outcome::nothing(&observed) },
+        Ok(cluster) => act(client, sheepdog, &cluster, settings, &observed, (anchor, absences)).await,
+        Err(refusal) => refused(client, sheepdog, refusal, &observed).await,
     };
     let after = status::status(sheepdog, &outcome);
     let before = sheepdog.status.clone().unwrap_or_default();
@@ -83,6 +85,26 @@ pub(crate) async fn reconcile(
     Ok(Turn { again: if calm { LATER } else { SOON }, news })
 }
 
+/// Nothing is changed; but that nodes are lost has nothing to do with what was written wrongly.
+async fn refused<'a>(
+    client: &Client,
+    sheepdog: &SheepdogCluster,
+    refusal: String,
+    observed: &'a Observed,
+) -> status::Outcome<'a> {
+    let mut outcome = status::Outcome { refusal: Some(refusal), ..status::Outcome::nothing(observed) };
+    if validate::is_another_ones(sheepdog, observed).is_some() {
+        return outcome;
+    }
+    outcome.lost = lost::next(observed, validate::move_pods_after(&sheepdog.spec).unwrap_or_default());
+    for loss in &outcome.lost {
+        if let Err(problem) = silent::take(client, loss).await {
+            outcome.problems.push(format!("{problem:#}"));
+        }
+    }
+    outcome
+}
+
 /// Builds, decides, and carries it out. What fails is tried again in the next turn, and keeps nothing else from being done.
 async fn act<'a>(
     client: &Client,
@@ -90,7 +112,7 @@ async fn act<'a>(
     cluster: &Valid,
     settings: &Settings,
     observed: &'a Observed,
-    anchor: &str,
+    to_look: (&str, &Absences),
 ) -> status::Outcome<'a> {
     let founding = founding::next(cluster, observed);
     let mut objects = build::build(cluster, settings, observed);
@@ -115,7 +137,7 @@ async fn act<'a>(
     let (mut leaving, mut rolling) = decide(cluster, observed, template);
     if takes_a_node_away(&leaving, &rolling) {
         // Much may have happened since it was looked at.
-        match again(client, sheepdog, settings, anchor).await {
+        match again(client, sheepdog, settings, to_look).await {
             Ok((cluster, observed)) => (leaving, rolling) = decide(&cluster, &observed, template),
             Err(problem) => {
                 note(Err(problem));
@@ -123,7 +145,9 @@ async fn act<'a>(
             }
         }
     }
-    if let Rolling::Replace(pod) = &rolling {
+    if let Rolling::Replace(name) = &rolling
+        && let Some(pod) = observed.pods.iter().find(|pod| pod.name == *name)
+    {
         note(apply::replace_pod(client, &cluster.namespace, pod).await);
     }
     let lost = lost::next(observed, cluster.move_pods_after);
@@ -170,10 +194,14 @@ async fn again(
     client: &Client,
     sheepdog: &SheepdogCluster,
     settings: &Settings,
-    anchor: &str,
+    (anchor, absences): (&str, &Absences),
 ) -> Result<(Valid, Observed)> {
-    let observed = observe::observe(client, sheepdog, anchor, &settings.cluster).await?;
-    let cluster = validate::validate(sheepdog, &observed).map_err(anyhow::Error::msg)?;
+    let api: Api<SheepdogCluster> =
+        Api::namespaced(client.clone(), &sheepdog.namespace().unwrap_or_default());
+    // It may have been edited meanwhile.
+    let sheepdog = api.get(&sheepdog.name_any()).await?;
+    let observed = observe::observe(client, &sheepdog, anchor, &settings.cluster, absences).await?;
+    let cluster = validate::validate(&sheepdog, &observed).map_err(anyhow::Error::msg)?;
     Ok((cluster, observed))
 }
 

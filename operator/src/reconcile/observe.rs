@@ -2,9 +2,8 @@
 
 use super::build::{DRAINED, DRIVER, OWNER, TEMPLATE, component, secret_name};
 use super::cluster;
-use super::observed::{
-    Anchor, ClusterSecret, ClusterView, Founder, KubeNode, Observed, SilentNode, StoragePod, Workload,
-};
+use super::lost::Absences;
+use super::observed::{Anchor, ClusterSecret, Founder, KubeNode, Observed, SilentNode, StoragePod, Workload};
 use super::silent;
 use super::validate::quantity;
 use crate::crd::SheepdogCluster;
@@ -16,6 +15,7 @@ use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
+use std::collections::BTreeMap;
 use tracing::warn;
 
 /// Annotations of the Secret.
@@ -35,6 +35,7 @@ pub(super) async fn observe(
     sheepdog: &SheepdogCluster,
     anchor: &str,
     keeps: &str,
+    absences: &Absences,
 ) -> Result<Observed> {
     let namespace = sheepdog.namespace().unwrap_or_default();
     let name = sheepdog.name_any();
@@ -57,10 +58,12 @@ pub(super) async fn observe(
     let storage = sets.iter().find(|set| is_storage(set));
     let mut workloads: Vec<Workload> = sets.iter().map(daemon_set).collect();
     workloads.extend(deployments.list(&of_cluster).await?.items.iter().map(deployment));
-    let nodes = nodes(client).await?;
+    let (nodes, now) = (nodes(client).await?, Timestamp::now());
+    let names: Vec<String> = nodes.iter().map(ResourceExt::name_any).collect();
+    let absent = absences.note(view.as_ref(), names.iter().map(String::as_str), now);
     Ok(Observed {
-        now: Timestamp::now(),
-        silent: silent_nodes(client, &nodes, view.as_ref()).await,
+        now,
+        silent: silent_nodes(client, &nodes, &absent).await,
         nodes: nodes.iter().map(node).collect(),
         secret,
         pods,
@@ -78,8 +81,12 @@ pub(super) async fn observe(
 }
 
 /// Who may not look has nothing else kept from him.
-async fn silent_nodes(client: &Client, nodes: &[Node], view: Option<&ClusterView>) -> Vec<SilentNode> {
-    silent::look(client, nodes, view).await.unwrap_or_else(|problem| {
+async fn silent_nodes(
+    client: &Client,
+    nodes: &[Node],
+    absent: &BTreeMap<String, Timestamp>,
+) -> Vec<SilentNode> {
+    silent::look(client, nodes, absent).await.unwrap_or_else(|problem| {
         warn!("what is on lost nodes cannot be seen: {problem:#}");
         Vec::new()
     })
@@ -139,6 +146,7 @@ fn storage_pod(pod: &Pod) -> StoragePod {
     });
     StoragePod {
         name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         ip: status.pod_ip,
         ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
@@ -186,7 +194,17 @@ fn drained(set: &DaemonSet) -> Vec<String> {
 
 fn daemon_set(set: &DaemonSet) -> Workload {
     let status = set.status.clone().unwrap_or_default();
+    let wanted = status.desired_number_scheduled;
+    let updated = status.updated_number_scheduled.unwrap_or_default();
+    let on_delete = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.update_strategy.as_ref()?.type_.as_deref())
+        .is_some_and(|strategy| strategy == "OnDelete");
     Workload {
+        // Storage pods are told of by those who replace them.
+        updated: if on_delete { wanted } else { updated },
+        outdated: if on_delete && !is_storage(set) { wanted - updated } else { 0 },
         name: set.name_any(),
         current: status.observed_generation >= set.metadata.generation,
         template: set.spec.as_ref().map(|spec| template(&spec.template)).unwrap_or_default(),
@@ -208,6 +226,8 @@ fn deployment(deployment: &Deployment) -> Workload {
         template: deployment.spec.as_ref().map(|spec| template(&spec.template)).unwrap_or_default(),
         wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
         ready: status.ready_replicas.unwrap_or_default(),
+        updated: status.updated_replicas.unwrap_or_default(),
+        outdated: 0,
     }
 }
 

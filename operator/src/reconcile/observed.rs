@@ -58,7 +58,7 @@ pub(crate) struct KubeNode {
 pub(crate) struct SilentNode {
     /// Its name.
     pub(crate) name: String,
-    /// Since when Kubernetes hears nothing of it.
+    /// Since when neither does, as far as is known.
     pub(crate) since: Timestamp,
     /// Version that a change must be based on.
     pub(crate) resource_version: String,
@@ -99,6 +99,8 @@ pub(crate) struct Founder {
 pub(crate) struct StoragePod {
     /// Its name.
     pub(crate) name: String,
+    /// Its uid: another pod may get its name.
+    pub(crate) uid: String,
     /// The node of Kubernetes that it runs on.
     pub(crate) node: String,
     /// Its address.
@@ -154,6 +156,10 @@ pub(crate) struct Workload {
     pub(crate) wanted: i32,
     /// That are ready.
     pub(crate) ready: i32,
+    /// Pods made from the newest version, of those that Kubernetes or the operator replaces.
+    pub(crate) updated: i32,
+    /// Pods of an older version that only a person replaces.
+    pub(crate) outdated: i32,
 }
 
 /// An object without a namespace.

@@ -85,7 +85,13 @@ fn gone(node: &Node, cluster: &Valid, view: &ClusterView, observed: &Observed) -
                 && ["out", "leaving", "down"].contains(&node.state.as_str())
                 && (!known || replaced || unwanted)
         }
-        "gateway" => !known,
+        // One that was started anew without its directory is another one.
+        "gateway" => {
+            let successor = |other: &&Node| {
+                other.role == "gateway" && other.name == node.name && other.id != node.id && other.in_ring
+            };
+            !known || view.nodes.iter().any(|other| successor(&other))
+        }
         _ => false,
     }
 }

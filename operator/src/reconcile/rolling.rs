@@ -17,7 +17,11 @@ pub(crate) enum Rolling {
 
 /// Decides. `template`: hash of the template that pods should be made from.
 pub(crate) fn next(cluster: &Valid, observed: &Observed, template: &str) -> Rolling {
-    let mut outdated: Vec<_> = observed.pods.iter().filter(|pod| pod.template != template).collect();
+    // One on a node that is gone can neither end nor start.
+    let pods: Vec<&StoragePod> =
+        observed.pods.iter().filter(|pod| !redundancy::is_given_up(observed, pod)).collect();
+    let mut outdated: Vec<&StoragePod> =
+        pods.iter().copied().filter(|pod| pod.template != template).collect();
     outdated.sort_by(|one, other| one.name.cmp(&other.name));
     if outdated.is_empty() {
         return Rolling::Done;
@@ -28,7 +32,7 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed, template: &str) -> Roll
     if !observed.workloads.iter().any(|workload| workload.current && workload.template == template) {
         return wait("Kubernetes does not know by what yet".into());
     }
-    if let Some(pod) = observed.pods.iter().find(|pod| pod.leaving) {
+    if let Some(pod) = pods.iter().find(|pod| pod.leaving) {
         return wait(format!("{} is ending", pod.name));
     }
     // What serves nobody can be replaced at any time, and a version that does not start could never be left otherwise.
@@ -41,7 +45,7 @@ pub(crate) fn next(cluster: &Valid, observed: &Observed, template: &str) -> Roll
     if let Some(node) = places.filter(there).find(|name| !has_pod(name)) {
         return wait(format!("node {node} has no storage pod"));
     }
-    if let Some(pod) = observed.pods.iter().find(|pod| !pod.ready) {
+    if let Some(pod) = pods.iter().find(|pod| !pod.ready) {
         return wait(format!("{} is not ready", pod.name));
     }
     if let Some(why) = redundancy::missing(observed) {

@@ -1,8 +1,8 @@
 //! Looks at nodes of Kubernetes that say nothing, and takes from lost ones what is to go elsewhere. Client required.
 
 use super::build::DRIVER;
-use super::lost::{Loss, Stranded, claim, left_the_ring};
-use super::observed::{ClusterView, SilentNode};
+use super::lost::{Loss, Stranded, claim};
+use super::observed::SilentNode;
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
@@ -23,15 +23,12 @@ pub(super) fn since(node: &Node) -> Option<Timestamp> {
 pub(super) async fn look(
     client: &Client,
     nodes: &[Node],
-    view: Option<&ClusterView>,
+    absent: &BTreeMap<String, Timestamp>,
 ) -> Result<Vec<SilentNode>> {
-    let Some(view) = view else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for node in nodes {
-        if let Some(since) = since(node)
-            && left_the_ring(view, &node.name_any())
-        {
-            found.push(one(client, node, since).await?);
+        if let (Some(since), Some(absent)) = (since(node), absent.get(&node.name_any())) {
+            found.push(one(client, node, since.max(*absent)).await?);
         }
     }
     Ok(found)

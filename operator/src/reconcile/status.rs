@@ -54,6 +54,8 @@ impl<'a> Outcome<'a> {
 
 /// Reason for which not all nodes are as they should be, and nobody has to do anything.
 const DRAINING: &str = "Draining";
+/// Sentences in one condition.
+const MOST_FINDINGS: usize = 5;
 
 struct Truth {
     kind: &'static str,
@@ -101,6 +103,7 @@ fn unseen(outcome: &Outcome<'_>) -> &'static str {
     let pods = &outcome.observed.pods;
     let in_a_cluster = pods.iter().any(|pod| pod.cluster_id().is_some());
     match &outcome.founding {
+        Founding::Wait { reason: "NoKey" | "SeveralClusters" | "OtherKey", .. } => "unknown",
         _ if in_a_cluster => "no quorum",
         Founding::Done => "unknown",
         Founding::Wait { reason: "NoAnswer", .. } => "unknown",
@@ -181,6 +184,10 @@ fn available(outcome: &Outcome<'_>) -> Truth {
     let message =
         of_a_node.filter_map(|pod| pod.answer.as_ref()).map(|answer| answer.info.message.clone()).next();
     match (&outcome.founding, message) {
+        // No node can mend this.
+        (Founding::Wait { reason: reason @ ("NoKey" | "SeveralClusters" | "OtherKey"), message }, _) => {
+            truth(KIND, false, reason, message.clone())
+        }
         (_, Some(message)) if !message.is_empty() => truth(KIND, false, "NoQuorum", message),
         (Founding::Wait { reason, message }, _) => truth(KIND, false, reason, message.clone()),
         (Founding::Done, _) => truth(
@@ -197,12 +204,26 @@ fn degraded(outcome: &Outcome<'_>) -> Truth {
     const KIND: &str = "Degraded";
     match &outcome.observed.cluster {
         None => truth(KIND, None, "Unknown", "No storage node says that the cluster serves."),
+        // Each node knows of what it keeps itself.
+        Some(_) if !damage(outcome.observed).is_empty() => {
+            truth(KIND, true, "Damaged", damage(outcome.observed).join(" "))
+        }
         Some(view) if view.info.health == "ok" => truth(KIND, false, "AllCopies", view.info.message.clone()),
         Some(view) if view.info.health == "recovering" => {
             truth(KIND, false, "Recovering", view.info.message.clone())
         }
         Some(view) => truth(KIND, true, "FewerCopies", view.info.message.clone()),
     }
+}
+
+/// The same of several nodes is told once, and the first few findings are enough to begin with.
+fn damage(observed: &Observed) -> Vec<String> {
+    let answers = observed.pods.iter().filter_map(|pod| pod.answer.as_ref());
+    let mut found: Vec<String> = answers.flat_map(|answer| answer.info.damage.iter().cloned()).collect();
+    found.sort_unstable();
+    found.dedup();
+    found.truncate(MOST_FINDINGS);
+    found
 }
 
 fn recovering(outcome: &Outcome<'_>) -> Truth {
@@ -259,11 +280,18 @@ fn progressing(outcome: &Outcome<'_>) -> Truth {
         .observed
         .workloads
         .iter()
-        .filter(|workload| !workload.current || workload.ready < workload.wanted)
+        .filter(|workload| !workload.current || workload.ready.min(workload.updated) < workload.wanted)
         .map(|workload| workload.name.as_str())
         .collect();
     if !late.is_empty() {
         return truth(KIND, true, "PodsNotReady", format!("Waiting for pods of {}.", late.join(", ")));
+    }
+    if let Some(old) = outcome.observed.workloads.iter().find(|workload| workload.outdated > 0) {
+        let message = format!(
+            "{} pods of {} are of an older version and are not replaced by themselves: delete one when no pod on its node uses a volume.",
+            old.outdated, old.name
+        );
+        return truth(KIND, false, "OldPods", message);
     }
     truth(KIND, false, "Done", "Everything is as it should be.")
 }
@@ -306,7 +334,7 @@ fn nodes_applied(cluster: &SheepdogCluster, outcome: &Outcome<'_>) -> Truth {
     if !outcome.too_small.is_empty() {
         let message = format!(
             "Left out, because storage.directory.maxSize is less than 64Mi of what Kubernetes says of their disks, in which no node can \
-             work: {}. Give them a maxSize in storage.nodes.",
+             work, or it says nothing of them: {}. Give them a maxSize in storage.nodes.",
             outcome.too_small.join(", ")
         );
         return truth(KIND, false, "TooSmall", message);

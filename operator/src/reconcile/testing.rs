@@ -44,6 +44,7 @@ pub(super) fn pod(node: &str, cluster: &str) -> StoragePod {
     let info = v1::ClusterInfoReply { cluster_id: cluster.into(), ..Default::default() };
     StoragePod {
         name: format!("pod-{node}"),
+        uid: format!("uid-{node}"),
         node: node.into(),
         ip: Some(format!("10.0.0.{}", node.len())),
         ready: !cluster.is_empty(),

@@ -223,10 +223,37 @@ fn fewer_nodes_than_copies_are_whole() {
     let info = &mut observed.cluster.as_mut().unwrap().info;
     info.health = "degraded".into();
     info.message = "1 of 3 copies".into();
+    info.wanted_copies = 3;
     assert_eq!(redundancy::missing(&observed), None);
+    // A disk that failed is mended by waiting, or by a person.
+    let mut disk = observed.clone();
+    disk.cluster.as_mut().unwrap().info.nodes_with_failed_disks = 1;
+    assert_eq!(redundancy::missing(&disk).as_deref(), Some("1 of 3 copies"));
     let nodes = &mut observed.cluster.as_mut().unwrap().nodes;
     nodes.extend(["b", "c"].map(|name| member(name, "storage", "up")));
     assert_eq!(redundancy::missing(&observed).as_deref(), Some("1 of 3 copies"));
+    // What new volumes get says nothing of those that there are.
+    observed.cluster.as_mut().unwrap().info.wanted_copies = 4;
+    assert_eq!(redundancy::missing(&observed), None);
+}
+
+/// What it had was copied to others: nobody waits for a node that is out.
+#[test]
+fn a_node_that_is_out_stops_nothing() {
+    let mut observed = serving(&["a", "b", "c", "d"]);
+    observed.workloads = vec![Workload { current: true, template: "new".into(), ..Workload::default() }];
+    for pod in &mut observed.pods {
+        pod.template = "old".into();
+    }
+    let view = observed.cluster.as_mut().unwrap();
+    view.nodes[0].state = "out".into();
+    let dead = &mut observed.pods[0];
+    (dead.ready, dead.leaving, dead.answer) = (false, true, None);
+    assert_eq!(redundancy::missing(&observed), None);
+    assert_eq!(roll(&observed), Rolling::Replace("pod-b".into()));
+    // Down it may have what is nowhere else.
+    observed.cluster.as_mut().unwrap().nodes[0].state = "down".into();
+    assert!(matches!(roll(&observed), Rolling::Wait(_)));
 }
 
 #[test]
@@ -278,10 +305,52 @@ fn a_node_is_removed_when_kubernetes_has_it_no_more_and_its_place_is_given_away(
     gateways.cluster.as_mut().unwrap().nodes.push(member("gone", "gateway", "down"));
     gateways.cluster.as_mut().unwrap().nodes.push(member("a", "gateway", "down"));
     assert_eq!(removed(&gateways), ["gone-id"]);
+    // Its directory was lost, and another one runs in its place.
+    let mut successor = member("a", "gateway", "up");
+    successor.id = "a2-id".into();
+    gateways.cluster.as_mut().unwrap().nodes.push(successor);
+    assert_eq!(removed(&gateways), ["gone-id", "a-id"]);
     let cluster = valid(&gateways);
     gateways.nodes.clear();
     let orders = orders::next(&cluster, &gateways, &Leaving::Done);
     assert_eq!(orders, [], "a Kubernetes without nodes is one that was not seen");
+}
+
+#[test]
+fn lost_objects_are_told_though_all_copies_are_there() {
+    let mut observed = serving(&["a", "b", "c"]);
+    for pod in &mut observed.pods[1..] {
+        pod.answer.as_mut().unwrap().info.damage = vec!["VDI v has lost objects".into()];
+    }
+    let status = status::status(&sheepdog(), &outcome(&observed));
+    assert_eq!(told(&status)[1], "Degraded=True Damaged");
+    assert_eq!(status.conditions[1].message, "VDI v has lost objects");
+}
+
+/// The nodes would say something that helps nobody.
+#[test]
+fn a_key_that_is_lost_is_told_before_what_nodes_say() {
+    let mut observed = serving(&["a", "b", "c"]);
+    observed.secret = None;
+    observed.cluster = None;
+    observed.pods[0].answer.as_mut().unwrap().info.message = "All copies are where they belong.".into();
+    let outcome = Outcome { founding: step(&observed), ..outcome(&observed) };
+    let status = status::status(&sheepdog(), &outcome);
+    assert_eq!(told(&status)[0], "Available=False NoKey");
+    assert!(status.conditions[0].message.contains("make the Secret"));
+    assert_eq!(status.health, "unknown");
+}
+
+#[test]
+fn empty_directories_of_all_nodes_are_told_as_such() {
+    let mut observed = serving(&["a", "b"]);
+    observed.cluster = None;
+    observed.pods = vec![pod("a", ""), pod("b", "")];
+    let (reason, message) = reason(step(&observed));
+    assert_eq!(reason, "NoData");
+    assert!(message.contains("kubectl -n storage delete secret sheepdog-key"), "{message}");
+    observed.pods[1].answer = None;
+    assert_eq!(self::reason(step(&observed)).0, "NoAnswer");
 }
 
 fn outcome(observed: &Observed) -> Outcome<'_> {

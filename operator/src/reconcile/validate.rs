@@ -77,25 +77,11 @@ pub(crate) struct NodeConfig {
 /// # Errors
 /// A sentence that says what cannot work.
 pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result<Valid, String> {
-    if let Some(older) = &observed.older {
-        return Err(format!(
-            "there is an older SheepdogCluster {older} in this namespace, and one operator keeps one cluster: delete this one"
-        ));
+    if let Some(why) = is_another_ones(cluster, observed) {
+        return Err(why);
     }
     let name = cluster.metadata.name.clone().unwrap_or_default();
     let namespace = cluster.metadata.namespace.clone().unwrap_or_default();
-    if let Some(other) = observed.driver_of.as_deref().filter(|of| is_elsewhere(of, &namespace)) {
-        return Err(format!(
-            "the CSI driver belongs to SheepdogCluster {other}, and a Kubernetes can have one Sheepdog only: uninstall this one or that \
-             one. If that one is gone: `kubectl delete csidriver {}`",
-            super::build::DRIVER
-        ));
-    }
-    if let Some(wanted) = &observed.misnamed {
-        return Err(format!(
-            "this installation keeps a SheepdogCluster called {wanted} (the chart's cluster.name): it may not read the key of another"
-        ));
-    }
     if name.len() > MAX_NAME {
         return Err(format!(
             "the name {name} is longer than {MAX_NAME} letters: names of its objects begin with it"
@@ -105,7 +91,8 @@ pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result
     let (mut nodes, mut too_small) = (BTreeMap::new(), Vec::new());
     for node in &observed.nodes {
         let mut config = node_config(spec, node)?;
-        if config.capacity.is_some_and(|capacity| capacity < MIN_CAPACITY) {
+        let unknown = config.capacity.is_none() && !is_listed(observed, &node.name);
+        if unknown || config.capacity.is_some_and(|capacity| capacity < MIN_CAPACITY) {
             // Should it have data already it gets nothing new.
             config.capacity = Some(MIN_CAPACITY);
             too_small.push(node.name.clone());
@@ -133,6 +120,31 @@ pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result
         settings: settings(spec)?,
         move_pods_after: move_pods_after(spec)?,
         many_rings: many_rings(spec),
+    })
+}
+
+/// Whether a storage pod was meant for a node already.
+fn is_listed(observed: &Observed, node: &String) -> bool {
+    observed.listed.as_ref().is_some_and(|listed| listed.contains(node))
+}
+
+/// Why this object is not the one that this operator, and this Kubernetes, keeps; nothing, if it is.
+pub(super) fn is_another_ones(cluster: &SheepdogCluster, observed: &Observed) -> Option<String> {
+    if let Some(older) = &observed.older {
+        return Some(format!(
+            "there is an older SheepdogCluster {older} in this namespace, and one operator keeps one cluster: delete this one"
+        ));
+    }
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(other) = observed.driver_of.as_deref().filter(|of| is_elsewhere(of, namespace)) {
+        return Some(format!(
+            "the CSI driver belongs to SheepdogCluster {other}, and a Kubernetes can have one Sheepdog only: uninstall this one or that \
+             one. If that one is gone: `kubectl delete csidriver {}`",
+            super::build::DRIVER
+        ));
+    }
+    observed.misnamed.as_ref().map(|wanted| {
+        format!("this installation keeps a SheepdogCluster called {wanted} (the chart's cluster.name): it may not read the key of another")
     })
 }
 
@@ -170,7 +182,10 @@ fn places(spec: &SheepdogClusterSpec, observed: &Observed, too_small: &[String])
         );
     }
     let kept = leaving::kept(observed, &storage_nodes);
-    let leaving = kept.iter().filter(|name| !selected.contains(name)).cloned().collect();
+    // A node that Kubernetes does not have may only be registering anew; if not, its pod ends, and what it had is copied.
+    let unwanted =
+        |name: &&String| !selected.contains(name) && observed.nodes.iter().any(|node| node.name == **name);
+    let leaving = kept.iter().filter(unwanted).cloned().collect();
     Ok(Places { selected, tainted, storage_nodes, kept, leaving })
 }
 
@@ -275,7 +290,7 @@ fn settings(spec: &SheepdogClusterSpec) -> Result<sheep_api::v1::Settings, Strin
 }
 
 /// Seconds; none stands for never.
-fn move_pods_after(spec: &SheepdogClusterSpec) -> Result<Option<i64>, String> {
+pub(super) fn move_pods_after(spec: &SheepdogClusterSpec) -> Result<Option<i64>, String> {
     let after = milliseconds("nodeFailure.movePodsAfter", &spec.node_failure.move_pods_after)? / 1000;
     Ok((after > 0).then(|| i64::try_from(after).unwrap_or(i64::MAX)))
 }

@@ -62,6 +62,7 @@ impl Cluster for Service {
         if let Some(published) = &status.published {
             let state = &published.state;
             fill_in(&mut reply, state);
+            reply.damage = health::damage(state, &data);
             reply.state_hash = hash(state).await?;
         }
         Ok(Response::new(reply))
@@ -144,4 +145,6 @@ fn fill_in(reply: &mut ClusterInfoReply, state: &ClusterState) {
     reply.min_volume_bytes = MIN_VOLUME_SIZE;
     reply.max_volume_bytes = state.geometry().max_volume_size();
     reply.nodes_recovering = count(state.recovering().count());
+    reply.wanted_copies = count(health::wanted_copies(state));
+    reply.nodes_with_failed_disks = count(storage.iter().filter(|record| record.has_failed_disk()).count());
 }

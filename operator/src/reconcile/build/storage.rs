@@ -83,7 +83,7 @@ pub(super) fn control(plan: Plan<'_>) -> Object {
 /// One storage pod may be evicted while all copies are where they belong, and none while they are not. (A number of pods that must
 /// stay: Kubernetes knows no other kind for DaemonSets.)
 pub(super) fn disruption_budget(plan: Plan<'_>) -> Object {
-    let pods = plan.observed.pods.len();
+    let pods = plan.observed.pods.iter().filter(|pod| !redundancy::is_given_up(plan.observed, pod)).count();
     let stay = match redundancy::missing(plan.observed) {
         None => pods.saturating_sub(1),
         Some(_) => pods,
@@ -151,7 +151,8 @@ pub(super) fn daemon_set(plan: Plan<'_>) -> Object {
     let mut set = pods_everywhere(plan, on_delete(), pods);
     // Not a part of the hash: pods that may stay where they are need not be replaced.
     set.0["spec"]["template"]["spec"]["affinity"] = affinity(plan);
-    set.0["metadata"]["annotations"][DRAINED] = leaving::drained(plan.cluster, plan.observed).join(",").into();
+    set.0["metadata"]["annotations"][DRAINED] =
+        leaving::drained(plan.cluster, plan.observed).join(",").into();
     set
 }
 

@@ -1,17 +1,19 @@
 # The image of Sheepdog: all programs of one version, and what the CSI driver calls to make and mount file systems.
 #
-#     docker build --tag sheepdog .
+#     docker build --tag localhost/sheepdog:0.1.0 .
 #
 # `dog` in it is also the plugin of kubectl (docs/reference/kubectl.md); on the machine of whoever uses it:
 #
-#     docker run --rm --entrypoint cat sheepdog /usr/bin/dog > kubectl-sheepdog && sudo install kubectl-sheepdog /usr/local/bin/
+#     docker run --rm --entrypoint cat localhost/sheepdog:0.1.0 /usr/bin/dog > kubectl-sheepdog && sudo install kubectl-sheepdog /usr/local/bin/
 #
 # The tests make the same image without Docker, from the programs that were built on the machine (docs/testing.md).
 
 FROM rust:1.95-bookworm AS build
+# Builds for several platforms at the same time must not write over each other's programs.
+ARG TARGETPLATFORM
 WORKDIR /source
 COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/target \
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,id=target-$TARGETPLATFORM,target=/target \
     CARGO_TARGET_DIR=/target cargo build --release --locked --workspace --bins --exclude sheep-e2e \
         --exclude sheep-sim \
     && mkdir /programs \

@@ -17,13 +17,14 @@ pub use images::{BUSYBOX, SHEEPDOG, image_of};
 pub use node::Daemon;
 pub use programs::program;
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::Spec;
+use crate::process::{Spec, workspace_binary};
 use crate::{Scratch, wait_until};
 use kind::Kind;
 use local::Local;
@@ -180,6 +181,25 @@ impl Kubernetes {
         let homes = ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"];
         let dir = self.scratch.path().join("helm");
         homes.iter().fold(spec, |spec, home| spec.env(home, &dir)).args(args).output()
+    }
+
+    /// Runs `kubectl sheepdog` as the administrator; returns what it prints.
+    ///
+    /// # Errors
+    /// It says that something is wrong, or is not known.
+    pub fn sheepdog(&self, args: &[&str]) -> Result<String> {
+        // kubectl looks for its plug-ins, and the plug-in for kubectl, in PATH.
+        let plugins = self.scratch.path().join("plugins");
+        std::fs::create_dir_all(&plugins).context("making a directory for plug-ins")?;
+        let kubectl = program("kubectl")?;
+        for (name, target) in [("kubectl", kubectl.clone()), ("kubectl-sheepdog", workspace_binary("dog")?)] {
+            let link = plugins.join(name);
+            if !link.exists() {
+                symlink(target, link).context("making a plug-in")?;
+            }
+        }
+        let path = format!("{}:{}", plugins.display(), std::env::var("PATH").unwrap_or_default());
+        self.machines.client("kubectl", &kubectl).env("PATH", path).arg("sheepdog").args(args).output()
     }
 
     /// Sends SIGKILL to the processes on a node, in pods or not, whose command line has `pattern` in it; there must be one.

@@ -17,7 +17,10 @@ const NODE_SIZE: &str = "4Gi";
 const MAX_SIZE: &str = "cluster.spec.storage.directory.maxSize";
 
 /// Values that make the chart use the images of this machine, and little of its disk.
-fn values() -> Result<Vec<String>> {
+///
+/// # Errors
+/// There is no such image.
+pub fn values() -> Result<Vec<String>> {
     let mut values = vec![value("image", SHEEPDOG)?, format!("--set={MAX_SIZE}={NODE_SIZE}")];
     for name in ["provisioner", "attacher", "resizer", "snapshotter"] {
         let image = image_of(&format!("csi-{name}"))?;

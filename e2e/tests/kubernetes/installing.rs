@@ -9,6 +9,16 @@ use sheep_e2e::kubernetes::Kubernetes;
 use sheep_e2e::wait_until;
 use std::time::Duration;
 
+/// `helm test` succeeds, as often as somebody likes.
+pub(crate) fn tests_itself(kubernetes: &Kubernetes) {
+    for _ in 0..2 {
+        let words = ["test", "sheepdog", "--namespace", NAMESPACE, "--timeout", "5m"];
+        let said = kubernetes.helm(words).unwrap();
+        assert_eq!(said.matches("Phase:          Succeeded").count(), 3, "{said}");
+    }
+    wait_gone(kubernetes, &["persistentvolumes"]);
+}
+
 /// What cannot work is refused, with a sentence that says why.
 pub(crate) fn refuses_what_cannot_work(kubernetes: &Kubernetes) {
     for (spec, sentence) in [

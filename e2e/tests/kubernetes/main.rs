@@ -8,6 +8,8 @@ mod deaths;
 mod installing;
 mod losses;
 mod product;
+mod scaling;
+mod seeing;
 mod volumes;
 mod writer;
 
@@ -59,6 +61,8 @@ fn what_is_installed_is_changed_under_a_pod_leaves_its_data_and_finds_it_again()
     on(
         || product::start(3),
         |kubernetes| {
+            installing::tests_itself(kubernetes);
+            seeing::says_how_it_is_and_what_uses_it(kubernetes);
             installing::refuses_what_cannot_work(kubernetes);
             installing::is_changed_under_a_pod(kubernetes);
             installing::leaves_its_data_and_finds_it_again(kubernetes);
@@ -71,6 +75,12 @@ fn what_is_installed_is_changed_under_a_pod_leaves_its_data_and_finds_it_again()
 #[ignore = "make e2e"]
 fn one_node_is_a_cluster_and_becomes_one_of_three() {
     on(|| product::empty(3), installing::begins_with_one_node);
+}
+
+#[test]
+#[ignore = "make e2e"]
+fn nodes_come_and_go_under_a_pod_that_writes() {
+    on(|| product::empty(4), scaling::under_a_pod);
 }
 
 #[test]

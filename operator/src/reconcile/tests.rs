@@ -70,7 +70,7 @@ fn what_was_made_is_never_made_again() {
     let mut observed = serving(&["a", "b"]);
     observed.pods = vec![pod("c", "")];
     let (word, message) = reason(step(&observed));
-    assert_eq!(word, "NoAnswer");
+    assert_eq!(word, "NoData");
     assert!(message.contains(CLUSTER), "{message}");
 }
 
@@ -303,13 +303,15 @@ fn a_node_is_removed_when_kubernetes_has_it_no_more_and_its_place_is_given_away(
     // Gateways have nothing to lose.
     let mut gateways = serving(&["a"]);
     gateways.cluster.as_mut().unwrap().nodes.push(member("gone", "gateway", "down"));
-    gateways.cluster.as_mut().unwrap().nodes.push(member("a", "gateway", "down"));
+    let mut down = member("a", "gateway", "down");
+    down.id = "a1-id".into();
+    gateways.cluster.as_mut().unwrap().nodes.push(down);
     assert_eq!(removed(&gateways), ["gone-id"]);
     // Its directory was lost, and another one runs in its place.
     let mut successor = member("a", "gateway", "up");
     successor.id = "a2-id".into();
     gateways.cluster.as_mut().unwrap().nodes.push(successor);
-    assert_eq!(removed(&gateways), ["gone-id", "a-id"]);
+    assert_eq!(removed(&gateways), ["gone-id", "a1-id"]);
     let cluster = valid(&gateways);
     gateways.nodes.clear();
     let orders = orders::next(&cluster, &gateways, &Leaving::Done);
@@ -483,13 +485,20 @@ fn data_of_something_else_are_told_beside_a_cluster_that_serves() {
 #[test]
 fn a_node_whose_disk_is_too_small_is_left_out_and_that_is_said() {
     let mut observed = empty(&["a", "b", "c"]);
-    observed.nodes[1].disk = Some(0);
-    let cluster = valid(&observed);
-    assert_eq!((cluster.storage_nodes, cluster.too_small), (vec!["a".into(), "c".into()], vec!["b".into()]));
+    for disk in [Some(0), None] {
+        observed.nodes[1].disk = disk;
+        let cluster = valid(&observed);
+        let expected = (vec!["a".into(), "c".into()], vec!["b".into()]);
+        assert_eq!((cluster.storage_nodes, cluster.too_small), expected);
+    }
     let outcome = Outcome { too_small: vec!["b".into()], ..outcome(&observed) };
     let condition = status::status(&sheepdog(), &outcome).conditions.pop().unwrap();
     assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "TooSmall"));
-    assert!(condition.message.contains("in which no node can work: b."), "{}", condition.message);
+    assert!(
+        condition.message.contains("in which no node can work, or it says nothing of them: b."),
+        "{}",
+        condition.message
+    );
     // One that has data stays where it is, and is not drained.
     let mut observed = serving(&["a", "b", "c"]);
     observed.nodes[1].disk = Some(0);

@@ -174,7 +174,11 @@ fn a_node_has_its_own_configuration() {
     let data = &find(&objects, "ConfigMap", "sheepdog-nodes")["data"];
     assert_eq!(data["a.toml"], format!("zone = \"east\"\ncapacity = {}\n", (100u64 << 30) / 100 * 60));
     assert_eq!(data["b.toml"], format!("zone = \"west\"\ncapacity = {}\n", 10u64 << 30));
-    assert_eq!(data["c.toml"], "zone = \"\"\n", "what Kubernetes does not know is left to the node");
+    assert_eq!(data["c.toml"], "zone = \"\"\ncapacity = 67108864\n", "no share of what nobody knows");
+    // It stores data already, and knows its disk itself.
+    observed.listed = Some(vec!["c".into()]);
+    let objects = build(&validate(&sheepdog, &observed).unwrap(), &settings(), &observed);
+    assert_eq!(find(&objects, "ConfigMap", "sheepdog-nodes")["data"]["c.toml"], "zone = \"\"\n");
 }
 
 #[test]

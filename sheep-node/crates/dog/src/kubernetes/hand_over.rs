@@ -13,6 +13,15 @@ use std::process::ExitCode;
 /// Commands that read what comes in when they name no file.
 const READERS: [[&str; 2]; 2] = [["vdi", "write"], ["vdi", "restore"]];
 
+/// Settings that the operator keeps: options of `dog cluster settings`, and fields of the SheepdogCluster's spec.
+const FIELDS: [(&str, &str); 5] = [
+    ("--copies", "redundancy.copies"),
+    ("--min-copies", "redundancy.minCopies"),
+    ("--out-delay-ms", "recovery.delay"),
+    ("--recovery-rate", "recovery.bandwidthPerNode"),
+    ("--scrub-interval-ms", "recovery.scrubInterval"),
+];
+
 /// Hands over. Returns only if it cannot.
 pub(super) fn run(kubectl: &Kubectl, format: Format, words: &[OsString]) -> Result<ExitCode> {
     if let Some(problem) = refusal(words) {
@@ -66,6 +75,49 @@ pub(super) fn refusal(words: &[OsString]) -> Option<String> {
         ["vdi", "read" | "write" | "backup" | "restore", ..] if text.iter().any(file) => {
             Some("the file would be one of the storage pod: use standard input and output instead of --file".into())
         }
+        ["cluster", "recovery", "pause" | "resume", ..] => Some(kept_by_operator("recovery.paused")),
+        ["cluster", "settings", ref rest @ ..] => {
+            let field = |word: &&str| {
+                let flag = word.split('=').next().unwrap_or_default();
+                FIELDS.iter().find(|(of, _)| *of == flag).map(|(_, field)| *field)
+            };
+            rest.iter().find_map(field).map(kept_by_operator)
+        }
+        ["cluster", "format", ..] => Some("the operator makes the cluster: `kubectl sheepdog status` says how far it is".into()),
+        ["cluster", "shutdown", ..] => {
+            Some("Kubernetes would start the pods again: `helm uninstall` ends them, and leaves the data".into())
+        }
         _ => None,
+    }
+}
+
+/// What the operator would change back.
+fn kept_by_operator(field: &str) -> String {
+    format!(
+        "the operator keeps this as spec.{field} of the SheepdogCluster says: `kubectl edit sheepdogcluster`, or `helm upgrade`"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_operator_would_change_back_is_refused_with_where_it_is_kept() {
+        let refused = |line: &str| refusal(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for (line, field) in [
+            ("cluster recovery pause", "spec.recovery.paused"),
+            ("cluster settings --copies 2", "spec.redundancy.copies"),
+            ("cluster settings --max-voters=5 --scrub-interval-ms=1", "spec.recovery.scrubInterval"),
+            ("cluster format", "the operator makes the cluster"),
+            ("cluster shutdown", "helm uninstall"),
+        ] {
+            assert!(refused(line).is_some_and(|said| said.contains(field)), "{line}: {:?}", refused(line));
+        }
+        for line in
+            ["cluster recovery", "cluster settings", "cluster settings --max-voters 5", "cluster check"]
+        {
+            assert_eq!(refused(line), None, "{line}");
+        }
     }
 }

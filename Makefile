@@ -27,7 +27,7 @@ endif
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
 
 # $(call install,PACKAGES): installs those that are missing, and says which.
 define install
@@ -77,6 +77,10 @@ build: ## Build all programs
 demo: tools build ## Three sheep serve a machine, its disk is cloned, two of them die (KEEP=1 leaves it running)
 	@KEEP="$(KEEP)" $(BIN)/demo
 
+.PHONY: demo-kubernetes
+demo-kubernetes: tools build kubernetes ## On Kubernetes: a database, its snapshot and a copy of it; its node dies (KEEP=1 waits for Enter)
+	@KEEP="$(KEEP)" $(BIN)/demo-kubernetes
+
 .PHONY: kubernetes
 kubernetes: tools ## Build Kubernetes and what belongs to it from Go modules (15 minutes on two cores, once)
 	@bash e2e/kubernetes/program.sh --all > /dev/null
@@ -96,7 +100,7 @@ e2e: tools build kubernetes ## The product on a real Kubernetes, also what takes
 	@KUBERNETES="$(KUBERNETES)" $(CARGO) test --release -p sheep-e2e --test kubernetes -- --include-ignored --nocapture
 
 .PHONY: bench
-bench: tools-bench build ## Ours beside raw disk, nbdkit and Corosync (CEPH=1: and Ceph); writes target/bench.json
+bench: tools-bench build kubernetes ## Ours beside raw disk, nbdkit and Corosync (CEPH=1: and Ceph); writes target/bench.json
 	@mkdir -p target
 	CEPH="$(CEPH)" $(BIN)/bench target/bench.json
 

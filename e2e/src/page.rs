@@ -8,6 +8,7 @@ pub struct Page {
     start: Instant,
     colour: bool,
     step: u32,
+    facts: Vec<Vec<String>>,
 }
 
 const WIDTH: usize = 100;
@@ -22,7 +23,7 @@ impl Page {
     /// Starts the clock. Colours only on a terminal.
     pub fn new() -> Page {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Page { start: Instant::now(), colour, step: 0 }
+        Page { start: Instant::now(), colour, step: 0, facts: Vec::new() }
     }
 
     fn put(&self, style: &str, text: &str) {
@@ -59,6 +60,20 @@ impl Page {
     /// Something that turned out as it must.
     pub fn good(&self, text: &str) {
         self.put("32", &format!("    ✔ {text}"));
+    }
+
+    /// Something that turned out as it must, and is worth a line at the end.
+    pub fn fact(&mut self, what: &str, value: String) {
+        self.good(&format!("{what}: {value}"));
+        self.facts.push(vec![what.to_owned(), value]);
+    }
+
+    /// The closing page: all facts.
+    pub fn show_facts(&self) {
+        self.title("What you have seen");
+        let mut rows = vec![vec![String::new(), "measured".to_owned()]];
+        rows.extend(self.facts.iter().cloned());
+        self.say(&table(&rows));
     }
 
     /// Something that did not.

@@ -3,6 +3,7 @@
 pub mod ceph;
 pub mod corosync;
 pub mod disk;
+pub mod footprint;
 pub mod healing;
 pub mod load;
 pub mod machine;

@@ -3,7 +3,7 @@
 //! Usage: bench OUTPUT.json. `BENCH_MIB` is the size of each volume (default 1024), `BENCH_SECONDS` the length of each
 //! measurement (default 10), `BENCH_SYSTEMS` a list of systems to measure instead of all (the others are then
 //! neither shown nor missing; `healing` is what failures cost us, `snapshots` what those cost, `steady` what is left after `BENCH_STEADY` seconds of
-//! random writes, 300). Ceph is measured only with `CEPH=1`.
+//! random writes, 300, and `footprint` what an idle Kubernetes pays for us, over `BENCH_IDLE` seconds, 120). Ceph is measured only with `CEPH=1`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sheep_e2e::bench::ceph::{self, Ceph};
+use sheep_e2e::bench::footprint::{self, Footprint};
 use sheep_e2e::bench::healing::{self, HEALING, Measurement};
 use sheep_e2e::bench::many::{self, MANY};
 use sheep_e2e::bench::snapshots::{self, SNAPSHOTS};
@@ -32,6 +33,7 @@ struct Bench {
     scale: Scale,
     only: Option<Vec<String>>,
     rows: Vec<Row>,
+    footprints: Vec<Footprint>,
 }
 
 fn main() -> Result<ExitCode> {
@@ -49,6 +51,7 @@ fn main() -> Result<ExitCode> {
         },
         only: std::env::var("BENCH_SYSTEMS").ok().map(|list| list.split(',').map(str::to_owned).collect()),
         rows: Vec::new(),
+        footprints: Vec::new(),
     };
     bench.page.title("Sheepdog benchmarks");
     let (described, quiet) = machine::describe();
@@ -71,7 +74,8 @@ fn main() -> Result<ExitCode> {
     bench.costs("snapshots", "spread over the nodes", many::spread);
     bench.messages("corosync", corosync::ordered_messages);
     bench.messages("sheepdog", our_messages);
-    let Bench { page, scratch, mut rows, .. } = bench;
+    bench.footprint(Duration::from_secs(number("BENCH_IDLE", 120)));
+    let Bench { page, scratch, mut rows, footprints, .. } = bench;
     drop(scratch);
     check.finish()?;
 
@@ -84,7 +88,8 @@ fn main() -> Result<ExitCode> {
     rows.sort_by_key(order);
     page.title("Results (latency, processor time and disk writes are per operation)");
     page.say(&to_text(&rows));
-    write_json(&output, &rows)?;
+    footprints.iter().for_each(|footprint| page.say(&footprint::to_text(footprint)));
+    write_json(&output, &rows, &footprints)?;
     page.say(&format!("written to {}", output.display()));
     let mut reasons: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for row in &rows {
@@ -98,11 +103,13 @@ fn main() -> Result<ExitCode> {
     Ok(if reasons.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn write_json(output: &Path, rows: &[Row]) -> Result<()> {
+fn write_json(output: &Path, rows: &[Row], footprints: &[Footprint]) -> Result<()> {
     if let Some(dir) = output.parent() {
         std::fs::create_dir_all(dir).context("directory of the results")?;
     }
-    let text = serde_json::to_string_pretty(&to_json(rows)).context("results")?;
+    let mut all = to_json(rows);
+    all.as_array_mut().context("results")?.extend(footprint::to_json(footprints));
+    let text = serde_json::to_string_pretty(&all).context("results")?;
     std::fs::write(output, text + "\n").with_context(|| format!("writing {}", output.display()))
 }
 
@@ -250,6 +257,21 @@ impl Bench {
             Err(error) => {
                 self.page.bad(&format!("{error:#}"));
                 self.record("sheepdog", what, Err(format!("{error:#}")));
+            }
+        }
+    }
+
+    /// What we cost while nobody uses us.
+    fn footprint(&mut self, over: Duration) {
+        if !self.wanted("footprint") {
+            return;
+        }
+        self.page.step("idle, on a Kubernetes of three nodes");
+        match footprint::measure(over) {
+            Ok(found) => self.footprints = found,
+            Err(error) => {
+                self.page.bad(&format!("{error:#}"));
+                self.record("sheepdog", "footprint", Err(format!("{error:#}")));
             }
         }
     }

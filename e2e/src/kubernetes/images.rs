@@ -16,6 +16,8 @@ pub(super) const PAUSE: &str = "localhost/pause:1";
 pub const BUSYBOX: &str = "localhost/busybox:1";
 /// All our programs, as they were built beside the test.
 pub const SHEEPDOG: &str = "localhost/sheepdog:dev";
+/// Debian's PostgreSQL, for who starts with [`postgresql`].
+pub const POSTGRESQL: &str = "localhost/postgresql:debian";
 
 /// Our programs in the image.
 const OURS: [&str; 5] = ["sheep", "dog", "sheep-csi", "sheep-device", "sheep-operator"];
@@ -82,6 +84,35 @@ fn ours() -> Result<PathBuf> {
     })
 }
 
+/// Builds the image of PostgreSQL, or finds it in the cache; returns its archive, and the ids of the user and the group that Debian
+/// gives it.
+///
+/// # Errors
+/// No Debian mirror can be reached.
+pub fn postgresql() -> Result<(PathBuf, [String; 2])> {
+    let script = part("base.sh");
+    let base = run("bash", [script.as_os_str(), "postgresql".as_ref(), "postgresql".as_ref()])?;
+    let base = PathBuf::from(base.trim());
+    let users = run(
+        "tar",
+        [
+            "--extract".as_ref(),
+            "--to-stdout".as_ref(),
+            "--file".as_ref(),
+            base.as_os_str(),
+            "./etc/passwd".as_ref(),
+        ],
+    )?;
+    let user = users.lines().find_map(|line| line.strip_prefix("postgres:")).context("no user postgres")?;
+    let mut ids = user.split(':').skip(1).map(str::to_owned);
+    let ids = [ids.next(), ids.next()].map(Option::unwrap_or_default);
+    let archive = cached("postgresql", &[&base], |archive| {
+        let layer = archive.add_layer(&base)?;
+        archive.image(POSTGRESQL, json!({}), &[layer])
+    })?;
+    Ok((archive, ids))
+}
+
 /// An archive in the making: a directory of layers and configurations.
 struct Archive {
     scratch: Scratch,
@@ -106,7 +137,8 @@ fn cached(kind: &str, inputs: &[&Path], make: impl FnOnce(&mut Archive) -> Resul
     make(&mut archive)?;
     let dir = archive.scratch.path();
     std::fs::write(dir.join("manifest.json"), Value::from(archive.images).to_string())?;
-    let part = target.with_extension("part");
+    // Another run may make it at the same time.
+    let part = target.with_extension(format!("part{}", std::process::id()));
     tar(dir, &part)?;
     let _ = std::fs::remove_file(&label);
     std::fs::rename(&part, &target).context("archive of images")?;

@@ -13,18 +13,18 @@ mod node;
 pub mod product;
 mod programs;
 
-pub use images::{BUSYBOX, SHEEPDOG, image_of};
+pub use images::{BUSYBOX, POSTGRESQL, SHEEPDOG, image_of, postgresql};
 pub use node::Daemon;
 pub use programs::program;
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::{Spec, workspace_binary};
+use crate::process::{Spec, run, workspace_binary};
 use crate::{Scratch, wait_until};
 use kind::Kind;
 use local::Local;
@@ -75,7 +75,16 @@ impl Kubernetes {
     /// # Errors
     /// Not root, a program is missing or cannot be built, or something does not start.
     pub fn start(nodes: u8) -> Result<Kubernetes> {
-        let images = images::archives()?;
+        Kubernetes::start_with(nodes, &[])
+    }
+
+    /// The same, with more images than the usual ones.
+    ///
+    /// # Errors
+    /// Those of [`Kubernetes::start`].
+    pub fn start_with(nodes: u8, more: &[PathBuf]) -> Result<Kubernetes> {
+        let mut images = images::archives()?;
+        images.extend_from_slice(more);
         let scratch = Scratch::new("k8s")?;
         let machines: Box<dyn Machines> = match std::env::var("KUBERNETES").unwrap_or_default().as_str() {
             "" | "local" => Box::new(Local::start(nodes, &images, scratch.path())?),
@@ -258,8 +267,23 @@ impl Kubernetes {
         self.machines.boot(node - 1)
     }
 
+    /// Writes a script that is a kubectl of the administrator, and returns where.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_kubectl(&self) -> Result<PathBuf> {
+        let file = self.scratch.path().join("kubectl");
+        let command = self.machines.client("kubectl", &program("kubectl")?).outlive(true).command();
+        std::fs::write(&file, format!("#!/bin/sh\n{command:?} \"$@\"\n")).context("writing a script")?;
+        run("chmod", ["+x".as_ref(), file.as_os_str()])?;
+        Ok(file)
+    }
+
     /// Writes everything that a person wants to see of a failure to a directory below `E2E_LOGS`.
-    fn keep_logs(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn keep_logs(&self) -> Result<()> {
         let Some(keep) = std::env::var_os("E2E_LOGS") else { return Ok(()) };
         let keep = Path::new(&keep).join(self.scratch.path().file_name().unwrap_or_default());
         std::fs::create_dir_all(&keep)?;

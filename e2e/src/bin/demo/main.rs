@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use sheep_e2e::cluster::Node;
 use sheep_e2e::dog::{count, text};
-use sheep_e2e::page::{Page, seconds, table};
+use sheep_e2e::page::{Page, seconds};
 use sheep_e2e::process::{Spec, run};
 use sheep_e2e::tools::{allocation, bootable_image, import};
 use sheep_e2e::vm::{Vm, VmOptions};
@@ -27,16 +27,9 @@ const FEW: u32 = 20;
 /// All that the first machine writes: in three acts something happens, in two nothing does.
 const ALL: u32 = 3 * FILES + 2 * FEW;
 
-/// One line of the closing page.
-struct Fact {
-    what: &'static str,
-    value: String,
-}
-
 struct Demo {
     page: Page,
     cluster: Cluster,
-    facts: Vec<Fact>,
     keep: bool,
     /// What QEMU connects to: a symbolic link to the socket of the node that serves at the moment.
     socket: PathBuf,
@@ -60,7 +53,7 @@ fn demonstrate() -> Result<bool> {
     let mut cluster = Cluster::plan(3)?;
     cluster.outlive(keep);
     let socket = cluster.path().join("vm.sock");
-    let mut demo = Demo { page: Page::new(), cluster, facts: Vec::new(), keep, socket };
+    let mut demo = Demo { page: Page::new(), cluster, keep, socket };
     let result = demo.play();
     if let Err(error) = &result {
         demo.page.bad(&format!("{error:#}"));
@@ -68,17 +61,17 @@ fn demonstrate() -> Result<bool> {
     }
     if keep {
         if result.is_ok() {
-            closing_page(&demo.page, &demo.facts);
+            closing_page(&demo.page);
         }
         demo.leave_running()?;
         leaks::forget_all();
         return Ok(result.is_ok());
     }
-    let Demo { page, cluster, facts, .. } = demo;
+    let Demo { page, cluster, .. } = demo;
     drop(cluster);
     check.finish()?;
     if result.is_ok() {
-        closing_page(&page, &facts);
+        closing_page(&page);
     }
     Ok(result.is_ok())
 }
@@ -108,11 +101,6 @@ impl Demo {
         Ok(())
     }
 
-    fn fact(&mut self, what: &'static str, value: String) {
-        self.page.good(&format!("{what}: {value}"));
-        self.facts.push(Fact { what, value });
-    }
-
     fn gather_flock(&mut self) -> Result<()> {
         self.page.step("Three sheep make a cluster");
         let start = Instant::now();
@@ -121,7 +109,7 @@ impl Demo {
             self.page.command(&format!("sheep {new}{} --node-listen {} ...", short(node), node.address));
         }
         self.cluster.start_all()?;
-        self.fact("three nodes up", seconds(start.elapsed()));
+        self.page.fact("three nodes up", seconds(start.elapsed()));
         self.show(&["node", "list"])
     }
 
@@ -140,7 +128,7 @@ impl Demo {
         let took = start.elapsed();
         let (used, holes) = allocation(&uri)?;
         let mib = |bytes: u64| bytes >> 20;
-        self.fact(
+        self.page.fact(
             "image imported, three copies",
             format!("{} of {} MiB in {}", mib(used), mib(used + holes), seconds(took)),
         );
@@ -176,7 +164,7 @@ impl Demo {
         vm.wait_booted(2 * MINUTE)?;
         let what =
             if first { "firmware to root shell, no -kernel" } else { "the clone boots, beside the first" };
-        self.fact(what, seconds(start.elapsed()));
+        self.page.fact(what, seconds(start.elapsed()));
         let kernel = vm.run("uname -srv; df -h / | tail -1", MINUTE)?;
         self.page.say(&kernel);
         Ok(vm)
@@ -223,7 +211,7 @@ impl Demo {
             demo.kill(3);
             Ok(())
         })?;
-        self.fact("longest write, another sheep killed", seconds(pause));
+        self.page.fact("longest write, another sheep killed", seconds(pause));
         self.wait_state(3)?;
         self.show(&["node", "list"])
     }
@@ -235,7 +223,7 @@ impl Demo {
             demo.page.say("QEMU reconnects, to another sheep behind the same path");
             demo.serve_from(2)
         })?;
-        self.fact("longest write, serving sheep killed", seconds(pause));
+        self.page.fact("longest write, serving sheep killed", seconds(pause));
         self.show(&["vdi", "lock", "list"])
     }
 
@@ -276,7 +264,7 @@ impl Demo {
             // The sum is of what nodes have found so far; each says of itself when it has looked at everything.
             Ok(left == 0 && text(&info, "health") == "ok" && dog.has_recovered().unwrap_or(false))
         })?;
-        self.fact("start to full redundancy", seconds(start.elapsed()));
+        self.page.fact("start to full redundancy", seconds(start.elapsed()));
         self.show(&["node", "recovery"])
     }
 
@@ -285,7 +273,7 @@ impl Demo {
         let check = "cd /data; sync; echo 3 > /proc/sys/vm/drop_caches; sha256sum -c sums | grep -c ': OK$'";
         let good = vm.run(check, 2 * MINUTE)?;
         ensure!(good == ALL.to_string(), "only {good} of {ALL} files are right");
-        self.fact("checksums right, in the guest", format!("{good} of {ALL}"));
+        self.page.fact("checksums right, in the guest", format!("{good} of {ALL}"));
         let sums = vm.run("cat /data/sums", MINUTE)?;
         ensure!(vm.io_errors().is_empty(), "the guest saw I/O errors: {:?}", vm.io_errors());
         vm.power_off(MINUTE)?;
@@ -313,7 +301,7 @@ impl Demo {
             .output()?;
         let good = checked.lines().filter(|line| line.ends_with(": OK")).count();
         ensure!(good == ALL as usize, "only {good} of {ALL} files are right");
-        self.fact("checksums right, through node 3", format!("{good} of {ALL}"));
+        self.page.fact("checksums right, through node 3", format!("{good} of {ALL}"));
         self.show(&["cluster", "check"])
     }
 
@@ -386,11 +374,8 @@ fn short_path(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn closing_page(page: &Page, facts: &[Fact]) {
-    page.title("What you have seen");
-    let mut rows = vec![vec!["".to_owned(), "measured".to_owned()]];
-    rows.extend(facts.iter().map(|fact| vec![fact.what.to_owned(), fact.value.clone()]));
-    page.say(&table(&rows));
+fn closing_page(page: &Page) {
+    page.show_facts();
     page.say(
         "Two nodes were killed without warning while a machine was writing to its disk. The machine lost",
     );

@@ -33,7 +33,7 @@ impl Demo {
             demo.timed("snapshot, while the guest writes", &["vdi", "snapshot", VOLUME, "then"])?;
             demo.timed("clone of the snapshot", &["vdi", "clone", SNAPSHOT, CLONE])
         })?;
-        self.fact("longest write, snapshot and clone made", seconds(pause));
+        self.page.fact("longest write, snapshot and clone made", seconds(pause));
         self.show(&["vdi", "tree"])
     }
 
@@ -41,7 +41,7 @@ impl Demo {
     fn timed(&mut self, what: &'static str, words: &[&str]) -> Result<()> {
         let start = Instant::now();
         self.show(words)?;
-        self.fact(what, seconds(start.elapsed()));
+        self.page.fact(what, seconds(start.elapsed()));
         Ok(())
     }
 
@@ -55,8 +55,8 @@ impl Demo {
         );
         let (first, then) = (noted(vm, "sums")?, stored(clone)?);
         let whole = one_instant(&first, &then)?;
-        self.fact("checksums right, in the clone", format!("{whole} of {whole}"));
-        self.fact("files written later, in the clone", format!("0 of {}", first.len() - whole));
+        self.page.fact("checksums right, in the clone", format!("{whole} of {whole}"));
+        self.page.fact("files written later, in the clone", format!("0 of {}", first.len() - whole));
         Ok(then)
     }
 
@@ -79,7 +79,8 @@ impl Demo {
         for machine in [vm, clone] {
             ensure!(machine.io_errors().is_empty(), "a guest saw I/O errors: {:?}", machine.io_errors());
         }
-        self.fact("both write on, each reads its own", format!("{} + {} files", mine.len(), expected.len()));
+        self.page
+            .fact("both write on, each reads its own", format!("{} + {} files", mine.len(), expected.len()));
         self.show(&["vdi", "list"])
     }
 }

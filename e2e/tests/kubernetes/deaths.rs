@@ -116,7 +116,13 @@ pub(crate) fn of_a_node_moves_its_pods(kubernetes: &mut Kubernetes) {
     kubernetes.thaw(node).unwrap();
     kubernetes.wait_ready().unwrap();
     wait_up(kubernetes, 3);
-    // Long enough for what the old pod had in hand.
+    // What the old pod had in hand, and wrote on when it was thawed, was refused.
+    let device = device_on(kubernetes, &place);
+    wait_until("the old device to be refused", Duration::from_secs(60), Duration::from_secs(1), || {
+        let said = kubernetes.kubectl(["logs", "--namespace", NAMESPACE, &device]).unwrap_or_default();
+        Ok(said.contains("was taken away from this node; its users get errors"))
+    })
+    .unwrap();
     writer::wait_goes_on(kubernetes, "lost-0");
     wait_until(
         "nothing of the volume to be left on the old node",
@@ -139,4 +145,12 @@ pub(crate) fn of_a_node_moves_its_pods(kubernetes: &mut Kubernetes) {
     delete(kubernetes, &["pod", "reader"]);
     delete(kubernetes, &["pvc", "data-lost-0"]);
     wait_gone(kubernetes, &["volumeattachments"]);
+}
+
+/// The pod that owns the block devices of a node.
+fn device_on(kubernetes: &Kubernetes, node: &str) -> String {
+    let selector = "--selector=app.kubernetes.io/component=device";
+    let on_it = format!("--field-selector=spec.nodeName={node}");
+    let found = kubernetes.get(&["pods", "--namespace", NAMESPACE, selector, &on_it]).unwrap();
+    found["items"][0]["metadata"]["name"].as_str().unwrap().to_owned()
 }

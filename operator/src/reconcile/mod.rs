@@ -79,6 +79,7 @@ pub(crate) async fn reconcile(
         && matches!(outcome.founding, Founding::Done)
         && matches!(outcome.leaving, Leaving::Done | Leaving::Wait(_))
         && outcome.lost.is_empty()
+        && !observed.lost_lately
         && observed.cluster.is_some();
     let mut news = status::transitions(&before, &after);
     news.extend(outcome.lost.iter().filter_map(status::loss));

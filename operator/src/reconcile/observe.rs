@@ -28,6 +28,8 @@ pub(super) const CLUSTER_ID: &str = "sheepdog.io/cluster-id";
 pub(super) const KEY: &str = "key";
 /// Most objects that are asked for at once.
 const PAGE: u32 = 500;
+/// Seconds for which a node that the cluster has lost is looked after closely. Kubernetes takes 50 to notice it.
+const LATELY: i64 = 300;
 
 /// Looks. `anchor`: ClusterRole that owns what is in no namespace; `keeps`: name that the SheepdogCluster should have, if not any.
 pub(super) async fn observe(
@@ -64,6 +66,7 @@ pub(super) async fn observe(
     Ok(Observed {
         now,
         silent: silent_nodes(client, &nodes, &absent).await,
+        lost_lately: absent.values().any(|since| now.as_second() - since.as_second() < LATELY),
         nodes: nodes.iter().map(node).collect(),
         secret,
         pods,

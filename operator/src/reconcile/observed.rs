@@ -14,6 +14,8 @@ pub(crate) struct Observed {
     pub(crate) nodes: Vec<KubeNode>,
     /// Those of which neither Kubernetes nor the cluster hears.
     pub(crate) silent: Vec<SilentNode>,
+    /// The cluster has lost a node a short while ago: Kubernetes will soon say of it what it knows.
+    pub(crate) lost_lately: bool,
     /// The cluster's Secret.
     pub(crate) secret: Option<ClusterSecret>,
     /// Pods of storage nodes.

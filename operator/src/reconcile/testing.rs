@@ -73,6 +73,7 @@ pub(super) fn empty(nodes: &[&str]) -> Observed {
         now: Timestamp::from_second(1_000_000).unwrap(),
         nodes: nodes.iter().map(|name| kube_node(name)).collect(),
         silent: Vec::new(),
+        lost_lately: false,
         secret: None,
         pods: Vec::new(),
         cluster: None,

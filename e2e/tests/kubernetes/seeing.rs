@@ -18,7 +18,7 @@ pub(crate) fn says_how_it_is_and_what_uses_it(kubernetes: &Kubernetes) {
     };
     let all: Vec<&str> = nodes.iter().map(String::as_str).collect();
     says(&["status"], &["OK"]);
-    says(&["get", "volumes"], &["default/seen", "default/user"]);
+    says(&["get", "volumes"], &["default/seen", " user "]);
     says(&["get", "snapshots"], &["default/instant"]);
     says(&["get", "nodes"], &all);
     says(&["get", "disks"], &all);

@@ -10,7 +10,8 @@ use crate::{
 use convert::{Found, attachment, found, snapshot, volume};
 use link::Link;
 use sheep_api::v1;
-use std::sync::{Mutex, PoisonError};
+use sheep_tls::Certificates;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tags of snapshots that are taken only to be cloned begin so.
 const CLONE_TAG: &str = "csi-clone-";
@@ -29,7 +30,15 @@ impl Cluster {
     /// # Errors
     /// An address is none.
     pub fn new(addresses: &[String]) -> Result<Self, Error> {
-        Ok(Self { link: Link::new(addresses)?, id: Mutex::default() })
+        Self::with(addresses, None)
+    }
+
+    /// The same, of nodes that want to see a certificate.
+    ///
+    /// # Errors
+    /// An address is none.
+    pub fn with(addresses: &[String], certificates: Option<Arc<Certificates>>) -> Result<Self, Error> {
+        Ok(Self { link: Link::new(addresses, certificates)?, id: Mutex::default() })
     }
 
     async fn info(&self) -> Result<v1::ClusterInfoReply, Error> {

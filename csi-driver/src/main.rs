@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sheep_csi::{
     Backend, Cluster, Controller, Node, Registration, RemoteDevices, Services, liveness, register, serve,
 };
+use sheep_tls::{Certificates, Files, Role as TlsRole};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -83,9 +84,31 @@ struct Place {
     /// Control address of a node, host:port or unix:/path; several, separated by commas: the first that serves is asked
     #[arg(long, env = "SHEEP_SERVER", value_name = "ADDRESS", value_delimiter = ',', required = true)]
     server: Vec<String>,
+    /// Certificate of the cluster's CA, for nodes that speak TLS
+    #[arg(long, env = "SHEEP_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Certificate to show them, of that CA; read again when it is renewed
+    #[arg(long, env = "SHEEP_TLS_CERTIFICATE", value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate
+    #[arg(long, env = "SHEEP_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     /// Address for GET /livez (the process is alive) and /readyz (the cluster serves)
     #[arg(long, env = "SHEEP_HTTP", value_name = "ADDRESS")]
     http: Option<SocketAddr>,
+}
+
+impl Place {
+    fn certificates(&self) -> Result<Option<Arc<Certificates>>> {
+        let files = Files::all_or_none(
+            self.tls_ca.as_deref(),
+            self.tls_certificate.as_deref(),
+            self.tls_key.as_deref(),
+            "--tls-ca, --tls-certificate and --tls-key",
+        )?;
+        let opened = files.map(|files| Certificates::open(files, TlsRole::Client)).transpose()?;
+        Ok(opened.map(Arc::new))
+    }
 }
 
 /// The path that an endpoint means.
@@ -126,7 +149,7 @@ async fn stop() {
 
 /// The cluster, and whether it serves. Calls are refused until it does; they come again by themselves.
 async fn cluster(place: &Place, socket: &Path) -> Result<Arc<Cluster>> {
-    let backend = Arc::new(Cluster::new(&place.server)?);
+    let backend = Arc::new(Cluster::with(&place.server, place.certificates()?)?);
     if let Some(address) = place.http {
         let asked = backend.clone();
         tokio::spawn(async move {

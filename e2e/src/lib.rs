@@ -7,6 +7,7 @@
 //! Because of the first rule, start processes from the thread of the test, not from a helper thread that ends early.
 
 pub mod bench;
+pub mod certificates;
 pub mod cluster;
 pub mod dog;
 pub mod filesystem;

@@ -17,6 +17,7 @@ use sheep_engine::{ControlConfig, NodeProfile};
 use sheep_log::Recovered;
 use sheep_state::limits::MAX_WEIGHT;
 use sheep_state::{Addresses, Role};
+use sheep_tls::{Certificates, Role as TlsRole};
 use sheep_totem::RingConfig;
 use sheep_types::{ClusterId, ConfigId, LogIndex, Member};
 use std::io;
@@ -103,6 +104,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let dir = NodeDir::open(&config.dir)?;
     let Member { node, incarnation } = dir.me;
     info!(%node, run = incarnation.0, "{}", if dir.fresh { "new node" } else { "node" });
+    let certificates = config.certificates()?.map(|files| Certificates::open(files, TlsRole::Node));
+    let certificates = certificates.transpose()?.map(Arc::new);
     let sockets = Sockets::bind(config)?;
     let addresses = sockets.addresses()?;
     let key = cluster_key(config, &dir)?;
@@ -127,6 +130,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let setup = DataSetup {
         me: dir.me,
         key: key.clone(),
+        certificates: certificates.clone(),
+        encrypt: config.encrypt_data,
         disks,
         disk_control,
         disk: match config.disk_io {
@@ -167,7 +172,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let first = (!config.gateway).then(|| config.first.clone());
     // Binds the socket here and now; it needs the runtime only later.
-    runtime.spawn(grpc::serve(handle.clone(), first, sockets.grpc, dir.control_socket()));
+    runtime.spawn(grpc::serve(handle.clone(), first, (sockets.grpc, certificates), dir.control_socket()));
     runtime.spawn(http::serve(handle, sockets.http));
     runtime.spawn(signals(stop));
     info!("sheep ready: {ready}");

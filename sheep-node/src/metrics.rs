@@ -14,7 +14,7 @@ use sheep_store::Condition;
 use std::fmt;
 
 /// Endings of the published numbers that are not counters.
-const LEVELS: [&str; 4] = ["_waiting", "_clients", "_lost", "_surplus"];
+const LEVELS: [&str; 5] = ["_waiting", "_clients", "_encrypted", "_lost", "_surplus"];
 
 /// The metrics of a node.
 pub(crate) struct Metrics {

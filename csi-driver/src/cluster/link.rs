@@ -7,6 +7,8 @@ use sheep_api::v1::cluster_client::ClusterClient;
 use sheep_api::v1::nodes_client::NodesClient;
 use sheep_api::v1::vdis_client::VdisClient;
 use sheep_api::{ASK_NODE, MAX_MESSAGE};
+use sheep_tls::Certificates;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -25,8 +27,10 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn at(address: &str) -> Result<Self, Error> {
-        let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
+    /// A socket is spoken to as it is, what is reached over TCP with the certificates, if there are any.
+    fn at(address: &str, certificates: Option<&Arc<Certificates>>) -> Result<Self, Error> {
+        let socket = address.starts_with("unix:");
+        let uri = if socket { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(uri);
         let endpoint = endpoint.map_err(|_| Error::Invalid(format!("{address:?} is not an address")))?;
         let endpoint = endpoint
@@ -34,7 +38,12 @@ impl Node {
             .timeout(CALL_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
-        Ok(Self { channel: endpoint.connect_lazy() })
+        let channel = if socket {
+            endpoint.connect_lazy()
+        } else {
+            sheep_tls::connect_lazy(&endpoint, certificates.cloned())
+        };
+        Ok(Self { channel })
     }
 
     pub(super) fn cluster(&self) -> ClusterClient<Channel> {
@@ -54,17 +63,18 @@ impl Node {
 #[derive(Debug)]
 pub(super) struct Link {
     nodes: Vec<Node>,
+    certificates: Option<Arc<Certificates>>,
     /// The one that served last.
     first: AtomicUsize,
 }
 
 impl Link {
-    pub(super) fn new(addresses: &[String]) -> Result<Self, Error> {
+    pub(super) fn new(addresses: &[String], certificates: Option<Arc<Certificates>>) -> Result<Self, Error> {
         if addresses.is_empty() {
             return Err(Error::Invalid("no address of a node is given".into()));
         }
-        let nodes = addresses.iter().map(|address| Node::at(address)).collect::<Result<_, _>>()?;
-        Ok(Self { nodes, first: AtomicUsize::new(0) })
+        let nodes = addresses.iter().map(|address| Node::at(address, certificates.as_ref()));
+        Ok(Self { nodes: nodes.collect::<Result<_, _>>()?, certificates, first: AtomicUsize::new(0) })
     }
 
     /// Asks one node after the other until one serves; where that says that another node has to be asked, that one. What is
@@ -86,7 +96,7 @@ impl Link {
                 Err(status) if status.code() == Code::Unavailable => problem = status,
                 Err(status) => {
                     self.first.store(at, Ordering::Relaxed);
-                    return match named(node, &status).await {
+                    return match self.named(node, &status).await {
                         Some(other) => of_named(ask(other).await),
                         None => Err(convert::error(&status)),
                     };
@@ -94,6 +104,14 @@ impl Link {
             }
         }
         Err(convert::error(&problem))
+    }
+
+    /// The node that an error says to ask instead.
+    async fn named(&self, node: &Node, status: &Status) -> Option<Node> {
+        let id = status.metadata().get(ASK_NODE)?.to_str().ok()?.to_owned();
+        let list = node.nodes().list(v1::ListNodesRequest {}).await.ok()?.into_inner().nodes;
+        let address = list.into_iter().find(|node| node.id == id)?.grpc_addresses.into_iter().next()?;
+        Node::at(&address, self.certificates.as_ref()).ok()
     }
 }
 
@@ -106,12 +124,4 @@ fn of_named<T>(answer: Result<Response<T>, Status>) -> Result<T, Error> {
         }
         convert::error(&status)
     })
-}
-
-/// The node that an error says to ask instead.
-async fn named(node: &Node, status: &Status) -> Option<Node> {
-    let id = status.metadata().get(ASK_NODE)?.to_str().ok()?.to_owned();
-    let list = node.nodes().list(v1::ListNodesRequest {}).await.ok()?.into_inner().nodes;
-    let address = list.into_iter().find(|node| node.id == id)?.grpc_addresses.into_iter().next()?;
-    Node::at(&address).ok()
 }

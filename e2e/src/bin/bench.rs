@@ -21,7 +21,9 @@ use sheep_e2e::bench::{Figures, Row, corosync, machine, to_json, to_text};
 use sheep_e2e::page::Page;
 use sheep_e2e::process::{Proc, Spec, workspace_binary};
 use sheep_e2e::tools::Nbdkit;
-use sheep_e2e::{Cluster, LeakCheck, NetLab, Scratch};
+use sheep_e2e::{Cluster, LeakCheck, NetLab, NodeOptions, Scratch, certificates};
+use sheep_tls::Role;
+use sheep_tls::authority::Authority;
 
 const MESSAGE_SIZES: [(usize, &str); 2] = [(64, "ordered-64b-3n"), (1024, "ordered-1k-3n")];
 const RING: u8 = 3;
@@ -63,6 +65,7 @@ fn main() -> Result<ExitCode> {
     bench.run("nbdkit-file", Bench::nbdkit_file);
     bench.run("nbdkit-memory", Bench::nbdkit_memory);
     bench.run("sheepdog", Bench::sheepdog);
+    bench.run("sheepdog-encrypted", Bench::encrypted);
     bench.run("ceph-rbd", Bench::ceph);
     bench.steady(Duration::from_secs(number("BENCH_STEADY", 300)));
     bench.costs("healing", "recovery", healing::recovery);
@@ -186,13 +189,26 @@ impl Bench {
     }
 
     fn sheepdog(&mut self) -> Result<()> {
-        let (_cluster, system) = self.our_system()?;
+        let (_cluster, system) = self.our_system(&[])?;
         self.workloads("sheepdog", &system)
     }
 
+    /// The same with TLS between the nodes.
+    fn encrypted(&mut self) -> Result<()> {
+        let day = Duration::from_secs(86_400);
+        let node = Authority::make("bench", day).and_then(|authority| authority.issue(Role::Node, day))?;
+        certificates::write(self.scratch.path(), "node", &node)?;
+        let mut options = certificates::options(self.scratch.path(), "node");
+        options.push("--encrypt-data".to_owned());
+        let (_cluster, system) = self.our_system(&options)?;
+        self.workloads("sheepdog-encrypted", &system)
+    }
+
     /// Three nodes with a volume in three copies, served by the first.
-    fn our_system(&self) -> Result<(Cluster, System)> {
-        let mut cluster = Cluster::start(3)?;
+    fn our_system(&self, options: &[String]) -> Result<(Cluster, System)> {
+        let options = NodeOptions { extra: options.to_vec(), ..NodeOptions::default() };
+        let mut cluster = Cluster::plan(3)?.with_options(&options);
+        cluster.start_all()?;
         cluster.any_dog()?.create("bench", &self.scale.bytes.to_string(), 3)?;
         let mut servers = Vec::new();
         for node in &mut cluster.nodes {
@@ -227,7 +243,7 @@ impl Bench {
     }
 
     fn after(&mut self, time: Duration) -> Result<Figures> {
-        let (_cluster, system) = self.our_system()?;
+        let (_cluster, system) = self.our_system(&[])?;
         system.fill(self.scale).context("filling")?;
         let durable = WORKLOADS.iter().find(|workload| workload.name == "randwrite-4k-qd32-durable");
         let durable = durable.context("no such workload")?;

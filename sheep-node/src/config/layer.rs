@@ -78,6 +78,19 @@ pub(crate) struct Layer {
     /// File with the cluster's key, to join a cluster on another machine
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
+    /// File with the certificate of the cluster's CA; the control API then speaks TLS only
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// File with this node's certificate, of that CA
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// File with the private key of the certificate
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Encrypt data between nodes; needs certificates on all of them
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(deserialize_with = "scalar")]
+    pub(crate) encrypt_data: Option<bool>,
     /// Most bytes to store on each disk, like 100G [default: what the file system has]
     #[arg(long, value_name = "SIZE")]
     #[serde(deserialize_with = "scalar", serialize_with = "exact")]
@@ -176,6 +189,10 @@ impl Layer {
             seeds: Some(Vec::new()),
             rendezvous: Some(OrNone(None)),
             key: Some(PathBuf::new()),
+            tls_ca: Some(PathBuf::new()),
+            tls_certificate: Some(PathBuf::new()),
+            tls_key: Some(PathBuf::new()),
+            encrypt_data: Some(false),
             capacity: Some(Size(0)),
             disks: Some(Vec::new()),
             disk_io: Some(DiskIo::Direct),
@@ -208,6 +225,10 @@ impl Layer {
             seeds: self.seeds.or(under.seeds),
             rendezvous: self.rendezvous.or(under.rendezvous),
             key: self.key.or(under.key),
+            tls_ca: self.tls_ca.or(under.tls_ca),
+            tls_certificate: self.tls_certificate.or(under.tls_certificate),
+            tls_key: self.tls_key.or(under.tls_key),
+            encrypt_data: self.encrypt_data.or(under.encrypt_data),
             capacity: self.capacity.or(under.capacity),
             disks: self.disks.or(under.disks),
             disk_io: self.disk_io.or(under.disk_io),

@@ -14,6 +14,7 @@ pub(crate) use validate::MIN_CAPACITY;
 pub(crate) use values::{DiskIo, LogFormat, OrNone, Seed};
 
 use sheep_state::{Genesis, Settings};
+use sheep_tls::{Files, TlsError};
 use sheep_types::{ClusterId, Geometry, NodeId};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -83,6 +84,14 @@ pub(crate) struct Config {
     pub(crate) rendezvous: Option<PathBuf>,
     /// File with the cluster's key.
     pub(crate) key: Option<PathBuf>,
+    /// Certificate of the cluster's CA.
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// This node's certificate.
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Its private key.
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Whether data between nodes must be encrypted.
+    pub(crate) encrypt_data: bool,
     /// Most bytes to store on each disk; `None`: what the file system has.
     pub(crate) capacity: Option<u64>,
     /// Disks besides the node's own directory.
@@ -163,6 +172,10 @@ impl Config {
             seeds: layer.seeds.unwrap_or_default(),
             rendezvous: layer.rendezvous.and_then(|it| it.0),
             key: layer.key,
+            tls_ca: layer.tls_ca,
+            tls_certificate: layer.tls_certificate,
+            tls_key: layer.tls_key,
+            encrypt_data: layer.encrypt_data.unwrap_or_default(),
             capacity: layer.capacity.map(|size| size.0),
             token_loss: Duration::from_millis(layer.token_loss_ms.unwrap_or_default()),
             disks: layer.disks.unwrap_or_default(),
@@ -190,6 +203,19 @@ impl Config {
     /// Data path address.
     pub(crate) fn data_address(&self) -> SocketAddr {
         (self.node_listen, self.data_port).into()
+    }
+
+    /// Where the certificates are, if there are any.
+    ///
+    /// # Errors
+    /// Some of the three are missing.
+    pub(crate) fn certificates(&self) -> Result<Option<Files>, TlsError> {
+        Files::all_or_none(
+            self.tls_ca.as_deref(),
+            self.tls_certificate.as_deref(),
+            self.tls_key.as_deref(),
+            "tls_ca, tls_certificate and tls_key",
+        )
     }
 
     /// The settings as a configuration file, with the source of each value.
@@ -246,6 +272,7 @@ fn defaults(given: &Layer, first: &Settings) -> Layer {
         nbd_unix: Some(OrNone(None)),
         seeds: Some(Vec::new()),
         rendezvous: Some(OrNone(Some("/run/sheep".into()))),
+        encrypt_data: Some(false),
         disks: Some(Vec::new()),
         disk_io: Some(DiskIo::Direct),
         token_loss_ms: Some(1_000),

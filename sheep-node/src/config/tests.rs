@@ -79,6 +79,8 @@ fn what_cannot_work_is_said_in_words() {
         (&["/d"], &[], "ring_port = 70000", "70000"),
         (&["/d"], &[], "new = true", "--new once"),
         (&["/d"], &[("SHEEP_RENDEZVOUS", "")], "", "rendezvous is empty"),
+        (&["/d"], &[("SHEEP_TLS_CA", "/ca"), ("SHEEP_TLS_KEY", "/k")], "", "give all three of tls_ca"),
+        (&["/d", "--encrypt-data"], &[], "", "encrypt_data needs certificates"),
     ];
     for (args, env, file, expected) in table {
         let error = build(args, env, file).expect_err(expected);

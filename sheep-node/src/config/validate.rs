@@ -19,6 +19,7 @@ pub(super) fn problems(config: &Config) -> Vec<String> {
     addresses(config, &mut problems);
     timers(config, &mut problems);
     roles(config, &mut problems);
+    secrecy(config, &mut problems);
     if let Err(refusal) = config.first.settings.validate() {
         problems.push(match refusal {
             // The lease is not set here, but follows from the token loss, which has its own check.
@@ -100,6 +101,16 @@ fn clash(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port()
         && one.port() != 0
         && (one.ip() == other.ip() || everywhere(one.ip()) || everywhere(other.ip()))
+}
+
+fn secrecy(config: &Config, problems: &mut Vec<String>) {
+    match config.certificates() {
+        Err(problem) => problems.push(problem.to_string()),
+        Ok(None) if config.encrypt_data => problems.push(
+            "encrypt_data needs certificates: give tls_ca, tls_certificate and tls_key, on all nodes".into(),
+        ),
+        Ok(_) => {}
+    }
 }
 
 fn timers(config: &Config, problems: &mut Vec<String>) {

@@ -19,9 +19,20 @@ pub(super) enum StreamError {
     #[error("closed by the other side")]
     Closed,
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    #[error("{}", sheep_tls::sentence(.0))]
+    Tls(rustls::Error),
+}
+
+impl From<io::Error> for StreamError {
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(tls) => Self::Tls(tls.clone()),
+            None => Self::Io(error),
+        }
+    }
 }
 
 /// A payload that is being received, straight into its own buffer.

@@ -6,8 +6,9 @@
 //! client -> server  HMAC-SHA256(key, "client" | client hello | server hello)
 //! ```
 //!
-//! Bit 0 of the flags is kept for TLS, which is agreed here and begins right after. Until then connections
-//! between nodes are authenticated at their start and not encrypted.
+//! Bit 0 of the flags says that a side wants TLS, bit 1 that it can. If one wants it and both can, the client begins TLS right
+//! after its proof; if one of them cannot, the connection is refused. The proofs cover the flags, so nobody without the key
+//! can talk two nodes out of it. Without TLS a connection is authenticated at its start and not encrypted.
 
 use crate::seal::ClusterKey;
 use ring::hmac;
@@ -20,6 +21,34 @@ const VERSION: u16 = 1;
 pub(super) const HELLO: usize = 72;
 /// Bytes of a proof.
 pub(super) const PROOF: usize = 32;
+
+const WANTS_TLS: u16 = 1;
+const CAN_TLS: u16 = 2;
+
+/// What a side says of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Secrecy {
+    /// It encrypts what goes between nodes.
+    pub(super) wants: bool,
+    /// It has a certificate.
+    pub(super) can: bool,
+}
+
+impl Secrecy {
+    fn flags(self) -> u16 {
+        u16::from(self.wants) * WANTS_TLS + u16::from(self.can) * CAN_TLS
+    }
+
+    /// Whether TLS begins after the proofs. Both sides come to the same.
+    pub(super) fn agree(self, theirs: Self) -> Result<bool, HandshakeError> {
+        match (self.wants || theirs.wants, self.can, theirs.can) {
+            (false, _, _) => Ok(false),
+            (true, true, true) => Ok(true),
+            (true, _, false) => Err(HandshakeError::NoCertificate),
+            (true, false, true) => Err(HandshakeError::WantsCertificate),
+        }
+    }
+}
 
 /// Why a connection was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -34,6 +63,14 @@ pub(super) enum HandshakeError {
     Proof,
     #[error("is not the node that was called")]
     OtherNode,
+    #[error("has no certificate, and data between nodes are to be encrypted (encrypt_data)")]
+    NoCertificate,
+    #[error(
+        "wants data to be encrypted, and this node has no certificate (tls_ca, tls_certificate, tls_key)"
+    )]
+    WantsCertificate,
+    #[error("cannot be spoken to in TLS: it does not begin here")]
+    NoTls,
 }
 
 /// What each side says of itself.
@@ -41,6 +78,7 @@ pub(super) enum HandshakeError {
 pub(super) struct Hello {
     pub(super) cluster: ClusterId,
     pub(super) from: Member,
+    pub(super) secrecy: Secrecy,
     pub(super) nonce: [u8; 32],
 }
 
@@ -49,7 +87,7 @@ impl Hello {
         let mut out = Vec::with_capacity(HELLO);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&0u16.to_le_bytes());
+        out.extend_from_slice(&self.secrecy.flags().to_le_bytes());
         out.extend_from_slice(&self.cluster.0.to_le_bytes());
         out.extend_from_slice(&self.from.node.0.to_le_bytes());
         out.extend_from_slice(&self.from.incarnation.0.to_le_bytes());
@@ -74,7 +112,9 @@ impl Hello {
         }
         let node = NodeId(u64::from_le_bytes(field(bytes, 24)));
         let incarnation = Incarnation(u64::from_le_bytes(field(bytes, 32)));
-        Ok(Self { cluster, from: Member { node, incarnation }, nonce: field(bytes, 40) })
+        let flags = u16::from_le_bytes(field(bytes, 6));
+        let secrecy = Secrecy { wants: flags & WANTS_TLS != 0, can: flags & CAN_TLS != 0 };
+        Ok(Self { cluster, from: Member { node, incarnation }, secrecy, nonce: field(bytes, 40) })
     }
 }
 
@@ -133,7 +173,7 @@ mod tests {
 
     fn hello(cluster: u128) -> Hello {
         let from = Member { node: NodeId(3), incarnation: Incarnation(4) };
-        Hello { cluster: ClusterId(cluster), from, nonce: [9; 32] }
+        Hello { cluster: ClusterId(cluster), from, secrecy: Secrecy::default(), nonce: [9; 32] }
     }
 
     #[test]
@@ -158,6 +198,23 @@ mod tests {
         assert!(Prover::new(&ClusterKey::new([2; 32])).check(Side::Client, &a, &b, &proof).is_err());
     }
 
+    #[test]
+    fn tls_is_used_if_one_wants_it_and_both_can() {
+        let all = [(false, false), (false, true), (true, true)];
+        for (mine, theirs) in all.iter().flat_map(|mine| all.iter().map(move |theirs| (*mine, *theirs))) {
+            let said = |(wants, can)| Secrecy { wants, can };
+            let (one, other) = (said(mine).agree(said(theirs)), said(theirs).agree(said(mine)));
+            let expected = (mine.0 || theirs.0, mine.1 && theirs.1);
+            match expected {
+                (false, _) => assert_eq!((one, other), (Ok(false), Ok(false))),
+                (true, true) => assert_eq!((one, other), (Ok(true), Ok(true))),
+                (true, false) => assert!(one.is_err() && other.is_err() && one != other),
+            }
+            let hello = Hello { secrecy: said(mine), ..hello(1) };
+            assert_eq!(Hello::decode(&hello.encode(), ClusterId(1)), Ok(hello));
+        }
+    }
+
     proptest! {
         #[test]
         fn any_hello_is_refused_or_says_what_was_said(
@@ -171,7 +228,7 @@ mod tests {
             if let Ok(decoded) = Hello::decode(&hello, ClusterId(1)) {
                 // Flags that this version does not know are passed over.
                 let mut plain = hello;
-                plain[6..8].fill(0);
+                plain[6..8].copy_from_slice(&[hello[6] & 3, 0]);
                 prop_assert_eq!(decoded.encode(), plain);
             }
         }

@@ -13,6 +13,7 @@ mod flatten;
 mod framing;
 mod handshake;
 mod peers;
+mod secure;
 mod translate;
 mod turn;
 mod unknown;
@@ -36,6 +37,7 @@ use sheep_engine::Published;
 use sheep_frontend::BufferPool;
 use sheep_state::{Outcome, Refusal};
 use sheep_store::{DiskOpId, DiskResult};
+use sheep_tls::Certificates;
 use sheep_types::{LogIndex, Member, Time};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -103,6 +105,10 @@ pub(crate) enum DataMessage {
 pub(crate) struct DataSetup {
     pub(crate) me: Member,
     pub(crate) key: ClusterKey,
+    /// What is shown to other nodes, if anything.
+    pub(crate) certificates: Option<Arc<Certificates>>,
+    /// Whether connections to other nodes must be encrypted.
+    pub(crate) encrypt: bool,
     /// Disks of the store; none for a gateway without one.
     pub(crate) disks: Vec<DiskSpec>,
     /// Their list.
@@ -191,7 +197,15 @@ impl DataPort {
         let registry = || self.poll.registry().try_clone();
         setup.listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(setup.listener);
-        let peers = Peers::new(setup.me, &setup.key, registry()?, listener, PEERS, pool.clone())?;
+        let peers = Peers::new(
+            setup.me,
+            &setup.key,
+            (setup.certificates, setup.encrypt),
+            registry()?,
+            listener,
+            PEERS,
+            pool.clone(),
+        )?;
         let mut clients = Clients::new(registry()?, pool.clone());
         if let Some(path) = &setup.nbd_unix {
             clients

@@ -1,18 +1,24 @@
 //! Connections to other nodes: requests go out on ours, replies go back on theirs.
 
 use super::framing::{Receiver, SendQueue, StreamError};
-use super::handshake::{HELLO, HandshakeError, Hello, PROOF, Prover, Side};
+use super::handshake::{HELLO, HandshakeError, Hello, PROOF, Prover, Secrecy, Side};
+use super::secure::{Session, is_refusal};
 use crate::seal::ClusterKey;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use sheep_frontend::BufferPool;
+use sheep_tls::Certificates;
 use sheep_types::{ClusterId, Member, NodeId, Time};
 use sheep_wire::{Encoder, Header, Message, Packet};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::{debug, warn};
+
+#[cfg(test)]
+mod tests;
 
 /// Bytes that wait for one connection at most; more are dropped like lost packets, and asked for again.
 const QUEUE_LIMIT: usize = 128 << 20;
@@ -22,6 +28,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const STRANGERS: usize = 128;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(1);
+/// A connection that lasted this long was a good one: with TLS the side that calls hears last that it is refused.
+const LASTED: Duration = Duration::from_secs(2);
 
 /// How far a connection is.
 enum Phase {
@@ -30,7 +38,9 @@ enum Phase {
     /// We were called and wait for the client's hello.
     Called,
     /// We were called and wait for the client's proof.
-    Proving { client: [u8; HELLO], server: [u8; HELLO], peer: Member },
+    Proving { client: [u8; HELLO], server: [u8; HELLO], peer: NodeId, encrypt: Result<bool, HandshakeError> },
+    /// Both have shown the key, and TLS begins with this node.
+    Securing { peer: NodeId },
     /// Messages flow.
     Ready,
 }
@@ -41,11 +51,33 @@ struct Connection {
     /// Who is at the other end: shown, or for our own calls, expected.
     peer: Option<NodeId>,
     outgoing: bool,
+    /// If what is sent is encrypted.
+    tls: Option<Box<Session>>,
     receiver: Receiver,
     queue: SendQueue,
     /// Messages that wait for the end of the handshake.
     waiting: SendQueue,
     opened: Time,
+}
+
+impl Connection {
+    fn read(&mut self, closing: bool) -> Result<bool, StreamError> {
+        match &mut self.tls {
+            None => self.receiver.read(&mut self.stream, closing),
+            Some(tls) => {
+                let look = closing || tls.has_more();
+                self.receiver.read(&mut tls.reader(&mut self.stream, closing), look)
+            }
+        }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        match &mut self.tls {
+            None if self.queue.bytes() == 0 => Ok(()),
+            None => self.queue.send(&mut self.stream),
+            Some(tls) => tls.send(&mut self.queue, &mut self.stream),
+        }
+    }
 }
 
 /// When a node that could not be reached is called again.
@@ -59,6 +91,8 @@ pub(super) struct Peers {
     me: Member,
     cluster: ClusterId,
     prover: Prover,
+    certificates: Option<Arc<Certificates>>,
+    secrecy: Secrecy,
     registry: Registry,
     listener: TcpListener,
     listener_token: Token,
@@ -80,6 +114,7 @@ impl Peers {
     pub(super) fn new(
         me: Member,
         key: &ClusterKey,
+        (certificates, encrypt): (Option<Arc<Certificates>>, bool),
         registry: Registry,
         mut listener: TcpListener,
         listener_token: Token,
@@ -90,6 +125,8 @@ impl Peers {
             me,
             cluster: ClusterId(0),
             prover: Prover::new(key),
+            secrecy: Secrecy { wants: encrypt, can: certificates.is_some() },
+            certificates,
             registry,
             listener,
             listener_token,
@@ -155,7 +192,7 @@ impl Peers {
         let address = *self.addresses.get(&node)?;
         let stream = TcpStream::connect(address).ok()?;
         let nonce = crate::identity::random().ok()?;
-        let hello = Hello { cluster: self.cluster, from: self.me, nonce }.encode();
+        let hello = hello(self.cluster, self.me, self.secrecy, nonce);
         let token = self.add(now, stream, Phase::Calling { hello }, Some(node))?;
         self.callers.insert(node, token);
         Some(token)
@@ -174,7 +211,9 @@ impl Peers {
         }
         let receiver = Receiver::new(self.pool.clone());
         let waiting = SendQueue::default();
-        let connection = Connection { stream, phase, peer, outgoing, receiver, queue, waiting, opened: now };
+        let tls = None;
+        let connection =
+            Connection { stream, phase, peer, outgoing, tls, receiver, queue, waiting, opened: now };
         self.connections.insert(token, connection);
         Some(token)
     }
@@ -217,15 +256,19 @@ impl Peers {
     ) {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
-            match connection.receiver.read(&mut connection.stream, closing) {
-                Ok(true) => {}
-                Ok(false) => return,
+            let more = match connection.read(closing) {
+                // The end of a handshake of TLS is no byte of a message.
+                Ok(false) if !matches!(connection.phase, Phase::Securing { .. }) => return,
+                Ok(more) => more,
                 Err(error) => return self.end(now, token, &error),
-            }
+            };
             if let Err(error) = self.handshake(token) {
                 self.refused += 1;
                 warn!(peer = %self.describe(token), "refused a data connection: the other side {error}");
                 return self.close(token, Some(now));
+            }
+            if !more {
+                return;
             }
             loop {
                 let Some(connection) = self.connections.get_mut(&token) else { return };
@@ -249,10 +292,7 @@ impl Peers {
     pub(super) fn flush(&mut self, now: Time) {
         let mut broken = Vec::new();
         for (token, connection) in &mut self.connections {
-            if connection.queue.bytes() == 0 {
-                continue;
-            }
-            match connection.queue.send(&mut connection.stream) {
+            match connection.send() {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
                 Err(_) => broken.push(*token),
@@ -295,43 +335,88 @@ impl Peers {
                     if Some(said.from.node) != connection.peer {
                         return Err(HandshakeError::OtherNode);
                     }
+                    let encrypt = self.secrecy.agree(said.secrecy)?;
                     let proof = self.prover.prove(Side::Client, hello, &server);
                     receiver.consume(HELLO + PROOF);
                     connection.queue.push(proof.to_vec());
-                    connection.queue.append(core::mem::take(&mut connection.waiting));
-                    connection.phase = Phase::Ready;
-                    self.retries.remove(&said.from.node);
+                    self.proven(token, said.from.node, encrypt)?;
                 }
                 Phase::Called => {
                     let Some(client) = receiver.unread().first_chunk::<HELLO>().copied() else {
                         return Ok(());
                     };
-                    let peer = Hello::decode(&client, self.cluster)?.from;
+                    let said = Hello::decode(&client, self.cluster)?;
                     let nonce = crate::identity::random().map_err(|_| HandshakeError::Proof)?;
-                    let server = Hello { cluster: self.cluster, from: self.me, nonce }.encode();
+                    let server = hello(self.cluster, self.me, self.secrecy, nonce);
+                    // If there is no agreement, the other side is to hear what to say of it, and it is said of no stranger here.
+                    let encrypt = self.secrecy.agree(said.secrecy);
                     receiver.consume(HELLO);
                     connection.queue.push(server.to_vec());
                     connection.queue.push(self.prover.prove(Side::Server, &client, &server).to_vec());
-                    connection.phase = Phase::Proving { client, server, peer };
+                    connection.phase = Phase::Proving { client, server, peer: said.from.node, encrypt };
                 }
-                Phase::Proving { client, server, peer } => {
+                Phase::Proving { client, server, peer, encrypt } => {
                     let Some(proof) = receiver.unread().first_chunk::<PROOF>() else { return Ok(()) };
                     self.prover.check(Side::Client, client, server, proof)?;
-                    let peer = *peer;
+                    let (peer, encrypt) = (*peer, (*encrypt)?);
                     receiver.consume(PROOF);
-                    connection.peer = Some(peer.node);
-                    connection.phase = Phase::Ready;
-                    debug!(node = %peer.node, "data connection");
-                    if let Some(old) = self.called.insert(peer.node, token) {
-                        self.close(old, None);
+                    self.proven(token, peer, encrypt)?;
+                }
+                Phase::Securing { peer } => {
+                    if connection.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+                        return Ok(());
                     }
+                    let peer = *peer;
+                    self.ready(token, peer);
                 }
             }
         }
     }
 
+    /// Both sides have shown the key: messages flow, or TLS begins.
+    fn proven(&mut self, token: Token, peer: NodeId, encrypt: bool) -> Result<(), HandshakeError> {
+        if !encrypt {
+            self.retries.remove(&peer);
+            self.ready(token, peer);
+            return Ok(());
+        }
+        let Some(connection) = self.connections.get_mut(&token) else { return Ok(()) };
+        let identity = self.certificates.as_ref().ok_or(HandshakeError::NoTls)?.current();
+        let tls = if connection.outgoing { identity.call() } else { identity.answer() };
+        let tls = tls.map_err(|_| HandshakeError::NoTls)?;
+        let before = core::mem::take(&mut connection.queue);
+        let unread = connection.receiver.unread();
+        connection.tls = Some(Box::new(Session::new(tls, before, unread)));
+        connection.receiver.consume(connection.receiver.unread().len());
+        connection.phase = Phase::Securing { peer };
+        Ok(())
+    }
+
+    /// Messages flow from here on.
+    fn ready(&mut self, token: Token, peer: NodeId) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.peer = Some(peer);
+        connection.queue.append(core::mem::take(&mut connection.waiting));
+        connection.phase = Phase::Ready;
+        debug!(node = %peer, encrypted = connection.tls.is_some(), "data connection");
+        if !connection.outgoing
+            && let Some(old) = self.called.insert(peer, token)
+        {
+            self.close(old, None);
+        }
+    }
+
     fn end(&mut self, now: Time, token: Token, error: &StreamError) {
+        let ready = self.connections.get(&token).is_some_and(|c| matches!(c.phase, Phase::Ready));
         match error {
+            StreamError::Tls(_) if !ready || is_refusal(error) => {
+                self.refused += 1;
+                warn!(peer = %self.describe(token), "refused a data connection: the other side {error}");
+            }
+            StreamError::Tls(_) => {
+                self.damaged += 1;
+                warn!(peer = %self.describe(token), "closed a data connection: the other side {error}");
+            }
             StreamError::Decode(problem) => {
                 self.damaged += 1;
                 warn!(peer = %self.describe(token), "closed a data connection: {problem}");
@@ -348,20 +433,34 @@ impl Peers {
         node.or(address).unwrap_or_else(|| "unknown".into())
     }
 
+    /// Connections whose contents nobody can read on their way.
+    pub(super) fn encrypted(&self) -> u64 {
+        self.connections.values().filter(|c| c.tls.is_some() && matches!(c.phase, Phase::Ready)).count()
+            as u64
+    }
+
     /// Closes a connection; `now` if it broke, so that the node is not called again at once.
     fn close(&mut self, token: Token, now: Option<Time>) {
         let Some(mut connection) = self.connections.remove(&token) else { return };
+        if let Some(tls) = &mut connection.tls {
+            tls.farewell(&mut connection.stream);
+        }
         let _ = self.registry.deregister(&mut connection.stream);
         let Some(node) = connection.peer else { return };
         if connection.outgoing {
             self.callers.retain(|_, caller| *caller != token);
             if let Some(now) = now {
-                let wait =
-                    self.retries.get(&node).map_or(RETRY_FIRST, |retry| (retry.wait * 2).min(RETRY_LAST));
+                let good = matches!(connection.phase, Phase::Ready) && now.since(connection.opened) >= LASTED;
+                let again = self.retries.get(&node).filter(|_| !good);
+                let wait = again.map_or(RETRY_FIRST, |retry| (retry.wait * 2).min(RETRY_LAST));
                 self.retries.insert(node, Retry { at: now + wait, wait });
             }
         } else {
             self.called.retain(|_, called| *called != token);
         }
     }
+}
+
+fn hello(cluster: ClusterId, from: Member, secrecy: Secrecy, nonce: [u8; 32]) -> [u8; HELLO] {
+    Hello { cluster, from, secrecy, nonce }.encode()
 }

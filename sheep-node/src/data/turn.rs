@@ -435,6 +435,7 @@ impl DataThread {
                 ("data_connections_refused", self.peers.refused),
                 ("data_messages_damaged", self.peers.damaged),
                 ("data_packets_dropped", self.peers.dropped),
+                ("data_connections_encrypted", self.peers.encrypted()),
                 ("nbd_clients", self.clients.len() as u64),
             ],
             ..DataStatus::default()

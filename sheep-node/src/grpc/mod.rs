@@ -29,6 +29,7 @@ use sheep_api::v1::cluster_server::ClusterServer;
 use sheep_api::v1::nodes_server::NodesServer;
 use sheep_api::v1::vdis_server::VdisServer;
 use sheep_state::{ClusterState, Command, Outcome};
+use sheep_tls::Certificates;
 use sheep_types::ClusterId;
 use std::future::Future;
 use std::net::TcpListener;
@@ -53,19 +54,20 @@ const NAME_WAIT: Duration = Duration::from_millis(250);
 /// How long an answer waits until this node shows what the call has done.
 const APPLIED_WAIT: Duration = Duration::from_secs(5);
 
-/// Serves the control API on a TCP listener and on a Unix socket until the runtime ends. The socket is there
-/// when this returns; the future does the rest. `first` are the settings for `Cluster.Format`, `None` on a gateway.
+/// Serves the control API on a TCP listener (with certificates: in TLS only) and on a Unix socket until the runtime ends. The
+/// socket is there when this returns; the future does the rest. `first` are the settings for `Cluster.Format`, `None` on a gateway.
 pub(crate) fn serve(
     node: NodeHandle,
     first: Option<FirstSettings>,
-    tcp: TcpListener,
+    (tcp, certificates): (TcpListener, Option<Arc<Certificates>>),
     socket: PathBuf,
 ) -> impl Future<Output = ()> + Send + 'static {
     let unix = bind(&socket);
     async move {
         let routes = routes(&node, first);
-        let (one, other) =
-            tokio::join!(serve_tcp(routes.clone(), tcp), async { serve_unix(routes, unix?).await });
+        let (one, other) = tokio::join!(serve_tcp(routes.clone(), tcp, certificates), async {
+            serve_unix(routes, unix?).await
+        });
         for problem in [one, other].into_iter().filter_map(Result::err) {
             error!("the control API has ended: {problem:#}");
         }
@@ -99,9 +101,14 @@ fn server() -> Server {
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
 }
 
-async fn serve_tcp(routes: Routes, tcp: TcpListener) -> Result<()> {
+async fn serve_tcp(routes: Routes, tcp: TcpListener, certificates: Option<Arc<Certificates>>) -> Result<()> {
     tcp.set_nonblocking(true)?;
-    let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(tcp)?);
+    let tcp = tokio::net::TcpListener::from_std(tcp)?;
+    if let Some(certificates) = certificates {
+        let incoming = sheep_tls::incoming(tcp, certificates);
+        return Ok(server().add_routes(routes).serve_with_incoming(incoming).await?);
+    }
+    let incoming = TcpListenerStream::new(tcp);
     Ok(server().add_routes(routes).serve_with_incoming(incoming).await?)
 }
 

@@ -39,7 +39,7 @@ async fn serve_fake(fake: FakeNode) -> Api {
     let first = Config::build(flags, Layer::default(), Layer::default()).unwrap().first;
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = tcp.local_addr().unwrap();
-    tokio::spawn(serve(fake.handle.clone(), Some(first), tcp, socket.clone()));
+    tokio::spawn(serve(fake.handle.clone(), Some(first), (tcp, None), socket.clone()));
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let local = Endpoint::from_shared(format!("unix:{}", socket.display())).unwrap().connect().await.unwrap();
     Api {

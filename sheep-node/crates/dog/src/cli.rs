@@ -2,6 +2,7 @@
 
 mod device;
 use crate::changes::{AlterCopy, Flatten};
+use crate::connect::Target;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use device::{DeviceArgs, DeviceCommand};
 use sheep_api::Size;
@@ -11,9 +12,8 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "dog", version, propagate_version = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
-    /// Node to ask: its directory, unix:PATH or HOST:PORT [default: 127.0.0.1:7002, or a node of this machine]
-    #[arg(short, long, global = true, env = "DOG_SERVER", value_name = "SERVER")]
-    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) target: Target,
     /// How to print answers
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,

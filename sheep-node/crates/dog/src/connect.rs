@@ -2,12 +2,15 @@
 
 use crate::output::describe;
 use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
 use sheep_api::v1::cluster_client::ClusterClient;
 use sheep_api::v1::nodes_client::NodesClient;
 use sheep_api::v1::vdis_client::VdisClient;
 use sheep_api::v1::{ListNodesRequest, Node, NodeInfoRequest};
 use sheep_api::{ASK_NODE, MAX_MESSAGE};
-use std::path::Path;
+use sheep_tls::{Certificates, Files, Role};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
@@ -21,46 +24,83 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A node of this machine that is tried answers within this time, or is taken for dead.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Which node to ask, and as whom.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Target {
+    /// Node to ask: its directory, unix:PATH or HOST:PORT [default: 127.0.0.1:7002, or a node of this machine]
+    #[arg(short, long, global = true, env = "DOG_SERVER", value_name = "SERVER")]
+    pub(crate) server: Option<String>,
+    /// Certificate of the cluster's CA, for nodes that speak TLS
+    #[arg(long, global = true, env = "SHEEP_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Certificate to show them, of that CA
+    #[arg(long, global = true, env = "SHEEP_TLS_CERTIFICATE", value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate
+    #[arg(long, global = true, env = "SHEEP_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+}
+
+impl Target {
+    fn files(&self) -> Result<Option<Files>> {
+        Ok(Files::all_or_none(
+            self.tls_ca.as_deref(),
+            self.tls_certificate.as_deref(),
+            self.tls_key.as_deref(),
+            "--tls-ca, --tls-certificate and --tls-key",
+        )?)
+    }
+}
+
 /// Addresses of the node to ask, in the order in which to try them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
     addresses: Vec<String>,
+    certificates: Option<Files>,
 }
 
 /// One node's services.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     channel: Channel,
+    /// For connections to other nodes.
+    certificates: Option<Files>,
 }
 
 impl Server {
     /// What the user says, or the default address and after it nodes of this machine.
-    pub(crate) fn find(given: Option<&str>) -> Self {
-        match given {
-            Some(text) => Self { addresses: vec![address(text)] },
+    pub(crate) fn find(target: &Target) -> Result<Self> {
+        let addresses = match &target.server {
+            Some(text) => vec![address(text)],
             None => {
-                let mut addresses = vec![DEFAULT.to_owned()];
                 let directory = std::env::var_os(RENDEZVOUS_VARIABLE).unwrap_or_else(|| RENDEZVOUS.into());
-                addresses.extend(announced(Path::new(&directory)));
-                Self { addresses }
+                [DEFAULT.to_owned()].into_iter().chain(announced(Path::new(&directory))).collect()
             }
-        }
+        };
+        Ok(Self { addresses, certificates: target.files()? })
     }
 
     /// Connects to the first that answers. What announced itself may be dead, or its port somebody else's by now.
     pub(crate) async fn connect(&self) -> Result<Connection> {
         if let [address] = &self.addresses[..] {
-            return Connection::to(address).await;
+            return Connection::to(address, self.certificates.as_ref()).await;
         }
         let mut tried = String::new();
         for address in &self.addresses {
-            match tokio::time::timeout(TRIAL_TIMEOUT, Connection::tried(address)).await {
+            match tokio::time::timeout(TRIAL_TIMEOUT, self.tried(address)).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(problem)) => tried += &format!("\n  {address}: {}", describe(&problem)),
                 Err(_) => tried += &format!("\n  {address}: no answer within {} s", TRIAL_TIMEOUT.as_secs()),
             }
         }
         bail!("no node of this machine answers; say with -s which to ask. Tried:{tried}")
+    }
+
+    /// Connects to one address if a node answers there.
+    async fn tried(&self, address: &str) -> Result<Connection> {
+        let connection = Connection::to(address, self.certificates.as_ref()).await?;
+        connection.nodes().info(NodeInfoRequest::default()).await?;
+        Ok(connection)
     }
 }
 
@@ -97,21 +137,20 @@ fn announced(directory: &Path) -> Vec<String> {
 }
 
 impl Connection {
-    /// Connects to one address.
-    pub(crate) async fn to(address: &str) -> Result<Self> {
-        let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
+    /// Connects to one address: to a socket as it is, over TCP with the certificates, if there are any.
+    async fn to(address: &str, certificates: Option<&Files>) -> Result<Self> {
+        let socket = address.starts_with("unix:");
+        let uri = if socket { address.to_owned() } else { format!("http://{address}") };
         let endpoint = Endpoint::from_shared(uri).with_context(|| format!("{address} is not an address"))?;
         let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
-        let channel =
-            endpoint.connect().await.with_context(|| format!("cannot reach a node at {address}"))?;
-        Ok(Self { channel })
-    }
-
-    /// Connects to one address if a node answers there.
-    async fn tried(address: &str) -> Result<Self> {
-        let connection = Self::to(address).await?;
-        connection.nodes().info(NodeInfoRequest::default()).await?;
-        Ok(connection)
+        let channel = if socket {
+            endpoint.connect().await
+        } else {
+            let opened = certificates.map(|files| Certificates::open(files.clone(), Role::Client));
+            sheep_tls::connect(&endpoint, opened.transpose()?.map(Arc::new)).await
+        };
+        let channel = channel.with_context(|| format!("cannot reach a node at {address}"))?;
+        Ok(Self { channel, certificates: certificates.cloned() })
     }
 
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
@@ -132,10 +171,10 @@ impl Connection {
     }
 
     /// A connection to another node of the cluster.
-    pub(crate) async fn other(node: &Node) -> Result<Self> {
+    pub(crate) async fn other(&self, node: &Node) -> Result<Self> {
         let mut problem = anyhow!("node {} has told no control address", label(node));
         for address in &node.grpc_addresses {
-            match Self::to(address).await {
+            match Self::to(address, self.certificates.as_ref()).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => problem = error,
             }
@@ -148,7 +187,7 @@ impl Connection {
         let mut all = Vec::new();
         for node in self.list().await? {
             if node.state == "up" || node.state == "leaving" {
-                let connection = Self::other(&node).await;
+                let connection = self.other(&node).await;
                 all.push((node, connection));
             }
         }
@@ -158,7 +197,7 @@ impl Connection {
     /// The node that a word means; without one, the one that is connected.
     pub(crate) async fn at(self, node: Option<&str>) -> Result<Self> {
         match node {
-            Some(word) => Self::other(pick(&self.list().await?, word)?).await,
+            Some(word) => self.other(pick(&self.list().await?, word)?).await,
             None => Ok(self),
         }
     }
@@ -201,7 +240,7 @@ impl Connection {
     async fn ask_instead(&self, error: &Status) -> Option<Self> {
         let id = error.metadata().get(ASK_NODE)?.to_str().ok()?.to_owned();
         let node = self.list().await.ok()?.into_iter().find(|node| node.id == id)?;
-        Self::other(&node).await.ok()
+        self.other(&node).await.ok()
     }
 }
 
@@ -251,13 +290,22 @@ mod tests {
             ("::1", "[::1]:7002".into()),
             ("[::1]:5", "[::1]:5".into()),
         ] {
-            assert_eq!(Server::find(Some(given)).addresses, [meant], "{given}");
+            let target = Target { server: Some(given.to_owned()), ..Target::default() };
+            assert_eq!(Server::find(&target).unwrap().addresses, [meant], "{given}");
         }
         std::fs::write(dir.join("00000000000000aa"), "127.0.0.1:7000\n127.0.0.2:7002\n").unwrap();
         std::fs::write(dir.join("key"), "secret\nnot:this\n").unwrap();
         assert_eq!(announced(&dir), ["127.0.0.2:7002"]);
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(announced(&dir), Vec::<String>::new());
+    }
+
+    #[test]
+    fn certificates_are_given_whole_or_not_at_all() {
+        let mut target = Target { tls_ca: Some("/ca".into()), ..Target::default() };
+        assert!(Server::find(&target).unwrap_err().to_string().contains("all three of --tls-ca"));
+        (target.tls_certificate, target.tls_key) = (Some("/c".into()), Some("/k".into()));
+        assert!(Server::find(&target).unwrap().certificates.is_some());
     }
 
     #[test]

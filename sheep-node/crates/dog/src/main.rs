@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let server = connect::Server::find(cli.server.as_deref());
+    let server = connect::Server::find(&cli.target)?;
     let format = cli.output;
     match cli.command {
         Command::Node(command) => node::run(&server, format, command).await.map(|()| ExitCode::SUCCESS),

@@ -140,7 +140,7 @@ fn info_text(info: &NodeInfoReply) -> String {
 async fn kill(connection: &Connection, format: Format, word: &str) -> Result<()> {
     let nodes = connection.list().await?;
     let node = pick(&nodes, word)?;
-    let other = Connection::other(node).await?;
+    let other = connection.other(node).await?;
     other.nodes().stop(StopRequest { all_nodes: false }).await?;
     done(format, &format!("node {} is stopping", label(node)))
 }

@@ -15,7 +15,7 @@ fn global_options_stand_anywhere() {
     for words in ["dog -s /d -o json node list", "dog node list -s /d -o json", "dog node -o json list -s /d"]
     {
         let cli = parse(words).unwrap();
-        assert_eq!((cli.server.as_deref(), cli.output), (Some("/d"), Format::Json), "{words}");
+        assert_eq!((cli.target.server.as_deref(), cli.output), (Some("/d"), Format::Json), "{words}");
         assert!(matches!(cli.command, Command::Node(NodeCommand::List)));
     }
 }

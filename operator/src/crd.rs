@@ -58,7 +58,7 @@ pub struct SheepdogClusterSpec {
     pub storage: Storage,
     /// How nodes reach each other.
     #[serde(default)]
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "network cannot be changed: all nodes would have to move to other addresses at the same time"}]))]
+    #[schemars(extend("x-kubernetes-validations" = [{"rule": "self.provider == oldSelf.provider", "message": "network.provider cannot be changed: all nodes would have to move to other addresses at the same time"}]))]
     pub network: Network,
     /// What happens when copies are missing, and how data is checked.
     #[serde(default)]
@@ -222,12 +222,20 @@ pub struct NodeStorage {
 }
 
 /// Where pods of the cluster are in the network.
-#[derive(Clone, Debug, Default, PartialEq, JsonSchema, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Network {
-    /// The pod network; or the nodes' own, where that is much faster. In the latter network policies mean nothing: whoever
-    /// reaches the nodes reaches the control API.
+    /// The pod network; or the nodes' own, where that is much faster. In the latter network policies mean nothing.
     pub provider: NetworkProvider,
+    /// Whether data between nodes is encrypted (TLS with the cluster's own certificates). It costs processor time: the more data,
+    /// the more. A change replaces storage pods one by one. The control API is always encrypted.
+    pub encrypt_data: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { provider: NetworkProvider::default(), encrypt_data: true }
+    }
 }
 
 /// Which network.
@@ -297,7 +305,7 @@ pub enum DeletionPolicy {
 pub struct SheepdogClusterStatus {
     /// Generation of the spec that this is about.
     pub observed_generation: i64,
-    /// Available, Degraded, Recovering, Progressing, RingsApplied and NodesApplied, each with what to do next.
+    /// Available, Degraded, Recovering, Progressing, RingsApplied, CertificatesValid and NodesApplied, each with what to do next.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// In one word: ok, degraded, recovering, no quorum, no cluster, failed, unknown.
@@ -404,7 +412,7 @@ mod tests {
             ("", "deletionPolicy Destroy"),
             ("/properties/redundancy", "writes would wait for ever"),
             ("/properties/rings", "not both"),
-            ("/properties/network", "network cannot be changed"),
+            ("/properties/network", "network.provider cannot be changed"),
             ("/properties/storage/properties/directory", "storage.directory.path cannot be changed"),
             ("/properties/storage/properties/directory/properties/path", "must not contain"),
         ] {

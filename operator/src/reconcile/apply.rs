@@ -46,7 +46,7 @@ pub(super) async fn claim(client: &Client, observed: &Observed, objects: &[Objec
 }
 
 /// What a person can use of an error.
-fn said(error: &kube::Error) -> String {
+pub(super) fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
@@ -110,7 +110,9 @@ pub(super) async fn found(
             let annotations = json!({FOUNDER_NODE: founder.node, FOUNDER_ID: founder.id});
             annotate(client, cluster, observed, annotations).await
         }
-        Founding::Found(ip) => super::cluster::found(ip, cluster.copies, cluster.min_copies).await,
+        Founding::Found(ip) => {
+            super::cluster::found(ip, cluster.copies, cluster.min_copies, observed.own.as_ref()).await
+        }
         Founding::Done | Founding::Wait { .. } => Ok(()),
     }
 }

@@ -11,7 +11,9 @@ use sheep_api::v1::{
     ChangeSettingsRequest, ClusterInfoRequest, DrainNodeRequest, FormatRequest, ListNodesRequest,
     NodeInfoRequest, RemoveNodeRequest,
 };
+use sheep_tls::Certificates;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -21,11 +23,14 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long an order may take, which has to be agreed on by all.
 const ORDER: Duration = Duration::from_secs(40);
 
-async fn connect(address: &str, timeout: Duration) -> Result<Channel> {
+/// What the operator shows nodes.
+type Own<'a> = Option<&'a Arc<Certificates>>;
+
+async fn connect(address: &str, timeout: Duration, own: Own<'_>) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_secs(3))
         .timeout(timeout);
-    endpoint.connect().await.with_context(|| format!("{address} does not answer"))
+    sheep_tls::connect(&endpoint, own.cloned()).await.with_context(|| format!("{address} does not answer"))
 }
 
 fn nodes(channel: Channel) -> NodesClient<Channel> {
@@ -45,18 +50,18 @@ pub(super) fn control_address(ip: &str) -> String {
     }
 }
 
-async fn ask(address: &str) -> Result<Answer> {
-    let channel = connect(address, LOOK).await?;
+async fn ask(address: &str, own: Own<'_>) -> Result<Answer> {
+    let channel = connect(address, LOOK, own).await?;
     let node = nodes(channel.clone()).info(NodeInfoRequest {}).await?.into_inner();
     let info = cluster(channel).info(ClusterInfoRequest {}).await?.into_inner();
     Ok(Answer { id: node.node.map(|node| node.id).unwrap_or_default(), info })
 }
 
 /// Asks the nodes in all pods, all at once.
-pub(super) async fn ask_all(pods: &mut [StoragePod]) {
+pub(super) async fn ask_all(pods: &mut [StoragePod], own: Own<'_>) {
     let asked = pods.iter().map(|pod| {
         let address = pod.ip.as_deref().filter(|_| !pod.leaving).map(control_address);
-        async move { ask(&address?).await.ok().filter(|answer| !answer.id.is_empty()) }
+        async move { ask(&address?, own).await.ok().filter(|answer| !answer.id.is_empty()) }
     });
     let answers = join_all(asked).await;
     for (pod, answer) in pods.iter_mut().zip(answers) {
@@ -65,14 +70,14 @@ pub(super) async fn ask_all(pods: &mut [StoragePod]) {
 }
 
 /// The cluster `id` as the node sees it that has seen most of it; none if no node of it serves, or it is not known which one it is.
-pub(super) async fn view(pods: &[StoragePod], id: Option<&str>) -> Option<ClusterView> {
+pub(super) async fn view(pods: &[StoragePod], id: Option<&str>, own: Own<'_>) -> Option<ClusterView> {
     let best = super::observed::best_witness(pods, id?)?;
     let of_it = pods.iter().filter(|pod| pod.cluster_id() == id).filter_map(|pod| pod.answer.as_ref());
     let bytes_left = of_it.map(|answer| answer.info.bytes_to_recover).sum();
     let server = control_address(best.ip.as_deref()?);
     let info = best.answer.as_ref()?.info.clone();
     let look = async {
-        let channel = connect(&server, LOOK).await?;
+        let channel = connect(&server, LOOK, own).await?;
         let list = nodes(channel.clone()).list(ListNodesRequest {}).await?.into_inner().nodes;
         let members = nodes(channel).info(NodeInfoRequest {}).await?.into_inner().ring_members;
         anyhow::Ok((list, members))
@@ -82,9 +87,9 @@ pub(super) async fn view(pods: &[StoragePod], id: Option<&str>) -> Option<Cluste
 }
 
 /// Has a node make the cluster. One that has made it already says so, and that is found the next time.
-pub(super) async fn found(ip: &str, copies: u32, min_copies: u32) -> Result<()> {
+pub(super) async fn found(ip: &str, copies: u32, min_copies: u32, own: Own<'_>) -> Result<()> {
     let address = control_address(ip);
-    let channel = connect(&address, ORDER).await?;
+    let channel = connect(&address, ORDER, own).await?;
     match cluster(channel).format(FormatRequest { copies, min_copies }).await {
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::FailedPrecondition => Ok(()),
@@ -93,8 +98,8 @@ pub(super) async fn found(ip: &str, copies: u32, min_copies: u32) -> Result<()> 
 }
 
 /// Gives an order. A node that may not be removed yet is no problem, it is asked for again.
-pub(super) async fn give(order: &Order, server: &str) -> Result<()> {
-    let channel = connect(server, ORDER).await?;
+pub(super) async fn give(order: &Order, server: &str, own: Own<'_>) -> Result<()> {
+    let channel = connect(server, ORDER, own).await?;
     match order {
         Order::ChangeSettings(settings) => {
             let request = ChangeSettingsRequest { settings: Some(*settings) };

@@ -1,12 +1,14 @@
 //! One turn of keeping a cluster: look (`observe`), see whether it can work (`validate`), make the objects (`build`) and the
-//! decisions (`founding`, `leaving`, `rolling`, `orders`, `lost`), carry them out (`apply`, `cluster`, `silent`), tell people (`status`).
-//! `observe`, `apply`, `cluster` and `silent` talk to others; all else are functions of values.
+//! decisions (`founding`, `certificates`, `leaving`, `rolling`, `orders`, `lost`), carry them out (`apply`, `issue`, `cluster`, `silent`), tell people (`status`).
+//! `observe`, `apply`, `issue`, `cluster` and `silent` talk to others; all else are functions of values.
 
 mod apply;
 mod build;
+mod certificates;
 mod cluster;
 mod founding;
 mod in_use;
+mod issue;
 mod leaving;
 mod lost;
 mod observe;
@@ -78,6 +80,7 @@ pub(crate) async fn reconcile(
         && matches!(outcome.rolling, Rolling::Done)
         && matches!(outcome.founding, Founding::Done)
         && matches!(outcome.leaving, Leaving::Done | Leaving::Wait(_))
+        && outcome.issuing.is_done()
         && outcome.lost.is_empty()
         && !observed.lost_lately
         && observed.cluster.is_some();
@@ -131,6 +134,8 @@ async fn act<'a>(
             ..status::Outcome::nothing(observed)
         };
     }
+    let issuing = certificates::next(&cluster.name, &cluster.namespace, observed);
+    note(issue::make(client, cluster, observed, &issuing).await);
     note(apply::found(client, cluster, observed, &founding).await);
     let failed = apply::objects(client, &objects).await;
     let storage = objects.iter().find(|object| is_storage(object));
@@ -157,7 +162,7 @@ async fn act<'a>(
     }
     if let Some(view) = &observed.cluster {
         for order in orders::next(cluster, observed, &leaving) {
-            note(cluster::give(&order, &view.server).await);
+            note(cluster::give(&order, &view.server, observed.own.as_ref()).await);
         }
     }
     problems.extend(failed.iter().map(|(object, why)| format!("{} {}: {why}", object.kind(), object.name())));
@@ -165,6 +170,7 @@ async fn act<'a>(
         observed,
         refusal: None,
         founding,
+        issuing,
         leaving,
         rolling,
         many_rings: cluster.many_rings,

@@ -1,11 +1,12 @@
 //! Looks at Kubernetes and at the cluster. Client required.
 
 use super::build::{DRAINED, DRIVER, OWNER, TEMPLATE, component, secret_name};
-use super::cluster;
+use super::certificates::Held;
 use super::lost::Absences;
 use super::observed::{Anchor, ClusterSecret, Founder, KubeNode, Observed, SilentNode, StoragePod, Workload};
 use super::silent;
 use super::validate::quantity;
+use super::{cluster, issue};
 use crate::crd::SheepdogCluster;
 use anyhow::Result;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -50,10 +51,15 @@ pub(super) async fn observe(
         Some(_) => None,
         None => secrets.get_opt(&secret_name(&name)).await?.as_ref().map(secret),
     };
+    let certificates = match misnamed {
+        Some(_) => Held::default(),
+        None => issue::look(client, &namespace, &name).await?,
+    };
+    let own = certificates.own();
     let mut pods = storage_pods(client, &namespace, &name).await?;
-    cluster::ask_all(&mut pods).await;
+    cluster::ask_all(&mut pods, own.as_ref()).await;
     let mine = secret.as_ref().and_then(|secret| secret.cluster_id.as_deref());
-    let view = cluster::view(&pods, mine).await;
+    let view = cluster::view(&pods, mine, own.as_ref()).await;
     let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
     let sets = daemon_sets.list(&of_cluster).await?.items;
@@ -69,6 +75,8 @@ pub(super) async fn observe(
         lost_lately: absent.values().any(|since| now.as_second() - since.as_second() < LATELY),
         nodes: nodes.iter().map(node).collect(),
         secret,
+        certificates,
+        own,
         pods,
         cluster: view,
         snapshots: serves_snapshots(client).await?,

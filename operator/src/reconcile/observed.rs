@@ -1,9 +1,12 @@
 //! What there is, as values: the pure parts decide from these and from nothing else.
 
+use super::certificates::Held;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use sheep_api::v1;
+use sheep_tls::Certificates;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Everything that the operator looks at.
 #[derive(Clone, Debug)]
@@ -18,6 +21,10 @@ pub(crate) struct Observed {
     pub(crate) lost_lately: bool,
     /// The cluster's Secret.
     pub(crate) secret: Option<ClusterSecret>,
+    /// Certificates.
+    pub(crate) certificates: Held,
+    /// What the operator shows nodes.
+    pub(crate) own: Option<Arc<Certificates>>,
     /// Pods of storage nodes.
     pub(crate) pods: Vec<StoragePod>,
     /// The cluster, as a node sees it that serves.

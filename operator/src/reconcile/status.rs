@@ -1,5 +1,6 @@
 //! What people are told of the cluster.
 
+use super::certificates::Issuing;
 use super::founding::{Founding, of_another_key};
 use super::leaving::Leaving;
 use super::lost::Loss;
@@ -21,6 +22,8 @@ pub(crate) struct Outcome<'a> {
     pub(crate) refusal: Option<String>,
     /// How far the cluster is made.
     pub(crate) founding: Founding,
+    /// What becomes of certificates.
+    pub(crate) issuing: Issuing,
     /// What becomes of nodes that are to store nothing more.
     pub(crate) leaving: Leaving,
     /// How far a change of storage pods is.
@@ -42,6 +45,7 @@ impl<'a> Outcome<'a> {
             observed,
             refusal: None,
             founding: Founding::Done,
+            issuing: Issuing::default(),
             leaving: Leaving::Done,
             rolling: Rolling::Done,
             many_rings: false,
@@ -56,6 +60,8 @@ impl<'a> Outcome<'a> {
 const DRAINING: &str = "Draining";
 /// Sentences in one condition.
 const MOST_FINDINGS: usize = 5;
+/// Reason for which certificates are good, and will not be for ever.
+const CA_ENDS: &str = "CaEnds";
 
 struct Truth {
     kind: &'static str,
@@ -83,6 +89,7 @@ pub(crate) fn status(cluster: &SheepdogCluster, outcome: &Outcome<'_>) -> Sheepd
         recovering(outcome),
         progressing(outcome),
         rings_applied(outcome),
+        certificates_valid(outcome),
         nodes_applied(cluster, outcome),
     ];
     let conditions = truths
@@ -309,6 +316,22 @@ fn rings_applied(outcome: &Outcome<'_>) -> Truth {
     truth(KIND, true, "OneRing", "All nodes are in one ring.")
 }
 
+/// Whether what nodes and clients show each other is good, and will be.
+fn certificates_valid(outcome: &Outcome<'_>) -> Truth {
+    const KIND: &str = "CertificatesValid";
+    if outcome.refusal.is_some() {
+        return truth(KIND, None, "Refused", "Certificates stay as they are.");
+    }
+    match (&outcome.issuing.trouble, &outcome.issuing.warning) {
+        (Some((reason, message)), _) => truth(KIND, false, reason, message.clone()),
+        (None, Some(message)) => truth(KIND, true, CA_ENDS, message.clone()),
+        (None, None) if !outcome.issuing.is_done() => {
+            truth(KIND, None, "Issuing", "Certificates are being made.")
+        }
+        (None, None) => truth(KIND, true, "Valid", "Certificates are renewed by themselves in time."),
+    }
+}
+
 /// Whether those nodes store data that `spec.storage` says.
 fn nodes_applied(cluster: &SheepdogCluster, outcome: &Outcome<'_>) -> Truth {
     const KIND: &str = "NodesApplied";
@@ -427,6 +450,7 @@ pub(crate) fn loss(loss: &Loss) -> Option<Transition> {
 fn is_bad(condition: &Condition) -> bool {
     match (condition.type_.as_str(), condition.status.as_str()) {
         ("Available" | "RingsApplied", status) => status == "False",
+        ("CertificatesValid", status) => status == "False" || condition.reason == CA_ENDS,
         // That is as it was wished for.
         ("NodesApplied", status) => status == "False" && condition.reason != DRAINING,
         ("Degraded", status) => status == "True",

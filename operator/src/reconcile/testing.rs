@@ -75,6 +75,8 @@ pub(super) fn empty(nodes: &[&str]) -> Observed {
         silent: Vec::new(),
         lost_lately: false,
         secret: None,
+        certificates: Default::default(),
+        own: None,
         pods: Vec::new(),
         cluster: None,
         snapshots: false,

@@ -378,6 +378,7 @@ fn a_status_says_how_it_is() {
             "Recovering=False Done",
             "Progressing=False Done",
             "RingsApplied=True OneRing",
+            "CertificatesValid=True Valid",
             "NodesApplied=True AllNodes",
         ]
     );

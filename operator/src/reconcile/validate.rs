@@ -30,6 +30,8 @@ pub(crate) struct Valid {
     pub(crate) directory: String,
     /// Whether pods are in the nodes' network.
     pub(crate) host_network: bool,
+    /// Whether data between nodes is encrypted.
+    pub(crate) encrypt_data: bool,
     /// What each node of Kubernetes is told, by name.
     pub(crate) nodes: BTreeMap<String, NodeConfig>,
     /// Names of nodes that should store data.
@@ -108,6 +110,7 @@ pub(crate) fn validate(cluster: &SheepdogCluster, observed: &Observed) -> Result
         tolerations: spec.storage.tolerations.clone(),
         directory: spec.storage.directory.path.trim_end_matches('/').to_owned(),
         host_network: spec.network.provider == NetworkProvider::Host,
+        encrypt_data: spec.network.encrypt_data,
         nodes,
         storage_nodes: places.storage_nodes,
         kept: places.kept,

@@ -2,12 +2,14 @@
 
 use super::object::{Object, namespaced, selector};
 use super::pod::{
-    CSI_HTTP_PORT, Pods, container, csi_probes, field, merge, no_pod_rights, no_rights, template,
+    CSI_HTTP_PORT, Pods, certificate, certified, container, csi_probes, field, merge, no_pod_rights,
+    no_rights, template,
 };
 use super::storage::control_address;
 use super::{Plan, component};
 use crate::settings::Sidecar;
 use serde_json::{Value, json};
+use sheep_tls::Role;
 
 /// Arguments of all of them.
 const COMMON: [&str; 3] =
@@ -26,6 +28,7 @@ pub(super) fn deployment(plan: Plan<'_>) -> Object {
         "securityContext": no_rights(),
         "volumeMounts": [{"name": "csi", "mountPath": "/csi"}],
     });
+    certified(&mut driver);
     merge(&mut driver, csi_probes());
     let mut containers = vec![container(plan, "csi", "sheep-csi", asked, driver)];
     let sidecars = &csi.sidecars;
@@ -52,7 +55,8 @@ pub(super) fn deployment(plan: Plan<'_>) -> Object {
             {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
         ],
         "containers": containers,
-        "volumes": [{"name": "csi", "emptyDir": {}}],
+        // For the group: the driver is not root.
+        "volumes": [{"name": "csi", "emptyDir": {}}, certificate(plan, Role::Client, 0o440)],
     });
     let pods = Pods {
         component: component::CSI_CONTROLLER,

@@ -9,7 +9,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use object::Object;
+pub(crate) use object::{Object, owner_references};
 pub(crate) use pod::TEMPLATE;
 pub(crate) use storage::DRAINED;
 

@@ -4,12 +4,13 @@
 
 use super::object::Object;
 use super::pod::{
-    CSI_HTTP_PORT, Pods, container, csi_probes, daemon_set, everywhere, field, host_directory, member_probes,
-    member_rights, merge, mount, mount_with, node_rights, on_delete, rolling,
+    CSI_HTTP_PORT, Pods, certificate, certified, container, csi_probes, daemon_set, everywhere, field,
+    host_directory, member_probes, member_rights, merge, mount, mount_with, node_rights, on_delete, rolling,
 };
 use super::storage::seeds;
 use super::{DRIVER, Plan, component, secret_name};
 use serde_json::{Value, json};
+use sheep_tls::Role;
 
 /// The gateway's directory, also on the node if nothing else is said.
 const DIRECTORY: &str = "/var/lib/sheepdog/gateway";
@@ -58,6 +59,8 @@ pub(super) fn gateways(plan: Plan<'_>) -> Object {
             {"name": "key", "mountPath": "/etc/sheepdog/key", "readOnly": true},
         ],
     });
+    // Storage nodes say whether data is encrypted: what goes to no storage node goes nowhere.
+    certified(&mut rest);
     merge(&mut rest, member_probes(HTTP_PORT));
     let spec = json!({
         "hostNetwork": plan.cluster.host_network,
@@ -71,6 +74,7 @@ pub(super) fn gateways(plan: Plan<'_>) -> Object {
             gateway_directory(plan),
             host_directory("run", RUN),
             {"name": "key", "secret": {"secretName": secret_name(&plan.cluster.name), "defaultMode": 0o400}},
+            certificate(plan, Role::Node, 0o400),
         ],
     });
     let pods = Pods {

@@ -1,6 +1,6 @@
 //! What all objects have in common.
 
-use super::Plan;
+use super::{Plan, Valid};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -49,6 +49,18 @@ pub(super) fn labels(plan: Plan<'_>, component: &str) -> BTreeMap<String, String
     labels
 }
 
+/// Makes an object go with the SheepdogCluster.
+pub(crate) fn owner_references(cluster: &Valid) -> Value {
+    json!([{
+        "apiVersion": "sheepdog.io/v1alpha1",
+        "kind": "SheepdogCluster",
+        "name": cluster.name,
+        "uid": cluster.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    }])
+}
+
 /// An object in the cluster's namespace, which goes with the SheepdogCluster.
 pub(super) fn namespaced(
     plan: Plan<'_>,
@@ -58,20 +70,12 @@ pub(super) fn namespaced(
     component: &str,
     rest: Value,
 ) -> Object {
-    let owner = json!({
-        "apiVersion": "sheepdog.io/v1alpha1",
-        "kind": "SheepdogCluster",
-        "name": plan.cluster.name,
-        "uid": plan.cluster.uid,
-        "controller": true,
-        "blockOwnerDeletion": true,
-    });
     let metadata = json!({
         "name": name,
         "namespace": plan.cluster.namespace,
         "labels": labels(plan, component),
         "annotations": plan.settings.annotations,
-        "ownerReferences": [owner],
+        "ownerReferences": owner_references(plan.cluster),
     });
     whole(api_version, kind, metadata, rest)
 }

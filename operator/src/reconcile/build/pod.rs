@@ -2,9 +2,11 @@
 
 use super::Plan;
 use super::object::{Object, labels, namespaced, selector};
+use crate::reconcile::certificates::secret_of;
 use crate::settings::Component;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
+use sheep_tls::Role;
 
 /// Annotation of a pod with the hash of the template that it was made from.
 pub(crate) const TEMPLATE: &str = "sheepdog.io/template";
@@ -68,7 +70,7 @@ fn hash(template: &Value) -> String {
 }
 
 /// Lists grow, maps are extended, and what is asked for wins.
-fn add(spec: &mut Value, key: &str, asked: Value) {
+pub(super) fn add(spec: &mut Value, key: &str, asked: Value) {
     match (&mut spec[key], asked) {
         (Value::Array(list), Value::Array(more)) => list.extend(more),
         (Value::Object(map), Value::Object(more)) => map.extend(more),
@@ -146,6 +148,25 @@ pub(super) fn mount(name: &str, path: &str) -> Value {
 /// The same, with mounts that come and go beneath it.
 pub(super) fn mount_with(name: &str, path: &str, propagation: &str) -> Value {
     json!({"name": name, "mountPath": path, "mountPropagation": propagation})
+}
+
+/// Where a pod sees its certificate.
+const CERTIFICATES: &str = "/etc/sheepdog/tls";
+
+/// Has a program show a certificate: variables, for itself and for `dog` in its container. The files are read again when they are
+/// renewed, so nothing here says which certificate it is.
+pub(super) fn certified(container: &mut Value) {
+    let files =
+        [("SHEEP_TLS_CA", "ca.crt"), ("SHEEP_TLS_CERTIFICATE", "tls.crt"), ("SHEEP_TLS_KEY", "tls.key")];
+    let variables =
+        files.map(|(name, file)| json!({"name": name, "value": format!("{CERTIFICATES}/{file}")}));
+    add(container, "env", json!(variables));
+    add(container, "volumeMounts", json!([{"name": "tls", "mountPath": CERTIFICATES, "readOnly": true}]));
+}
+
+/// Volume: the certificate of a role, its key and the CA's certificate.
+pub(super) fn certificate(plan: Plan<'_>, role: Role, mode: u32) -> Value {
+    json!({"name": "tls", "secret": {"secretName": secret_of(&plan.cluster.name, role), "defaultMode": mode}})
 }
 
 /// Rights of `sheep`: root, because its directories belong to root; io_uring, which the usual filter forbids; and a thread that

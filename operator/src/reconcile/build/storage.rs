@@ -2,12 +2,13 @@
 
 use super::object::{Object, namespaced, selector};
 use super::pod::{
-    Pods, container, daemon_set as pods_everywhere, field, host_directory, member_probes, member_rights,
-    merge, mount, on_delete,
+    Pods, add, certificate, certified, container, daemon_set as pods_everywhere, field, host_directory,
+    member_probes, member_rights, merge, mount, on_delete,
 };
 use super::{CONTROL_PORT, HTTP_PORT, NODE_PORT, Plan, component, secret_name};
 use crate::reconcile::{leaving, redundancy};
 use serde_json::{Map, Value, json};
+use sheep_tls::Role;
 
 /// Names of nodes, divided by commas, that the operator drains. It is written before a node is drained, so that a node that a person has
 /// drained is never taken for one of them.
@@ -127,6 +128,10 @@ pub(super) fn daemon_set(plan: Plan<'_>) -> Object {
             {"name": "key", "mountPath": "/etc/sheepdog/key", "readOnly": true},
         ],
     });
+    if plan.cluster.encrypt_data {
+        add(&mut rest, "args", json!(["--encrypt-data"]));
+    }
+    certified(&mut rest);
     merge(&mut rest, member_probes(HTTP_PORT));
     let spec = json!({
         "hostNetwork": plan.cluster.host_network,
@@ -139,6 +144,7 @@ pub(super) fn daemon_set(plan: Plan<'_>) -> Object {
             host_directory("directory", &format!("{}/storage", plan.cluster.directory)),
             {"name": "nodes", "configMap": {"name": plan.name("nodes")}},
             {"name": "key", "secret": {"secretName": secret_name(&plan.cluster.name), "defaultMode": 0o400}},
+            certificate(plan, Role::Node, 0o400),
         ],
     });
     let pods = Pods {

@@ -105,7 +105,7 @@ fn storage_nodes_are_told_who_and_where_they_are() {
         words(container),
         "/var/lib/sheepdog/storage --config /etc/sheepdog/nodes/$(NODE_NAME).toml --key /etc/sheepdog/key/key \
          --name $(NODE_NAME) --node-listen $(POD_IP) --ring-port 7000 --data-port 7000 --grpc $(POD_IP):7002 \
-         --http $(POD_IP):7003 --nbd-tcp none --rendezvous none --seed sheepdog-storage.storage.svc:7000"
+         --http $(POD_IP):7003 --nbd-tcp none --rendezvous none --seed sheepdog-storage.storage.svc:7000 --encrypt-data"
     );
     assert_eq!(set["spec"]["updateStrategy"]["type"], "OnDelete", "pods are replaced when copies allow it");
     assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
@@ -314,4 +314,54 @@ fn in_the_network_of_nodes_a_gateway_is_beside_a_storage_node() {
     };
     let (storage, gateway) = (ports("sheepdog-storage"), ports("sheepdog-gateway"));
     assert!(storage.iter().all(|port| !gateway.contains(port)), "{storage:?} {gateway:?}");
+}
+
+/// What a pod shows: the variables of its first container, and the Secret that they are of.
+fn shows(objects: &[Object], kind: &str, name: &str) -> Option<(String, u64)> {
+    let pod = &find(objects, kind, name)["spec"]["template"]["spec"];
+    let all = |list: &Value| list.as_array().cloned().unwrap_or_default();
+    let volume = all(&pod["volumes"]).into_iter().find(|volume| volume["name"] == "tls")?;
+    let container = &pod["containers"][0];
+    let mount = all(&container["volumeMounts"]).into_iter().find(|mount| mount["name"] == "tls").unwrap();
+    let at = mount["mountPath"].as_str().unwrap();
+    for (name, file) in
+        [("SHEEP_TLS_CA", "ca.crt"), ("SHEEP_TLS_CERTIFICATE", "tls.crt"), ("SHEEP_TLS_KEY", "tls.key")]
+    {
+        let variables = all(&container["env"]);
+        assert!(variables.contains(&serde_json::json!({"name": name, "value": format!("{at}/{file}")})));
+    }
+    let secret = &volume["secret"];
+    Some((secret["secretName"].as_str().unwrap().to_owned(), secret["defaultMode"].as_u64().unwrap()))
+}
+
+#[test]
+fn every_pod_has_the_certificate_that_it_needs_and_no_other() {
+    let observed = empty(&["a"]);
+    let objects = build(&valid(&observed), &settings(), &observed);
+    for (kind, name, secret) in [
+        ("DaemonSet", "sheepdog-storage", Some(("sheepdog-node-tls".to_owned(), 0o400))),
+        ("DaemonSet", "sheepdog-gateway", Some(("sheepdog-node-tls".to_owned(), 0o400))),
+        ("DaemonSet", "sheepdog-device", None),
+        ("DaemonSet", "sheepdog-csi-node", None),
+        ("Deployment", "sheepdog-csi-controller", Some(("sheepdog-client-tls".to_owned(), 0o440))),
+    ] {
+        assert_eq!(shows(&objects, kind, name), secret, "{name}");
+    }
+    let text = objects.iter().map(|object| object.0.to_string()).collect::<String>();
+    assert!(!text.contains("sheepdog-ca"), "the CA's key is in no pod");
+}
+
+#[test]
+fn encryption_of_data_is_said_by_storage_nodes_and_may_be_switched_off() {
+    let observed = empty(&["a"]);
+    let mut sheepdog = sheepdog();
+    sheepdog.spec.network.encrypt_data = false;
+    let objects = build(&validate(&sheepdog, &observed).unwrap(), &settings(), &observed);
+    let container = |objects: &[Object], name: &str| {
+        find(objects, "DaemonSet", name)["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    assert!(!words(&container(&objects, "sheepdog-storage")).contains("--encrypt-data"));
+    let encrypted = build(&valid(&observed), &settings(), &observed);
+    let gateway = "sheepdog-gateway";
+    assert_eq!(container(&objects, gateway), container(&encrypted, gateway), "gateways stay as they are");
 }

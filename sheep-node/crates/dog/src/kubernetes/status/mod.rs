@@ -82,7 +82,12 @@ fn facts(seen: &Seen) -> Vec<(&'static str, String)> {
         facts.push(("Recovery", recovery(info)));
     }
     if let Some(wish) = seen.wish() {
-        let unusual = [("Progressing", "True"), ("RingsApplied", "False"), ("NodesApplied", "False")];
+        let unusual = [
+            ("Progressing", "True"),
+            ("RingsApplied", "False"),
+            ("CertificatesValid", "False"),
+            ("NodesApplied", "False"),
+        ];
         let told = unusual.into_iter().filter_map(|(kind, status)| wish.says(kind, status));
         facts.extend(told.map(|message| ("Operator", message.to_owned())));
     }

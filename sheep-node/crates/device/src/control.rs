@@ -219,13 +219,13 @@ impl Devices {
         result.map(|()| shown)
     }
 
-    fn attach(&self, present: Option<Entry>, wanted: &State) -> Worked {
+    fn attach(&self, mut present: Option<Entry>, wanted: &State) -> Worked {
         let newer = present.as_ref().is_some_and(|entry| entry.state().attachment > wanted.attachment);
         if newer {
             let text = format!("volume {} was attached to this node again since", wanted.name);
             return (present, Err(Failure::Ended(text)));
         }
-        if let Some(Entry::Served(device)) = &present
+        if let Some(Entry::Served(device)) = &mut present
             && device.state.attachment == wanted.attachment
         {
             let result = if device.has_ended() {
@@ -233,7 +233,7 @@ impl Devices {
             } else if device.state.read_only != wanted.read_only {
                 Err(Failure::InUse(format!("volume {} has a device of another kind here", wanted.name)))
             } else {
-                Ok(())
+                device.have_loop(&self.place).map_err(Failure::from)
             };
             return (present, result);
         }

@@ -222,6 +222,22 @@ impl Device {
         Some(device)
     }
 
+    /// Has a loop device, also when somebody else on the machine has taken it away: its number may be another one's now.
+    pub(crate) fn have_loop(&mut self, place: &Place) -> Result<()> {
+        let mut present = loops::find(&self.state.mark());
+        if self.state.path.as_ref().is_some_and(|path| present.contains(path)) {
+            return Ok(());
+        }
+        let file = place.point(&self.state.key()).join(self.state.mark());
+        let path = match present.pop() {
+            Some(path) => path,
+            None => loops::make(&file, self.state.read_only)?,
+        };
+        warn!("{} is not volume {} any more, {} is", self.path().display(), self.state.name, path.display());
+        self.state.path = Some(path);
+        place.save(&self.state)
+    }
+
     fn path(&self) -> &Path {
         self.state.path.as_deref().unwrap_or(Path::new("nothing"))
     }
@@ -247,9 +263,9 @@ impl Device {
     /// Everything that was written through the kernel's cache is with the volume, if nobody has the device for himself, as a
     /// mounted file system has.
     fn settle(&self) -> Result<(), Failure> {
-        let Some(path) = &self.state.path else { return Ok(()) };
+        let Some(path) = loops::find(&self.state.mark()).pop() else { return Ok(()) };
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
-        match rustix::fs::open(path, flags, Mode::empty()) {
+        match rustix::fs::open(&path, flags, Mode::empty()) {
             Err(Errno::BUSY) => Err(Failure::InUse(format!("{} is in use", path.display()))),
             Ok(device) if !self.has_ended() && !self.state.read_only => {
                 Ok(rustix::fs::fsync(device).with_context(|| format!("cannot flush {}", path.display()))?)

@@ -43,7 +43,9 @@ pub(super) fn deployment(plan: Plan<'_>) -> Object {
     containers.push(sidecar(plan, "resizer", &sidecars.resizer, &resizer));
     // It ends if its API is not served, so it comes when that is.
     if plan.observed.snapshots {
-        let arguments = ["--extra-create-metadata", "--timeout=120s"];
+        // The driver has no groups of snapshots, and their API is not served everywhere: it would be waited for.
+        let arguments =
+            ["--extra-create-metadata", "--feature-gates=CSIVolumeGroupSnapshot=false", "--timeout=120s"];
         containers.push(sidecar(plan, "snapshotter", &sidecars.snapshotter, &arguments));
     }
     let spec = json!({
@@ -54,6 +56,13 @@ pub(super) fn deployment(plan: Plan<'_>) -> Object {
             {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
             {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
         ],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+            "weight": 100,
+            "podAffinityTerm": {
+                "topologyKey": "kubernetes.io/hostname",
+                "labelSelector": {"matchLabels": selector(plan, component::CSI_CONTROLLER)},
+            },
+        }]}},
         "containers": containers,
         // For the group: the driver is not root.
         "volumes": [{"name": "csi", "emptyDir": {}}, certificate(plan, Role::Client, 0o440)],
@@ -88,4 +97,29 @@ fn sidecar(plan: Plan<'_>, name: &str, sidecar: &Sidecar, arguments: &[&str]) ->
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "csi", "mountPath": "/csi"}],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{empty, settings, valid};
+    use super::super::build;
+
+    #[test]
+    fn controllers_are_apart_and_nothing_waits_for_an_api_that_is_not_there() {
+        let mut observed = empty(&["a"]);
+        observed.snapshots = true;
+        let objects = build(&valid(&observed), &settings(), &observed);
+        let deployment = objects.iter().find(|object| object.kind() == "Deployment").unwrap();
+        let template = &deployment.0["spec"]["template"];
+        let apart = &template["spec"]["affinity"]["podAntiAffinity"];
+        let term = &apart["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+        assert_eq!(term["topologyKey"], "kubernetes.io/hostname");
+        for (key, value) in term["labelSelector"]["matchLabels"].as_object().unwrap() {
+            assert_eq!(&template["metadata"]["labels"][key], value, "it selects its own pods");
+        }
+        let containers = template["spec"]["containers"].as_array().unwrap();
+        let snapshotter = containers.iter().find(|container| container["name"] == "snapshotter").unwrap();
+        let gate = "--feature-gates=CSIVolumeGroupSnapshot=false";
+        assert!(snapshotter["args"].as_array().unwrap().iter().any(|argument| argument == gate));
+    }
 }

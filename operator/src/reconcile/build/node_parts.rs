@@ -159,6 +159,8 @@ pub(super) fn csi(plan: Plan<'_>) -> Object {
     merge(&mut rest, csi_probes());
     let spec = json!({
         "automountServiceAccountToken": false,
+        // A file system that is being made or checked is not to be left in the middle.
+        "terminationGracePeriodSeconds": 300,
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "tolerations": everywhere(),
         "containers": [container(plan, "csi", "sheep-csi", &csi.node, rest)],
@@ -179,4 +181,18 @@ pub(super) fn csi(plan: Plan<'_>) -> Object {
         spec,
     };
     daemon_set(plan, rolling(), pods)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{empty, settings, valid};
+    use super::super::build;
+
+    #[test]
+    fn a_driver_that_makes_a_file_system_is_given_time() {
+        let observed = empty(&["a"]);
+        let objects = build(&valid(&observed), &settings(), &observed);
+        let set = objects.iter().find(|object| object.name() == "sheepdog-csi-node").unwrap();
+        assert_eq!(set.0["spec"]["template"]["spec"]["terminationGracePeriodSeconds"], 300);
+    }
 }

@@ -15,7 +15,7 @@ pub struct Volume {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Whether it began with the contents of another one, and so was never blank.
+    /// Whether it reads from the contents of another one what was not written since.
     pub cloned: bool,
     /// Attributes.
     pub attributes: Attributes,
@@ -178,7 +178,7 @@ pub trait Backend: Send + Sync + 'static {
         value: Option<&str>,
     ) -> Result<(), Error>;
 
-    /// Whether a volume reads as zeros everywhere because nothing was ever written to it.
+    /// Whether a volume reads as zeros everywhere because nothing was ever written to it, nor to what it is a copy of.
     async fn is_blank(&self, id: u64) -> Result<bool, Error>;
 
     /// What fits.

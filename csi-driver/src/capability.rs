@@ -13,6 +13,9 @@ pub(crate) enum FsKind {
     Xfs,
 }
 
+/// What mkfs.xfs wants at least.
+const XFS_MIN: u64 = 300 << 20;
+
 impl FsKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -35,6 +38,11 @@ pub(crate) enum Access {
     Block,
     /// As a directory.
     Mount { kind: FsKind, flags: Vec<String> },
+}
+
+/// Whether a flag for mounting, which may be several, says that nothing is written.
+fn is_read_only(flag: &str) -> bool {
+    flag.split(',').any(|word| word == "ro")
 }
 
 /// Who may use it, and how.
@@ -85,7 +93,15 @@ impl Usage {
             }
             Mode::Unknown => return Err(Error::Invalid("the access mode is unknown".into())),
         };
-        Ok(Self { access, read_only, single_pod })
+        // Who asks for that with a flag means the same, and finds it so when he asks again.
+        let flag =
+            matches!(&access, Access::Mount { flags, .. } if flags.iter().any(|flag| is_read_only(flag)));
+        Ok(Self { access, read_only: read_only || flag, single_pod })
+    }
+
+    /// Bytes of the smallest volume that can be used so.
+    pub(crate) fn min_size(&self) -> u64 {
+        if matches!(self.access, Access::Mount { kind: FsKind::Xfs, .. }) { XFS_MIN } else { 0 }
     }
 
     /// From the list of a request, which must have one at least.
@@ -120,6 +136,11 @@ mod tests {
         assert_eq!(default.access, Access::Mount { kind: FsKind::Ext4, flags: vec![] });
         assert!(default.single_pod && !default.read_only);
         assert!(usage(mount("xfs"), Mode::MultiNodeReaderOnly).unwrap().read_only);
+        for (flags, read_only) in [("ro", true), ("noatime,ro", true), ("errors=remount-ro", false)] {
+            let flags = MountVolume { mount_flags: vec![flags.into()], ..MountVolume::default() };
+            let usage = usage(Some(AccessType::Mount(flags.clone())), Mode::SingleNodeWriter).unwrap();
+            assert_eq!(usage.read_only, read_only, "{flags:?}");
+        }
         let refused = [
             usage(mount("btrfs"), Mode::SingleNodeWriter),
             usage(mount(""), Mode::MultiNodeMultiWriter),

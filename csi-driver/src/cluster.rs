@@ -95,6 +95,7 @@ impl Cluster {
     /// broke off, finds it and goes on from there.
     async fn clone_volume(&self, source: u64, new: &NewVolume) -> Result<Volume, Error> {
         if let Some(taken) = self.volume_by_name(&new.name).await? {
+            self.tidy(&new.name).await?;
             let message = format!("a volume {} exists", new.name);
             return Err(Error::Exists { message, id: Some(taken.id) });
         }
@@ -110,6 +111,18 @@ impl Cluster {
             tracing::warn!("snapshot {snapshot} was taken only to be cloned, and is left: {error}");
         }
         made
+    }
+
+    /// Deletes what a call that broke off has left of a clone of this name: the snapshot that it was to be made from.
+    async fn tidy(&self, name: &str) -> Result<(), Error> {
+        let query = SnapshotQuery { source: None, tag: Some(format!("{CLONE_TAG}{name}")) };
+        for left in self.snapshots(&query, 0, 0).await?.items {
+            match self.delete_snapshot(left.id).await {
+                Ok(()) | Err(Error::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     async fn remove(&self, id: u64) -> Result<(), Error> {
@@ -197,7 +210,9 @@ impl Backend for Cluster {
     }
 
     async fn delete(&self, id: u64) -> Result<(), Error> {
-        self.volume(id).await?;
+        let volume = self.volume(id).await?;
+        // Before its name is forgotten.
+        self.tidy(&volume.name).await?;
         self.remove(id).await
     }
 

@@ -50,6 +50,9 @@ pub trait Devices: Send + Sync + 'static {
     /// All devices of this node.
     async fn list(&self) -> Result<Vec<Device>, Error>;
 
+    /// Devices that are over: their attachment is, or nobody serves them any more. Only errors come of them.
+    async fn over(&self) -> Result<Vec<Device>, Error>;
+
     /// Tells a device that its volume has grown.
     async fn resize(&self, volume: &Handle, size: u64) -> Result<(), Error>;
 
@@ -73,8 +76,9 @@ impl FileDevices {
         Self { directory: directory.to_owned() }
     }
 
-    fn file(&self, volume: &Handle) -> PathBuf {
-        self.directory.join(format!("{volume}.volume"))
+    /// Called as the files of sheep-device are, by which a device is known to be a volume's.
+    pub fn file(&self, volume: &Handle) -> PathBuf {
+        self.directory.join(format!("sheep:{}:files:{}:0", volume.cluster, volume.id))
     }
 
     fn set_size(&self, volume: &Handle, size: u64) -> Result<PathBuf, Error> {
@@ -131,7 +135,10 @@ impl Devices for FileDevices {
     async fn list(&self) -> Result<Vec<Device>, Error> {
         let entries = std::fs::read_dir(&self.directory);
         let entries = entries.map_err(|error| trouble("read", &self.directory, &error))?;
-        let id = |name: std::ffi::OsString| Handle::read(name.to_str()?.strip_suffix(".volume")?);
+        let id = |name: std::ffi::OsString| {
+            let (cluster, id) = name.to_str()?.strip_prefix("sheep:")?.split_once(":files:")?;
+            Handle::read(&format!("{cluster}-{}", id.strip_suffix(":0")?))
+        };
         let mut ids: Vec<Handle> = entries.flatten().filter_map(|entry| id(entry.file_name())).collect();
         ids.sort_unstable_by_key(|handle| handle.id);
         let mut devices = Vec::new();
@@ -139,6 +146,11 @@ impl Devices for FileDevices {
             devices.extend(self.find(&id).await?);
         }
         Ok(devices)
+    }
+
+    /// A file goes on as long as it is there.
+    async fn over(&self) -> Result<Vec<Device>, Error> {
+        Ok(Vec::new())
     }
 
     async fn resize(&self, volume: &Handle, size: u64) -> Result<(), Error> {

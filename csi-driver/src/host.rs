@@ -1,9 +1,10 @@
 //! Mounts and programs of the machine.
 
 use crate::capability::FsKind;
-use crate::{Error, Handle};
+use crate::{Device, Error, Handle};
 use std::ffi::OsStr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -62,8 +63,20 @@ pub(crate) fn block_device(path: &Path) -> Option<u64> {
     metadata.file_type().is_block_device().then(|| metadata.rdev())
 }
 
-/// Whether a device, by its number, is or was made of this volume by sheep-device: the name of its file says so, also when the
-/// device itself is given up.
+/// The number of a volume's device. Paths and numbers of devices are given again: that it is the volume's is looked up each
+/// time, before anything is written there or shown to a pod.
+pub(crate) fn number_of(device: &Device) -> Result<u64, Error> {
+    let path = device.path.display();
+    let number = block_device(&device.path)
+        .ok_or_else(|| Error::Internal(format!("{path} is no block device of this machine")))?;
+    if is_device_of(number, &device.volume) {
+        return Ok(number);
+    }
+    Err(Error::Unavailable(format!("{path} was the device of volume {}, and is not any more", device.volume)))
+}
+
+/// Whether a device, by its number, is or was made of this volume: the name of its file says so, also when the device itself
+/// is given up.
 pub(crate) fn is_device_of(number: u64, volume: &Handle) -> bool {
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     let file = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"));
@@ -178,20 +191,42 @@ pub(crate) async fn what_is_on(device: &Path) -> String {
     }
 }
 
-/// Lets a file system that is not mounted fill its device. XFS can do that only when it is mounted.
-pub(crate) async fn grow_unmounted(device: &Path, kind: FsKind) -> Result<(), Error> {
-    if kind != FsKind::Ext4 || run("resize2fs", &[device.as_ref()]).await.is_ok() {
-        return Ok(());
-    }
-    // It wants a full check before.
-    let args: [&OsStr; 3] = ["-f".as_ref(), "-p".as_ref(), device.as_ref()];
-    let (code, said) = run_for_code("e2fsck", &args).await?;
-    match code {
-        0 | 1 => run("resize2fs", &[device.as_ref()]).await.map(drop),
-        // Not an ext4 file system at all: mounting says that better.
-        8 => Ok(()),
-        _ => Err(Error::Internal(sentence("e2fsck", &args, code, &said))),
-    }
+/// Whether a file system that is not mounted has something in its journal that it is not whole without. Of what is no such
+/// file system: no, mounting says that better.
+pub(crate) async fn needs_replay(device: &Path, kind: FsKind) -> Result<bool, Error> {
+    let device = device.to_owned();
+    let look = move || match kind {
+        FsKind::Ext4 => ext4_needs_replay(&device),
+        FsKind::Xfs => xfs_needs_replay(&device),
+    };
+    let answer = tokio::task::spawn_blocking(look).await;
+    let answer = answer.map_err(|_| Error::Unavailable("the driver is stopping".into()))?;
+    answer.map_err(|error| Error::Internal(format!("the file system's journal cannot be looked at: {error}")))
+}
+
+/// The superblock of ext4 says it with a bit.
+fn ext4_needs_replay(device: &Path) -> std::io::Result<bool> {
+    const SUPERBLOCK: u64 = 1024;
+    let file = std::fs::File::open(device)?;
+    let (mut magic, mut features) = ([0; 2], [0; 4]);
+    file.read_exact_at(&mut magic, SUPERBLOCK + 0x38)?;
+    file.read_exact_at(&mut features, SUPERBLOCK + 0x60)?;
+    Ok(u16::from_le_bytes(magic) == 0xEF53 && u32::from_le_bytes(features) & 0x4 != 0)
+}
+
+/// Where the log of XFS begins and ends is found out by reading it, which its program does. The line that says it comes
+/// before all that is in the log.
+fn xfs_needs_replay(device: &Path) -> std::io::Result<bool> {
+    let mut command = Command::new("xfs_logprint");
+    command.arg("-t").arg(device).env("LC_ALL", "C");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let lines = child.stdout.take().into_iter().flat_map(|said| BufReader::new(said).lines());
+    let state = lines.map_while(Result::ok).find(|line| line.contains("state: <"));
+    // It is not read any further, and ends with its next line.
+    let _ = child.kill();
+    child.wait()?;
+    Ok(state.is_some_and(|line| line.contains("<DIRTY>")))
 }
 
 /// Lets a mounted file system fill its device.

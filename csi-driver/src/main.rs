@@ -93,7 +93,7 @@ struct Place {
     /// Private key of the certificate
     #[arg(long, env = "SHEEP_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
-    /// Address for GET /livez (the process is alive) and /readyz (the cluster serves)
+    /// Address for GET /livez (the process is alive) and /readyz (the cluster serves, and the kubelet has taken the driver)
     #[arg(long, env = "SHEEP_HTTP", value_name = "ADDRESS")]
     http: Option<SocketAddr>,
 }
@@ -148,12 +148,12 @@ async fn stop() {
 }
 
 /// The cluster, and whether it serves. Calls are refused until it does; they come again by themselves.
-async fn cluster(place: &Place, socket: &Path) -> Result<Arc<Cluster>> {
+async fn cluster(place: &Place, socket: &Path, registration: Option<Registration>) -> Result<Arc<Cluster>> {
     let backend = Arc::new(Cluster::with(&place.server, place.certificates()?)?);
     if let Some(address) = place.http {
         let asked = backend.clone();
         tokio::spawn(async move {
-            if let Err(problem) = liveness(address, asked, stop()).await {
+            if let Err(problem) = liveness(address, asked, registration, stop()).await {
                 error!("{problem}");
             }
         });
@@ -167,7 +167,7 @@ async fn cluster(place: &Place, socket: &Path) -> Result<Arc<Cluster>> {
 
 async fn controller(place: &Place) -> Result<()> {
     let socket = socket(&place.endpoint)?;
-    let backend = cluster(place, &socket).await?;
+    let backend = cluster(place, &socket, None).await?;
     let controller = Some(Controller::new(backend.clone()));
     serve(Services { backend, controller, node: None }, &socket, stop()).await?;
     Ok(())
@@ -175,15 +175,24 @@ async fn controller(place: &Place) -> Result<()> {
 
 async fn node(args: &NodeArgs) -> Result<()> {
     let socket = socket(&args.place.endpoint)?;
-    let backend = cluster(&args.place, &socket).await?;
+    let registration = Registration::new(args.kubelet_endpoint.as_deref().unwrap_or(&socket));
+    let wanted = args.registration.as_ref().map(|_| registration.clone());
+    let backend = cluster(&args.place, &socket, wanted).await?;
     let devices = Arc::new(RemoteDevices::new(&args.devices));
-    let node = Some(Node::new(backend.clone(), devices, args.max_volumes));
-    let serving = serve(Services { backend, controller: None, node }, &socket, stop());
+    let node = Node::new(backend.clone(), devices, args.max_volumes);
+    tokio::spawn({
+        let node = node.clone();
+        async move {
+            if let Err(problem) = node.clear().await {
+                warn!("devices that serve nobody may be left: {problem}");
+            }
+        }
+    });
+    let serving = serve(Services { backend, controller: None, node: Some(node) }, &socket, stop());
     let Some(place) = &args.registration else {
         serving.await?;
         return Ok(());
     };
-    let registration = Registration::new(args.kubelet_endpoint.as_deref().unwrap_or(&socket));
     tokio::spawn({
         let registration = registration.clone();
         async move {

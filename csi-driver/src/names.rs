@@ -1,5 +1,6 @@
 //! Names of volumes and tags of snapshots in the cluster, and the driver's attributes.
 
+use crate::Attributes;
 use ring::digest::{SHA256, digest};
 
 /// The name that the orchestrator gave.
@@ -16,6 +17,16 @@ pub(crate) const PERSISTENT_VOLUME: &str = "csi.sheepdog.io/persistent-volume";
 pub(crate) const VOLUME_SNAPSHOT: &str = "csi.sheepdog.io/volume-snapshot";
 /// How far formatting is: absent, `formatting by attachment N`, or `formatted`.
 pub(crate) const FORMAT: &str = "csi.sheepdog.io/format";
+/// The mark of a volume that has been formatted.
+pub(crate) const FORMATTED: &str = "formatted";
+/// What the mark of one begins with that is being formatted.
+pub(crate) const FORMATTING: &str = "formatting by attachment ";
+
+/// The mark that a copy has of this origin: what is formatted stays so. Who copies what is being formatted has the beginning
+/// of a file system or nothing, and which of them the cluster can say.
+pub(crate) fn format_of_copy(origin: &Attributes) -> Option<String> {
+    origin.get(FORMAT).filter(|mark| !mark.starts_with(FORMATTING)).cloned()
+}
 
 /// Longest name that is taken as it is: a snapshot's is that of its volume, a mark and its tag, and the cluster takes 255.
 const PLAIN_MAX: usize = 120;

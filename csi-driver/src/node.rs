@@ -8,7 +8,7 @@ use crate::busy::Busy;
 use crate::controller::to_its_end;
 use crate::v1;
 use crate::v1::node_service_capability::rpc::Type;
-use crate::{Backend, Device, Devices, Error, Handle, Kind};
+use crate::{Backend, Device, Devices, Error, Handle, Kind, host};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -33,6 +33,30 @@ impl Node {
     /// For the node that the backend asks; `max_volumes` is how many devices it can have (0: nobody knows).
     pub fn new(backend: Arc<dyn Backend>, devices: Arc<dyn Devices>, max_volumes: u32) -> Self {
         Self { backend, devices, busy: Busy::default(), max_volumes }
+    }
+
+    /// Takes away devices that are over and that nobody sees: whoever asked for them may never ask for their end.
+    ///
+    /// # Errors
+    /// The devices cannot be asked, or one stays.
+    pub async fn clear(&self) -> Result<(), Error> {
+        for device in self.devices.over().await? {
+            let Ok(_claim) = self.busy.claim([key(&device.volume)]) else { continue };
+            // Until it was claimed another one may have been made.
+            if !self.devices.over().await?.contains(&device) {
+                continue;
+            }
+            // A pod that sees a device must not come to see the next one that gets its number.
+            let shown = match host::number_of(&device) {
+                Ok(_) => targets::elsewhere(&device, &[]).await?,
+                Err(_) => None,
+            };
+            if shown.is_none() {
+                self.devices.detach(&device.volume).await?;
+                tracing::info!("the device of volume {} was over, and is taken away", device.volume);
+            }
+        }
+        Ok(())
     }
 
     /// The volume of this cluster that a text means.

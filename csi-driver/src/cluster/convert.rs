@@ -69,7 +69,8 @@ pub(super) fn error(status: &Status) -> Error {
         Code::FailedPrecondition => Error::Precondition(text),
         Code::Aborted => Error::Busy(text),
         Code::ResourceExhausted => Error::Exhausted(text),
-        Code::Unavailable | Code::Cancelled => {
+        // Unknown: the connection broke.
+        Code::Unavailable | Code::Cancelled | Code::Unknown => {
             Error::Unavailable(format!("the cluster cannot be asked: {text}"))
         }
         Code::DeadlineExceeded => Error::Late(text),

@@ -10,7 +10,7 @@ use crate::v1;
 use crate::v1::list_volumes_response::{Entry, VolumeStatus};
 use crate::{Error, Handle, Kind, SnapshotQuery};
 
-/// Items of a page when the caller does not say.
+/// Most items of a page, and as many when the caller does not say.
 const PAGE: u32 = 1000;
 
 /// Where a page begins.
@@ -26,10 +26,10 @@ fn token(last: Option<u64>, more: bool) -> String {
     last.filter(|_| more).map_or_else(String::new, |id| format!("after-{id}"))
 }
 
-fn most(max_entries: i32) -> Result<Option<u32>, Error> {
+fn most(max_entries: i32) -> Result<u32, Error> {
     let number = u32::try_from(max_entries);
     let number = number.map_err(|_| Error::Invalid("the number of entries is negative".into()))?;
-    Ok((number > 0).then_some(number))
+    Ok(if number == 0 { PAGE } else { number.min(PAGE) })
 }
 
 impl Controller {
@@ -37,31 +37,28 @@ impl Controller {
         &self,
         request: v1::ListVolumesRequest,
     ) -> Result<v1::ListVolumesResponse, Error> {
-        let (mut from, limit) = (after(&request.starting_token)?, most(request.max_entries)?);
+        let (from, limit) = (after(&request.starting_token)?, most(request.max_entries)?);
         let cluster = self.backend.cluster().await?;
-        let (mut entries, mut more) = (Vec::new(), true);
-        // Without a limit all of them are wanted at once.
-        while more && limit.is_none_or(|limit| entries.len() < limit as usize) {
-            let left = limit.map_or(PAGE, |limit| (limit - entries.len() as u32).min(PAGE));
-            let page = self.backend.volumes(from, left).await?;
-            from = page.items.last().map_or(from, |volume| volume.id);
-            more = page.more && !page.items.is_empty();
-            entries.extend(page.items.iter().map(|volume| Entry {
-                volume: Some(volumes::shown(volume, &cluster)),
-                status: Some(VolumeStatus {
-                    published_node_ids: volume.attachments.iter().map(|a| a.node.clone()).collect(),
-                    volume_condition: None,
-                }),
-            }));
-        }
-        Ok(v1::ListVolumesResponse { entries, next_token: token(Some(from), more) })
+        let page = self.backend.volumes(from, limit).await?;
+        let entry = |volume: &crate::Volume| Entry {
+            volume: Some(volumes::shown(volume, &cluster)),
+            status: Some(VolumeStatus {
+                published_node_ids: volume.attachments.iter().map(|a| a.node.clone()).collect(),
+                volume_condition: None,
+            }),
+        };
+        let entries = page.items.iter().map(entry).collect();
+        Ok(v1::ListVolumesResponse {
+            entries,
+            next_token: token(page.items.last().map(|last| last.id), page.more),
+        })
     }
 
     pub(super) async fn snapshots(
         &self,
         request: v1::ListSnapshotsRequest,
     ) -> Result<v1::ListSnapshotsResponse, Error> {
-        let (mut from, limit) = (after(&request.starting_token)?, most(request.max_entries)?);
+        let (from, limit) = (after(&request.starting_token)?, most(request.max_entries)?);
         let cluster = self.backend.cluster().await?;
         let none = Ok(v1::ListSnapshotsResponse::default());
         let entry = |snapshot: &crate::Snapshot| v1::list_snapshots_response::Entry {
@@ -85,15 +82,12 @@ impl Controller {
             };
         }
         let query = SnapshotQuery { source, tag: None };
-        let (mut entries, mut more) = (Vec::new(), true);
-        while more && limit.is_none_or(|limit| entries.len() < limit as usize) {
-            let left = limit.map_or(PAGE, |limit| (limit - entries.len() as u32).min(PAGE));
-            let page = self.backend.snapshots(&query, from, left).await?;
-            from = page.items.last().map_or(from, |snapshot| snapshot.id);
-            more = page.more && !page.items.is_empty();
-            entries.extend(page.items.iter().map(entry));
-        }
-        Ok(v1::ListSnapshotsResponse { entries, next_token: token(Some(from), more) })
+        let page = self.backend.snapshots(&query, from, limit).await?;
+        let entries = page.items.iter().map(entry).collect();
+        Ok(v1::ListSnapshotsResponse {
+            entries,
+            next_token: token(page.items.last().map(|last| last.id), page.more),
+        })
     }
 
     pub(super) async fn capacity(
@@ -120,6 +114,8 @@ impl Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backend, Memory, NewVolume};
+    use std::sync::Arc;
 
     #[test]
     fn tokens_come_back_and_others_are_refused() {
@@ -130,6 +126,29 @@ mod tests {
             assert!(matches!(after(wrong), Err(Error::Busy(_))), "{wrong}");
         }
         assert!(most(-1).is_err());
-        assert_eq!((most(0), most(3)), (Ok(None), Ok(Some(3))));
+        assert_eq!((most(0), most(3), most(i32::MAX)), (Ok(PAGE), Ok(3), Ok(PAGE)));
+    }
+
+    #[tokio::test]
+    async fn a_list_without_a_limit_has_pages_too() {
+        let backend = Arc::new(Memory::new(&["n1"]));
+        for at in 0..=PAGE {
+            let new = NewVolume {
+                name: format!("disk-{at}"),
+                size: 1 << 20,
+                source: None,
+                copies: None,
+                min_copies: None,
+                attributes: Default::default(),
+            };
+            backend.create(new).await.unwrap();
+        }
+        let controller = Controller::new(backend);
+        let mut request = v1::ListVolumesRequest::default();
+        for (entries, last) in [(PAGE, false), (1, true)] {
+            let page = controller.volumes(request).await.unwrap();
+            assert_eq!((page.entries.len(), page.next_token.is_empty()), (entries as usize, last));
+            request = v1::ListVolumesRequest { max_entries: 0, starting_token: page.next_token };
+        }
     }
 }

@@ -23,6 +23,11 @@ pub(super) fn shown(snapshot: &Snapshot, cluster: &str) -> v1::Snapshot {
     }
 }
 
+/// Whether it was taken for this name.
+fn is_named(snapshot: &Snapshot, name: &str) -> bool {
+    snapshot.attributes.get(names::NAME).is_some_and(|of| of == name)
+}
+
 impl Controller {
     pub(super) async fn take_snapshot(
         &self,
@@ -39,9 +44,7 @@ impl Controller {
         let _claim = self.busy.claim([format!("snapshot {tag:?}"), volume_key(volume)])?;
         let query = SnapshotQuery { tag: Some(tag.clone()), source: None };
         let same = self.backend.snapshots(&query, 0, 0).await?.items;
-        if let Some(taken) =
-            same.into_iter().find(|taken| taken.attributes.get(names::NAME) == Some(&request.name))
-        {
+        if let Some(taken) = same.into_iter().find(|taken| is_named(taken, &request.name)) {
             if taken.source != volume {
                 let name = &request.name;
                 return Err(Error::exists(format!("snapshot {name} exists and is of another volume")));
@@ -51,12 +54,19 @@ impl Controller {
         let source = self.backend.volume(volume).await?;
         attributes.insert(names::NAME.to_owned(), request.name.clone());
         // Who restores it finds what is on it.
-        for key in [names::FORMAT, names::PARAMETERS] {
-            if let Some(value) = source.attributes.get(key) {
-                attributes.insert(key.to_owned(), value.clone());
-            }
+        if let Some(mark) = names::format_of_copy(&source.attributes) {
+            attributes.insert(names::FORMAT.to_owned(), mark);
+        }
+        if let Some(line) = source.attributes.get(names::PARAMETERS) {
+            attributes.insert(names::PARAMETERS.to_owned(), line.clone());
         }
         let snapshot = match self.backend.take_snapshot(NewSnapshot { volume, tag, attributes }).await {
+            // By this very call, of which an answer was lost.
+            Err(Error::Exists { id: Some(id), .. })
+                if self.backend.snapshot(id).await.is_ok_and(|taken| is_named(&taken, &request.name)) =>
+            {
+                self.backend.snapshot(id).await?
+            }
             Err(Error::Exists { .. }) => {
                 let message = format!(
                     "volume {} has a snapshot of this name that was not made by this driver",

@@ -5,15 +5,17 @@ use crate::capability::Usage;
 use crate::parameters::{self, VolumeParameters};
 use crate::v1::volume_content_source::{SnapshotSource, Type as Content, VolumeSource};
 use crate::v1::{self, VolumeContentSource};
-use crate::{Error, Handle, Kind, NewVolume, Source, Volume, names};
+use crate::{Capacity, Error, Handle, Kind, NewVolume, Source, Volume, names};
 
 /// Longest name of a request, bytes: what CSI says.
 pub(super) const NAME_MAX: usize = 128;
 
-/// What a new volume comes from, and the size that it has at least.
+/// What a new volume comes from, the size that it has at least, and how far it is formatted.
+#[derive(Default)]
 struct Origin {
     source: Option<Source>,
     size: u64,
+    format: Option<String>,
 }
 
 /// How a source stands in a volume's attributes.
@@ -80,13 +82,20 @@ impl Controller {
         request: v1::CreateVolumeRequest,
     ) -> Result<v1::CreateVolumeResponse, Error> {
         check_name(&request.name)?;
-        Usage::parse_all(&request.volume_capabilities)?;
+        let usages = Usage::parse_all(&request.volume_capabilities)?;
+        if request.volume_content_source.is_none() && usages.iter().all(|usage| usage.read_only) {
+            let message = "a volume that is only read needs contents from the beginning: the claim has to name a data source, or \
+                           another access mode than ReadOnlyMany";
+            return Err(Error::Invalid(message.into()));
+        }
         if !request.mutable_parameters.is_empty() {
             return Err(Error::Invalid("mutable parameters are not supported".into()));
         }
         let parameters = VolumeParameters::parse(&request.parameters)?;
         let range = parameters::range(request.capacity_range)?;
         let capacity = self.backend.capacity().await?;
+        let smallest = usages.iter().map(Usage::min_size).max().unwrap_or(0);
+        let capacity = Capacity { min_volume: capacity.min_volume.max(smallest), ..capacity };
         let cluster = self.backend.cluster().await?;
         let name = names::in_cluster(&request.name);
         let _claim = self.busy.claim([format!("volume {name:?}")])?;
@@ -114,6 +123,7 @@ impl Controller {
         if let Some(source) = origin.source {
             new.attributes.insert(names::SOURCE.to_owned(), source_text(source));
         }
+        new.attributes.extend(origin.format.map(|mark| (names::FORMAT.to_owned(), mark)));
         new.size = parameters::size(range, origin.size, &capacity)?;
         let volume = match self.backend.create(new.clone()).await {
             Err(Error::Exists { id: Some(id), .. }) => {
@@ -137,17 +147,19 @@ impl Controller {
     /// The source of a new volume.
     async fn origin(&self, content: Option<&VolumeContentSource>, cluster: &str) -> Result<Origin, Error> {
         match content.map(|content| &content.r#type) {
-            None => Ok(Origin { source: None, size: 0 }),
+            None => Ok(Origin::default()),
             Some(None) => Err(Error::missing("kind of content source")),
             Some(Some(Content::Snapshot(from))) => {
                 let id = Handle::parse(&from.snapshot_id, Kind::Snapshot, cluster)?;
                 let snapshot = self.backend.snapshot(id).await?;
-                Ok(Origin { source: Some(Source::Snapshot(id)), size: snapshot.size })
+                let format = names::format_of_copy(&snapshot.attributes);
+                Ok(Origin { source: Some(Source::Snapshot(id)), size: snapshot.size, format })
             }
             Some(Some(Content::Volume(from))) => {
                 let id = Handle::parse(&from.volume_id, Kind::Volume, cluster)?;
                 let volume = self.backend.volume(id).await?;
-                Ok(Origin { source: Some(Source::Volume(id)), size: volume.size })
+                let format = names::format_of_copy(&volume.attributes);
+                Ok(Origin { source: Some(Source::Volume(id)), size: volume.size, format })
             }
         }
     }
@@ -216,5 +228,91 @@ impl Controller {
             // A device is told its size by its node, whatever is on it.
             node_expansion_required: true,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1::volume_capability::access_mode::Mode;
+    use crate::v1::volume_capability::{AccessMode, AccessType, MountVolume};
+    use crate::v1::{CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, VolumeCapability};
+    use crate::{Backend, Memory};
+    use std::sync::Arc;
+
+    const MIB: i64 = 1 << 20;
+
+    fn wanted(name: &str, fs_type: &str, mode: Mode) -> CreateVolumeRequest {
+        let mount = MountVolume { fs_type: fs_type.into(), ..MountVolume::default() };
+        let access_type = Some(AccessType::Mount(mount));
+        let access_mode = Some(AccessMode { mode: mode.into() });
+        CreateVolumeRequest {
+            name: name.into(),
+            capacity_range: Some(CapacityRange { required_bytes: 64 * MIB, limit_bytes: 0 }),
+            volume_capabilities: vec![VolumeCapability { access_type, access_mode }],
+            ..Default::default()
+        }
+    }
+
+    fn plain(name: &str) -> CreateVolumeRequest {
+        wanted(name, "", Mode::SingleNodeWriter)
+    }
+
+    fn copy(name: &str, content: Content) -> CreateVolumeRequest {
+        let source = VolumeContentSource { r#type: Some(content) };
+        CreateVolumeRequest { volume_content_source: Some(source), ..plain(name) }
+    }
+
+    /// What is written while a volume is being formatted is the cluster's to tell.
+    #[tokio::test]
+    async fn a_copy_of_what_is_formatted_is_formatted_and_no_other_one() {
+        let backend = Arc::new(Memory::new(&["n1"]));
+        let controller = Controller::new(backend.clone());
+        let cluster = backend.cluster().await.unwrap();
+        let marks = [
+            (None, None),
+            (Some("formatting by attachment 7"), None),
+            (Some("formatted"), Some("formatted")),
+        ];
+        for (at, (mark, expected)) in marks.into_iter().enumerate() {
+            let made = controller.create(plain(&format!("disk-{at}"))).await.unwrap().volume.unwrap();
+            let id = Handle::parse(&made.volume_id, Kind::Volume, &cluster).unwrap();
+            backend.mark(id, names::FORMAT, None, mark).await.unwrap();
+            let taken = CreateSnapshotRequest {
+                source_volume_id: made.volume_id.clone(),
+                name: format!("snapshot-{at}"),
+                ..Default::default()
+            };
+            let taken = controller.take_snapshot(taken).await.unwrap().snapshot.unwrap();
+            let sources = [
+                Content::Volume(VolumeSource { volume_id: made.volume_id }),
+                Content::Snapshot(SnapshotSource { snapshot_id: taken.snapshot_id }),
+            ];
+            for (kind, source) in sources.into_iter().enumerate() {
+                let made = controller.create(copy(&format!("copy-{at}-{kind}"), source)).await.unwrap();
+                let id = Handle::parse(&made.volume.unwrap().volume_id, Kind::Volume, &cluster).unwrap();
+                let found = backend.volume(id).await.unwrap();
+                assert_eq!(found.attributes.get(names::FORMAT).map(String::as_str), expected, "{mark:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_never_be_mounted_is_not_made() {
+        let controller = Controller::new(Arc::new(Memory::new(&["n1"])));
+        // Blank, and nobody may write to it.
+        let reader = controller.create(wanted("reader", "", Mode::MultiNodeReaderOnly)).await;
+        assert!(matches!(&reader, Err(Error::Invalid(text)) if text.contains("data source")), "{reader:?}");
+        // Smaller than XFS can be.
+        let xfs = |name: &str, limit_bytes| CreateVolumeRequest {
+            capacity_range: Some(CapacityRange { required_bytes: 64 * MIB, limit_bytes }),
+            ..wanted(name, "xfs", Mode::SingleNodeWriter)
+        };
+        for _ in 0..2 {
+            let made = controller.create(xfs("xfs", 0)).await.unwrap().volume.unwrap();
+            assert_eq!(made.capacity_bytes, 300 * MIB);
+        }
+        let limited = controller.create(xfs("limited", 128 * MIB)).await;
+        assert!(matches!(limited, Err(Error::OutOfRange(_))), "{limited:?}");
     }
 }

@@ -49,16 +49,23 @@ impl RemoteDevices {
         }
     }
 
-    /// Devices that are served.
-    fn served(devices: &[Value]) -> Vec<Device> {
+    /// Devices in one of these states. One that was never made to its end has no path.
+    fn shown(devices: &[Value], states: &[&str]) -> Vec<Device> {
         let device = |value: &Value| {
-            let path = value["path"].as_str().filter(|_| value["state"] == "served")?;
+            let path = value["path"].as_str().unwrap_or_default();
+            value["state"].as_str().filter(|state| states.contains(state))?;
             let read_only = value["read_only"] == true;
             let cluster = value["cluster"].as_str()?.to_owned();
             let volume = Handle { cluster, id: value["volume"].as_u64()? };
             Some(Device { volume, path: path.into(), size: value["size"].as_u64()?, read_only })
         };
         devices.iter().filter_map(device).collect()
+    }
+
+    fn served(devices: &[Value]) -> Vec<Device> {
+        let mut served = Self::shown(devices, &["served"]);
+        served.retain(|device| !device.path.as_os_str().is_empty());
+        served
     }
 }
 
@@ -94,6 +101,10 @@ impl Devices for RemoteDevices {
 
     async fn list(&self) -> Result<Vec<Device>, Error> {
         Ok(Self::served(&self.call(json!({ "call": "list" })).await?))
+    }
+
+    async fn over(&self) -> Result<Vec<Device>, Error> {
+        Ok(Self::shown(&self.call(json!({ "call": "list" })).await?, &["ended", "lost"]))
     }
 
     async fn resize(&self, volume: &Handle, size: u64) -> Result<(), Error> {

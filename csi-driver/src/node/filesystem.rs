@@ -1,6 +1,6 @@
-//! Whether a volume is formatted. The cluster decides that: a volume is blank if it never was a copy of another one, nobody
-//! has ever written to it, and its mark does not say that it is formatted. What a device seems to have on it decides
-//! nothing, because a device that cannot be read looks blank too.
+//! Whether a volume is formatted. The cluster decides that: a volume is blank if nobody has ever written to it, nor to what
+//! it is a copy of before it was copied, and its mark does not say that it is formatted. What a device seems to have on it
+//! decides nothing, because a device that cannot be read looks blank too.
 //!
 //! The mark goes from nothing to `formatting by attachment N` before the first byte is written, and to `formatted` before
 //! the first mount. Each step happens only if the mark is as it was seen. So a node that was cut off in the middle, and had
@@ -11,12 +11,8 @@
 use super::Node;
 use super::stage::Filesystem;
 use crate::host;
+use crate::names::{FORMATTED, FORMATTING};
 use crate::{Attachment, Device, Error, Volume, names};
-
-/// The mark of a volume that has been formatted.
-const FORMATTED: &str = "formatted";
-/// What the mark of one begins with that is being formatted.
-const FORMATTING: &str = "formatting by attachment ";
 
 /// What is to be done before a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +29,7 @@ enum Step {
 
 fn step(volume: &Volume, attachment: u64, read_only: bool) -> Step {
     match volume.attributes.get(names::FORMAT).map(String::as_str) {
-        _ if read_only || volume.cloned => Step::Leave,
+        _ if read_only => Step::Leave,
         None => Step::FormatIfBlank,
         Some(mark) if mark == format!("{FORMATTING}{attachment}") => Step::Format,
         Some(mark) if mark.starts_with(FORMATTING) => Step::FormatOrRefuse,
@@ -65,12 +61,17 @@ impl Node {
             }
         };
         if !format {
-            if wanted.read_only {
+            if !wanted.read_only {
+                return host::check_filesystem(&device.path, wanted.kind).await;
+            }
+            if !host::needs_replay(&device.path, wanted.kind).await? {
                 return Ok(());
             }
-            host::check_filesystem(&device.path, wanted.kind).await?;
-            // A clone may have got a larger volume than its origin's, and an expansion may have stopped half-way.
-            return host::grow_unmounted(&device.path, wanted.kind).await;
+            return Err(Error::Precondition(format!(
+                "the file system of volume {} was not unmounted when the volume was copied or taken away, and who only reads it cannot \
+                 complete it: mount a copy of it as ReadWriteOnce once, and use a snapshot of that after its pod has ended",
+                volume.name
+            )));
         }
         let seen = volume.attributes.get(names::FORMAT).map(String::as_str);
         let now = format!("{FORMATTING}{}", attachment.index);
@@ -96,8 +97,14 @@ impl Node {
         let hint = if found == kind.name() {
             "".to_owned()
         } else {
-            let cause = if volume.cloned { "it is a copy" } else { "something was written to it" };
-            format!(" (there is {found} on it, and it was not formatted because {cause})")
+            let marked = volume.attributes.contains_key(names::FORMAT);
+            let cause = match (read_only, marked, volume.cloned) {
+                (true, _, _) => "it is only read here",
+                (false, true, _) => "it was formatted before",
+                (false, false, true) => "it is a copy of something that was written to",
+                (false, false, false) => "something was written to it",
+            };
+            format!(" (there is {found} on it, and it was not formatted now because {cause})")
         };
         let name = &volume.name;
         Err(Error::Internal(format!("volume {name} cannot be mounted as {kind}{hint}: {error}")))
@@ -130,8 +137,9 @@ mod tests {
             (Some("formatting by attachment 70"), false, false, Step::FormatOrRefuse),
             (Some(FORMATTED), false, false, Step::Leave),
             (Some("something later"), false, false, Step::Leave),
-            (None, true, false, Step::Leave),
-            (Some(half), true, false, Step::Leave),
+            (None, true, false, Step::FormatIfBlank),
+            (Some(FORMATTED), true, false, Step::Leave),
+            (None, true, true, Step::Leave),
             (None, false, true, Step::Leave),
             (Some(half), false, true, Step::Leave),
         ];

@@ -58,21 +58,21 @@ impl Node {
             read_only,
         };
         let device = self.devices.attach(&wanted).await?;
-        if device.size != volume.size {
-            self.devices.resize(&handle, volume.size).await?;
-        }
-        let Access::Mount { kind, flags } = &usage.access else {
-            return Ok(v1::NodeStageVolumeResponse {});
+        let staged = async {
+            if device.size != volume.size {
+                self.devices.resize(&handle, volume.size).await?;
+            }
+            let Access::Mount { kind, flags } = &usage.access else { return Ok(()) };
+            let wanted = Filesystem {
+                kind: *kind,
+                flags,
+                mkfs_options: parameters::mkfs_options(&request.volume_context),
+                point: Path::new(&request.staging_target_path),
+                read_only,
+            };
+            self.stage_filesystem(&volume, attachment, &device, &wanted).await
         };
-        let wanted = Filesystem {
-            kind: *kind,
-            flags,
-            mkfs_options: parameters::mkfs_options(&request.volume_context),
-            point: Path::new(&request.staging_target_path),
-            read_only,
-        };
-        let staged = self.stage_filesystem(&volume, attachment, &device, &wanted).await;
-        if let Err(error) = staged {
+        if let Err(error) = staged.await {
             // Nothing half-made is left behind.
             if !before && let Err(left) = self.devices.detach(&handle).await {
                 // The kubelet takes this for an error after which the volume may be here, and has it unstaged.
@@ -93,8 +93,7 @@ impl Node {
         device: &Device,
         wanted: &Filesystem<'_>,
     ) -> Result<(), Error> {
-        let number = host::block_device(&device.path)
-            .ok_or_else(|| Error::Internal(format!("{} is no block device", device.path.display())))?;
+        let number = host::number_of(device)?;
         let mut present = host::mounted_at(wanted.point)?;
         if present
             .as_ref()
@@ -104,7 +103,6 @@ impl Node {
             host::unmount(wanted.point).await?;
             present = None;
         }
-        let mounted = present.is_some();
         if let Some(present) = present {
             let (path, kind) = (wanted.point.display(), wanted.kind);
             if present.device != number {
@@ -118,14 +116,18 @@ impl Node {
             std::fs::create_dir_all(wanted.point).map_err(|error| trouble("make", wanted.point, &error))?;
             self.mount(volume, device, wanted).await?;
         }
-        if wanted.read_only || (!mounted && wanted.kind == FsKind::Ext4) {
+        if wanted.read_only {
             return Ok(());
         }
-        let grown = host::grow_filesystem(&device.path, wanted.point, wanted.kind.name()).await;
-        if grown.is_err() && !mounted {
-            host::unmount(wanted.point).await?;
+        // A copy may have got a larger volume than its origin's, and an expansion may have stopped half-way. That is done on what is
+        // mounted, where the journal guards it. What is on a smaller file system can be had all the same.
+        if let Err(error) = host::grow_filesystem(&device.path, wanted.point, wanted.kind.name()).await {
+            tracing::warn!(
+                "volume {} is mounted, and its file system does not fill it: {error}",
+                volume.name
+            );
         }
-        grown
+        Ok(())
     }
 
     pub(super) async fn unstage(
@@ -174,8 +176,8 @@ mod tests {
 
     #[tonic::async_trait]
     impl Devices for Told {
-        async fn attach(&self, _: &Wanted) -> Result<Device, Error> {
-            Err(Error::Internal("nobody asks for a device".into()))
+        async fn attach(&self, wanted: &Wanted) -> Result<Device, Error> {
+            Ok(Device { volume: wanted.volume.clone(), path: "".into(), size: 0, read_only: false })
         }
         async fn find(&self, _: &Handle) -> Result<Option<Device>, Error> {
             Ok(None)
@@ -183,8 +185,12 @@ mod tests {
         async fn list(&self) -> Result<Vec<Device>, Error> {
             Ok(Vec::new())
         }
+        async fn over(&self) -> Result<Vec<Device>, Error> {
+            let volume = Handle { cluster: "ab".into(), id: 7 };
+            Ok(vec![Device { volume, path: "".into(), size: 0, read_only: false }])
+        }
         async fn resize(&self, _: &Handle, _: u64) -> Result<(), Error> {
-            Ok(())
+            Err(Error::Unavailable("the device has another size".into()))
         }
         async fn detach(&self, _: &Handle) -> Result<(), Error> {
             self.note("detach")
@@ -192,6 +198,50 @@ mod tests {
         async fn end(&self, _: &Handle) -> Result<(), Error> {
             self.note("end")
         }
+    }
+
+    #[tokio::test]
+    async fn a_device_that_could_not_be_used_is_not_left_behind() {
+        use crate::v1::VolumeCapability;
+        use crate::v1::volume_capability::{AccessMode, AccessType, BlockVolume, access_mode::Mode};
+        let backend = Arc::new(Memory::new(&["n1"]));
+        let new = crate::NewVolume {
+            name: "disk".into(),
+            size: 1 << 20,
+            source: None,
+            copies: None,
+            min_copies: None,
+            attributes: Default::default(),
+        };
+        let id = backend.create(new).await.unwrap().id;
+        backend.attach(id, "n1", false).await.unwrap();
+        let devices = Arc::new(Told::default());
+        let node = Node::new(backend.clone(), devices.clone(), 0);
+        let mode = Mode::SingleNodeWriter.into();
+        let request = v1::NodeStageVolumeRequest {
+            volume_id: Handle { cluster: backend.cluster().await.unwrap(), id }.to_string(),
+            staging_target_path: "/nothing/is/mounted/here".into(),
+            volume_capability: Some(VolumeCapability {
+                access_type: Some(AccessType::Block(BlockVolume {})),
+                access_mode: Some(AccessMode { mode }),
+            }),
+            ..Default::default()
+        };
+        let failed = node.stage(request).await;
+        assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+        assert_eq!(*devices.0.lock().unwrap(), ["detach"]);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_over_and_that_nobody_sees_is_taken_away_in_the_beginning() {
+        let devices = Arc::new(Told::default());
+        let node = Node::new(Arc::new(Memory::new(&["n1"])), devices.clone(), 0);
+        let claim = node.busy.claim([key(&Handle { cluster: "ab".into(), id: 7 })]).unwrap();
+        node.clear().await.unwrap();
+        assert!(devices.0.lock().unwrap().is_empty(), "somebody works on it");
+        drop(claim);
+        node.clear().await.unwrap();
+        assert_eq!(*devices.0.lock().unwrap(), ["detach"]);
     }
 
     /// Its last writes would wait for a cluster that does not come back, and unmounting for them.

@@ -5,6 +5,7 @@ use crate::capability::{Access, Usage};
 use crate::host::{self, Mounted, trouble};
 use crate::v1::volume_usage::Unit;
 use crate::{Device, Error, Handle, v1};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// How a volume is at a path.
@@ -17,24 +18,54 @@ enum At {
 
 /// How a device is at a path; nothing if it is not.
 fn at(path: &Path, device: &Device) -> Result<Option<At>, Error> {
-    let number = host::block_device(&device.path);
-    if number.is_some() && host::block_device(path) == number {
+    let number = host::number_of(device)?;
+    if host::block_device(path) == Some(number) {
         return Ok(Some(At::Block));
     }
-    let mounted = host::mounted_at(path)?.filter(|mounted| Some(mounted.device) == number);
+    let mounted = host::mounted_at(path)?.filter(|mounted| mounted.device == number);
     Ok(mounted.map(At::Mounted))
 }
 
-/// Paths that a device or its file system is at, besides those two.
-fn elsewhere(device: &Device, not: [&Path; 2]) -> Result<Option<PathBuf>, Error> {
-    let Some(number) = host::block_device(&device.path) else { return Ok(None) };
-    let not = not.map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
-    let shows = |mounted: &Mounted| {
-        let is_file = mounted.root != Path::new("/");
-        mounted.device == number || (is_file && host::block_device(&mounted.point) == Some(number))
+/// Whether a mount can be a device at a path of its own: then it is of the file system that the device's node is in. No other one is
+/// asked anything, for it may be one that does not answer.
+fn may_be_node(mounted: &Mounted, nodes: u64) -> bool {
+    mounted.device == nodes && mounted.root != Path::new("/")
+}
+
+/// A path that a device or its file system is at, besides those.
+pub(super) async fn elsewhere(device: &Device, not: &[&Path]) -> Result<Option<PathBuf>, Error> {
+    let number = host::number_of(device)?;
+    let path = device.path.clone();
+    let not: Vec<PathBuf> = not.iter().map(|path| (*path).to_owned()).collect();
+    let look = move || {
+        let nodes = std::fs::metadata(&path).map_err(|error| trouble("read", &path, &error))?.dev();
+        let not: Vec<_> = not.into_iter().map(|path| std::fs::canonicalize(&path).unwrap_or(path)).collect();
+        let shows = |mounted: &Mounted| {
+            mounted.device == number
+                || (may_be_node(mounted, nodes) && host::block_device(&mounted.point) == Some(number))
+        };
+        let other =
+            host::mounts()?.into_iter().find(|mounted| !not.contains(&mounted.point) && shows(mounted));
+        Ok(other.map(|mounted| mounted.point))
     };
-    let other = host::mounts()?.into_iter().find(|mounted| !not.contains(&mounted.point) && shows(mounted));
-    Ok(other.map(|mounted| mounted.point))
+    let found = tokio::task::spawn_blocking(look).await;
+    found.map_err(|_| Error::Unavailable("the driver is stopping".into()))?
+}
+
+/// Takes away what a former device of the volume has left at a path: nothing can be written there any more.
+async fn clear_former(target: &Path, device: &Device) -> Result<(), Error> {
+    let number = host::number_of(device)?;
+    let there = host::mounted_at(target)?.map(|mounted| mounted.device);
+    let former = |there: u64| there != number && host::is_device_of(there, &device.volume);
+    if there.is_some() && [there, host::block_device(target)].into_iter().flatten().any(former) {
+        tracing::info!(
+            "what a former device of volume {} shows at {} is taken away",
+            device.volume,
+            target.display()
+        );
+        host::unmount(target).await?;
+    }
+    Ok(())
 }
 
 /// The place where something is mounted later: a directory, or an empty file.
@@ -96,6 +127,7 @@ impl Node {
         if !block && !matches!(at(staging, &device)?, Some(At::Mounted(_))) {
             return Err(not_staged());
         }
+        clear_former(target, &device).await?;
         match at(target, &device)? {
             Some(At::Block) if block => return Ok(v1::NodePublishVolumeResponse {}),
             Some(At::Mounted(present)) if !block && present.read_only == read_only => {
@@ -108,7 +140,7 @@ impl Node {
             None => {}
         }
         if usage.single_pod
-            && let Some(other) = elsewhere(&device, [staging, target])?
+            && let Some(other) = elsewhere(&device, &[staging, target]).await?
         {
             let message = format!("the volume is for one pod only, and published at {}", other.display());
             return Err(Error::Precondition(message));
@@ -207,5 +239,25 @@ impl Node {
             None => return Err(Error::NotFound(format!("the volume is not at {}", path.display()))),
         }
         Ok(v1::NodeExpandVolumeResponse { capacity_bytes: i64::try_from(volume.size).unwrap_or(i64::MAX) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mount of NFS whose server is away stops whoever looks at it.
+    #[test]
+    fn only_what_is_of_the_file_system_of_devices_is_looked_at() {
+        let mounted = |device, root: &str| Mounted {
+            device,
+            root: root.into(),
+            point: "/somewhere".into(),
+            read_only: false,
+            fs: "any".into(),
+        };
+        assert!(may_be_node(&mounted(5, "/loop3"), 5));
+        assert!(!may_be_node(&mounted(5, "/"), 5), "/dev itself");
+        assert!(!may_be_node(&mounted(51, "/export/home"), 5));
     }
 }

@@ -13,6 +13,8 @@ pub(crate) trait World: Sync {
     fn nodes(&self) -> [String; 2];
     /// Writes something to a volume that nobody has open.
     async fn write(&self, volume: &Volume);
+    /// Gives a copy that nobody has open everything that it reads from its origin.
+    async fn flatten(&self, volume: &Volume);
 }
 
 fn new(name: &str, size: u64, source: Option<Source>) -> NewVolume {
@@ -232,13 +234,24 @@ async fn blank_is_what_was_never_written(world: &impl World) {
     let backend = world.backend();
     let disk = backend.create(new("disk", SIZE, None)).await.unwrap();
     assert_eq!(backend.is_blank(disk.id).await, Ok(true));
+    // A copy of what is blank is blank, also when there is something on its origin later.
+    let blank = backend.create(new("blank", SIZE, Some(Source::Volume(disk.id)))).await.unwrap();
+    assert_eq!(backend.is_blank(blank.id).await, Ok(true));
     world.write(&disk).await;
     assert_eq!(backend.is_blank(disk.id).await, Ok(false));
     let copy = backend.create(new("copy", SIZE, Some(Source::Volume(disk.id)))).await.unwrap();
-    assert_eq!(backend.is_blank(copy.id).await, Ok(false));
-    is_missing(backend.is_blank(NOBODY).await);
+    assert_eq!(backend.is_blank(copy.id).await, Ok(false), "what it has of its origin counts");
+    let again = backend.create(new("again", SIZE, Some(Source::Volume(copy.id)))).await.unwrap();
+    assert_eq!(backend.is_blank(blank.id).await, Ok(true));
+    world.flatten(&copy).await;
     backend.delete(disk.id).await.unwrap();
-    backend.delete(copy.id).await.unwrap();
+    for id in [copy.id, again.id] {
+        assert_eq!(backend.is_blank(id).await, Ok(false), "also without its origin");
+    }
+    is_missing(backend.is_blank(NOBODY).await);
+    for id in [copy.id, again.id, blank.id] {
+        backend.delete(id).await.unwrap();
+    }
 }
 
 async fn volumes_only_grow(backend: &dyn Backend) {

@@ -4,7 +4,10 @@ use crate::machine::{LIMIT, Machine, SIZE, on_a_machine, with_options, write, wr
 use sheep_csi::v1::node_server::Node as Service;
 use sheep_csi::v1::volume_capability::access_mode::Mode;
 use sheep_csi::v1::volume_capability::{AccessMode, AccessType, MountVolume};
-use sheep_csi::v1::{NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability};
+use sheep_csi::v1::{
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    VolumeCapability,
+};
 use sheep_csi::{Backend, Devices, Error, Node};
 use sheep_e2e::process::{Signal, run};
 use sheep_e2e::{NbdClient, Spec, wait_until};
@@ -173,6 +176,15 @@ fn a_volume_is_staged_anew_where_its_former_device_is_still_mounted() {
         let request = stage_request(machine, volume);
         let staging = request.staging_target_path.clone();
         machine.runtime.block_on(node.node_stage_volume(Request::new(request.clone()))).unwrap();
+        let publish = NodePublishVolumeRequest {
+            volume_id: request.volume_id.clone(),
+            staging_target_path: staging.clone(),
+            target_path: machine.scratch.path().join("target").display().to_string(),
+            volume_capability: request.volume_capability.clone(),
+            ..Default::default()
+        };
+        let target = publish.target_path.clone();
+        machine.runtime.block_on(node.node_publish_volume(Request::new(publish.clone()))).unwrap();
         std::fs::write(format!("{staging}/file"), "kept").unwrap();
         run("sync", ["--file-system", &staging]).unwrap();
         let id = machine.node(2);
@@ -182,8 +194,44 @@ fn a_volume_is_staged_anew_where_its_former_device_is_still_mounted() {
         machine.runtime.block_on(node.node_stage_volume(Request::new(request.clone()))).unwrap();
         assert_eq!(std::fs::read_to_string(format!("{staging}/file")).unwrap(), "kept");
         std::fs::write(format!("{staging}/more"), "written").unwrap();
+        // The pod's path still shows the former one.
+        machine.runtime.block_on(node.node_publish_volume(Request::new(publish))).unwrap();
+        assert_eq!(std::fs::read_to_string(format!("{target}/more")).unwrap(), "written");
+        let volume_id = request.volume_id.clone();
+        let unpublish = NodeUnpublishVolumeRequest { volume_id, target_path: target };
+        machine.runtime.block_on(node.node_unpublish_volume(Request::new(unpublish))).unwrap();
         let unstage = NodeUnstageVolumeRequest { volume_id: request.volume_id, staging_target_path: staging };
         machine.runtime.block_on(node.node_unstage_volume(Request::new(unstage))).unwrap();
+    });
+}
+
+/// The kernel's loop devices are everybody's: its number may be another device's by then.
+#[test]
+fn a_volume_whose_loop_device_somebody_took_away_gets_another() {
+    on_a_machine(|machine| {
+        let (volume, attachment, device) = machine.device("disk");
+        assert!(write(&device.path, &["if=/dev/urandom", "count=16", "conv=fsync"]));
+        let contents = std::fs::read(&device.path).unwrap();
+        run("losetup", ["--detach", &device.path.display().to_string()]).unwrap();
+        let other = machine.scratch.path().join("other");
+        std::fs::File::create(&other).unwrap().set_len(SIZE).unwrap();
+        run("losetup", [device.path.as_os_str(), other.as_os_str()]).unwrap();
+        // Whoever has known it by its path is told, and writes nothing there.
+        let node = Node::new(machine.backend.clone(), machine.devices.clone(), 0);
+        let publish = NodePublishVolumeRequest {
+            volume_id: machine.handle(volume).to_string(),
+            staging_target_path: machine.scratch.path().join("staging").display().to_string(),
+            target_path: machine.scratch.path().join("target").display().to_string(),
+            volume_capability: stage_request(machine, volume).volume_capability,
+            ..Default::default()
+        };
+        let refused = machine.runtime.block_on(node.node_publish_volume(Request::new(publish))).unwrap_err();
+        assert!(refused.message().contains("not any more"), "{refused}");
+        let again = machine.attach(volume, &attachment).unwrap();
+        assert_ne!(again.path, device.path);
+        assert!(std::fs::read(&again.path).unwrap() == contents);
+        machine.detach(volume).unwrap();
+        run("losetup", ["--detach", &device.path.display().to_string()]).unwrap();
     });
 }
 

@@ -20,6 +20,9 @@ impl World for InMemory {
     async fn write(&self, volume: &Volume) {
         self.0.write(volume.id);
     }
+
+    /// A copy reads nothing from its origin here.
+    async fn flatten(&self, _: &Volume) {}
 }
 
 #[tokio::test]

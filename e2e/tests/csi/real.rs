@@ -1,9 +1,9 @@
 //! A cluster of real nodes behind the driver.
 
 use crate::contract::{World, keep};
-use sheep_api::v1::WriteVdiRequest;
 use sheep_api::v1::vdis_client::VdisClient;
-use sheep_csi::{Backend, Error, NewVolume, Volume};
+use sheep_api::v1::{FlattenVdiRequest, WriteVdiRequest};
+use sheep_csi::{Backend, Error, NewSnapshot, NewVolume, SnapshotQuery, Source, Volume};
 use sheep_e2e::dog::text;
 use sheep_e2e::{Cluster, LeakCheck, NbdClient, serial};
 use std::time::Duration;
@@ -31,6 +31,21 @@ impl World for Real {
         let message = WriteVdiRequest { name, data: vec![7; 4096], ..WriteVdiRequest::default() };
         let mut client = VdisClient::connect(format!("http://{}", self.address)).await.unwrap();
         client.write(tokio_stream::iter([message])).await.unwrap();
+    }
+
+    async fn flatten(&self, volume: &Volume) {
+        let mut client = VdisClient::connect(format!("http://{}", self.address)).await.unwrap();
+        let flat = async {
+            loop {
+                let request = FlattenVdiRequest { name: volume.name.clone(), wanted: Some(true) };
+                if client.flatten(request).await.unwrap().into_inner().state == "flat" {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, flat).await.unwrap();
+        assert!(!self.backend.volume(volume.id).await.unwrap().cloned);
     }
 }
 
@@ -62,6 +77,27 @@ fn volume(name: &str) -> NewVolume {
     }
 }
 
+/// A call that broke off after it had taken the snapshot that a copy is made from.
+async fn copies_leave_no_snapshots(backend: &sheep_csi::Cluster) {
+    let disk = backend.create(volume("disk")).await.unwrap();
+    let wanted = NewVolume { source: Some(Source::Volume(disk.id)), ..volume("copy") };
+    let break_off = async || {
+        let (volume, tag) = (disk.id, "csi-clone-copy".to_owned());
+        backend.take_snapshot(NewSnapshot { volume, tag, attributes: Default::default() }).await.unwrap();
+    };
+    let left = async || backend.snapshots(&SnapshotQuery::default(), 0, 0).await.unwrap().items;
+    break_off().await;
+    let copy = backend.create(wanted.clone()).await.unwrap();
+    assert_eq!(left().await, [], "the call was repeated");
+    break_off().await;
+    assert!(matches!(backend.create(wanted).await, Err(Error::Exists { .. })));
+    assert_eq!(left().await, [], "it is repeated when the copy is there");
+    break_off().await;
+    backend.delete(copy.id).await.unwrap();
+    assert_eq!(left().await, [], "nobody repeats it, and the copy is deleted");
+    backend.delete(disk.id).await.unwrap();
+}
+
 #[test]
 fn a_real_cluster_keeps_the_contract() {
     let _one = serial();
@@ -71,7 +107,9 @@ fn a_real_cluster_keeps_the_contract() {
     let runtime = runtime();
     runtime.block_on(async {
         let backend = sheep_csi::Cluster::new(std::slice::from_ref(&address)).unwrap();
-        keep(&Real { backend, nodes, address }).await;
+        let world = Real { backend, nodes, address };
+        keep(&world).await;
+        copies_leave_no_snapshots(&world.backend).await;
     });
     drop(runtime);
     drop(cluster);

@@ -154,7 +154,8 @@ pub(crate) fn are_read_by_many(kubernetes: &Kubernetes) {
     kubernetes.apply(&claim("golden", "256Mi", None)).unwrap();
     on_node(kubernetes, "golden", "golden", &nodes[0]);
     let sum = write(kubernetes, "golden", "file", 16);
-    // Nobody replays a journal on what is only read: the file system is unmounted first, which the end of the pod does not wait for.
+    // Nobody replays a journal on what is only read, and with one to be replayed it is refused: the file system is unmounted first,
+    // which the end of the pod does not wait for.
     delete(kubernetes, &["pod", "golden"]);
     wait_gone(kubernetes, &["volumeattachments"]);
     snapshot(kubernetes, "golden", "golden");

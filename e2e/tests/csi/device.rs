@@ -24,7 +24,8 @@ fn a_device_outlives_its_server_and_the_gateway_under_load() {
         assert_eq!(machine.attach(volume, &attachment), Ok(device.clone()));
         let mut fio = Spec::new("fio", "fio")
             .args(["--name=load", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite"])
-            .args(["--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--size=48m", "--loops=4", "--fsync=32"])
+            .args(["--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
+            .args(["--size=48m", "--loops=4", "--fsync=32"])
             .arg(format!("--filename={}", device.path.display()))
             .log(machine.scratch.path().join("fio"))
             .spawn()

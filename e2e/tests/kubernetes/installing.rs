@@ -24,7 +24,7 @@ pub(crate) fn refuses_what_cannot_work(kubernetes: &Kubernetes) {
     for (spec, sentence) in [
         (r#"{"deletionPolicy": "Destroy"}"#, "deletionPolicy Destroy is not supported by this version"),
         (r#"{"redundancy": {"copies": 2, "minCopies": 3}}"#, "minCopies must not be larger than copies"),
-        (r#"{"network": {"provider": "Host"}}"#, "network cannot be changed"),
+        (r#"{"network": {"provider": "Host"}}"#, "network.provider cannot be changed"),
         (r#"{"storage": {"directory": {"path": "/elsewhere"}}}"#, "storage.directory.path cannot be changed"),
         (r#"{"storage": {"directory": {"maxSize": "much"}}}"#, "spec.storage.directory.maxSize"),
         (r#"{"recovery": {"delay": "soon"}}"#, "spec.recovery.delay"),
